@@ -1,0 +1,52 @@
+"""How to talk to each world. A provider never hears the word "upgrade".
+
+A provider is found by role and name through the entry points `changeover.<role>`, so that a package of
+somebody else's can add one. Its constructor takes one mapping: the `provider` part of the fleet file
+(for traffic: the `traffic` part, without its pools), secrets still as references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from providers.errors import Refused
+
+Role = Literal["compute", "traffic", "guest", "probe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """Who a created thing is: made by key, later found by key.
+
+    `token` is 64 hex digits and unique to one attempt at one effect. `name` is `co-` and the token's first 40
+    digits. `tags` go on the resource at creation, and `changeover:managed=1` is always among them.
+    """
+
+    token: str
+    name: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caps:
+    """What a provider can do, so that a plan can say what it cannot.
+
+    `batch`: how many ids one look takes. `additive`: old and new can serve side by side (a balancer), or one
+    address moves (a DNS record, an elastic address). `size_enforced`: whether memory and disk limits hold.
+    """
+
+    batch: int = 100
+    additive: bool = True
+    size_enforced: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def find(role: Role, name: str, settings: Mapping[str, Any]) -> Any:
+    """The provider of that role and name, ready to use. Raises `Refused` for an unknown name, with the known ones."""
+    known = {point.name: point for point in entry_points(group=f"changeover.{role}")}
+    if name not in known:
+        raise Refused(f"no {role} provider is called {name!r}; installed: {', '.join(sorted(known)) or 'none'}")
+    return known[name].load()(settings)

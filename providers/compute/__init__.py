@@ -1,0 +1,115 @@
+"""Servers and images: what a compute provider promises. The docstrings are the contract; `tests/contract` holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from providers import Caps, Key
+
+ServerState = Literal["pending", "running", "stopping", "stopped", "terminated", "failed"]
+ImageState = Literal["pending", "available", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a server may use. Bytes; `type` is the vendor's own name of it, if it has one."""
+
+    memory: int
+    disk: int
+    type: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A server as the provider sees it now. `boot` changes whenever it starts anew. `launched` is epoch seconds."""
+
+    id: str
+    name: str
+    state: ServerState
+    address: str
+    size: Size
+    tags: Mapping[str, str] = field(default_factory=dict)
+    boot: str = ""
+    launched: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image of a server. `disk` is the least disk in bytes that a server made of it needs."""
+
+    id: str
+    name: str
+    state: ImageState
+    disk: int
+    tags: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Compute(Protocol):
+    """Every call is bounded (connect 3 s, read 10 s), makes at most one mutation, and may be repeated.
+
+    Any call may raise any of `providers.errors`; a mutation that may have happened raises
+    `Transient(ambiguous=True)`. No call retries a mutation by itself.
+    """
+
+    @property
+    def caps(self) -> Caps: ...
+
+    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
+        """Those of the ids that exist, in one call per `caps.batch`. A missing id is left out and harms no other."""
+        ...
+
+    def images(self, ids: Sequence[str]) -> Mapping[str, Image]:
+        """As `servers`, for images."""
+        ...
+
+    def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]:
+        """Everything that carries all these tags, in any state but terminated or deleted; eventually consistent."""
+        ...
+
+    def ensure_image(self, key: Key, *, source: str) -> Image:
+        """After it returns, exactly one image of that key exists, perhaps still pending; A kept serving meanwhile.
+
+        Adopts what the key already made; `Conflict` if that has another source. `NotFound` if the source is gone.
+        """
+        ...
+
+    def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
+        """After it returns, exactly one server of that key exists, perhaps still pending, made of the image and
+        configured like the server `like` except for its size, its address and its traffic tags.
+
+        Adopts what the key already made; `Conflict` if that has another image or size. A server that was made by
+        this key and is terminated is `Refused`: the attempt is used up.
+        """
+        ...
+
+    def stop(self, id: str) -> None:
+        """The server is stopping or stopped, its disk kept. Stopping a stopped one is success.
+        `GuardRefused` while it is protected, `NotFound` if it is gone."""
+        ...
+
+    def start(self, id: str) -> None:
+        """The server is pending or running again. Starting a running one is success. `NoCapacity` is possible."""
+        ...
+
+    def terminate(self, id: str) -> None:
+        """The server is gone or going, with its disk. A server that is not there is success.
+        `GuardRefused` while it is protected, and for one that neither carries `changeover:managed=1` nor
+        `changeover:disposable=1`."""
+        ...
+
+    def delete_image(self, id: str) -> None:
+        """The image and its storage are gone. One that is not there is success. `GuardRefused` if it lacks
+        `changeover:managed=1`."""
+        ...
+
+    def protect(self, id: str, on: bool) -> None:
+        """While on, `stop` and `terminate` of this server are refused by the provider, whoever asks."""
+        ...
+
+    def tag(self, id: str, tags: Mapping[str, str | None]) -> None:
+        """Sets tags of a server; None removes one."""
+        ...

@@ -1,0 +1,52 @@
+"""Checks that run inside a server: what a guest provider promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from providers import Caps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathFacts:
+    """Of one path in the server. `mode` as octal text such as "0640"; owner and group by name, or number if unnamed.
+    `kind` is file, directory, link, other or missing."""
+
+    path: str
+    kind: str
+    mode: str = ""
+    owner: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What one look inside a server found. Bytes. `clock_offset` is seconds against the asker's clock.
+
+    `memory_total` is the limit that holds for the server's processes, read back from where it is enforced.
+    """
+
+    server: str
+    boot: str
+    disk_total: int
+    disk_used: int
+    memory_total: int
+    memory_used: int
+    paths: tuple[PathFacts, ...] = ()
+    listening: tuple[int, ...] = ()
+    failed_units: tuple[str, ...] = ()
+    clock_offset: float = 0.0
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Guest(Protocol):
+    @property
+    def caps(self) -> Caps: ...
+
+    def facts(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
+        """Facts of those servers that answer, read-only, in one call per `caps.batch`. A server that does not
+        answer (still booting, gone) is left out and harms no other. `paths` are looked at inside the server, and
+        nothing outside it is ever read, whatever a path says."""
+        ...

@@ -1,0 +1,108 @@
+"""Who gets the users' requests: what a traffic provider promises.
+
+The order is always: B in, B proven in the balancer's own view, A out, A proven idle. `add` and `remove` are
+*advances*: each call reads the balancer's present state, does at most the next one thing that is due, and returns
+the view after it; calling again goes on. A view with `actionable` says that calling again now would advance it;
+without it, there is nothing to do but look again later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from providers import Caps
+
+MemberState = Literal["absent", "joining", "serving", "down", "draining", "leaving"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One server in one pool. `name` carries a generation (`web-013.g2`): a late command for the former one
+    finds nothing."""
+
+    name: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberView:
+    """A member as the balancer itself sees it now.
+
+    joining: known, not yet proven, gets no user request. serving: proven healthy and gets requests. down: meant to
+    serve, but the balancer's check fails. draining: gets no new requests, old ones go on. leaving: taken out, the
+    balancer still counts connections. absent: unknown to the balancer.
+    `sessions` counts requests and connections in flight or queued. `detail` is in the balancer's own words.
+    """
+
+    name: str
+    address: str
+    port: int
+    state: MemberState
+    actionable: bool = False
+    sessions: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What must hold in the balancer's own view at the very moment before a member is taken out.
+
+    At least `min_healthy` members other than the leaving one are serving, and each of `serving` is among them.
+    """
+
+    min_healthy: int
+    serving: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolCounters:
+    """Since the balancer started: user requests, and those it could not have answered well (connect errors,
+    response errors, retries used up, 5xx of the servers)."""
+
+    requests: int
+    failed: int
+    epoch: str
+
+
+class Traffic(Protocol):
+    @property
+    def caps(self) -> Caps: ...
+
+    def lane(self, pool: str) -> str:
+        """The balancer or zone that this pool lives in: the unit of batched looks and of one writer at a time."""
+        ...
+
+    def members(self, pool: str) -> Sequence[MemberView]:
+        """All members of the pool, now. One call. `NotFound` for an unknown pool."""
+        ...
+
+    def proven(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:
+        """The views of many (pool, member name) pairs in one look per balancer; an unknown member is `absent`."""
+        ...
+
+    def add(self, pool: str, member: Member) -> MemberView:
+        """Advance the member towards serving: in, unproven; proven; serving. Never takes a serving member out of
+        service, even for a moment. `Conflict` if the name has another address. Safe to repeat and to abandon."""
+        ...
+
+    def remove(self, pool: str, name: str, *, guard: Guard, cut: bool) -> MemberView:
+        """Advance the member towards absent: draining, then, once idle, leaving, then absent.
+
+        `GuardRefused` if the guard does not hold at that moment; then nothing changed. With `cut` it does not wait for
+        sessions to end: it ends them. Absence is the only proof of being idle."""
+        ...
+
+    def restore(self, pool: str, member: Member) -> MemberView:
+        """Advance a member that was draining, leaving or removed back towards serving. A draining one at once."""
+        ...
+
+    def idle(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:
+        """As `proven`, asked while members are leaving; one that is draining without sessions is `actionable`."""
+        ...
+
+    def counters(self, pool: str) -> PoolCounters | None:
+        """How many user requests the pool has seen and failed; None where the balancer does not count."""
+        ...
