@@ -1,17 +1,17 @@
 """What can go wrong at a provider: a closed list. Vendor errors stop at `providers/clients/`, which map to these.
 
-    ProviderError
-    ├── Throttled          asked too often; nothing happened; come back after `retry_after` seconds
-    ├── Transient          it did not answer, or answered 5xx; `ambiguous` says whether the effect may have happened
-    ├── NotYetVisible      it must exist (we made it) but does not show yet
-    ├── NotFound           it is not there, and nobody says that it should be
-    ├── NoCapacity         refused for now: this size, zone or type has no room; nothing was made
-    ├── QuotaExceeded      refused for the whole account: nobody should ask again before a person raised the quota
-    ├── Conflict           the key is taken by something with other parameters; never adopt it
-    ├── GuardRefused       the resource itself refused, since obeying would hurt users; nothing changed
-    ├── Busy               another writer holds the resource; nothing happened; try again soon
-    ├── Unauthorized       credentials are missing, wrong or expired
-    └── Refused            anything else that will be refused again: a definite no; nothing was made
+ProviderError
+├── Throttled          asked too often; nothing happened; come back after `retry_after` seconds
+├── Transient          it did not answer, or answered 5xx; `ambiguous` says whether the effect may have happened
+├── NotYetVisible      it must exist (we made it) but does not show yet
+├── NotFound           it is not there, and nobody says that it should be
+├── NoCapacity         refused for now: this size, zone or type has no room; nothing was made
+├── QuotaExceeded      refused for the whole account: nobody should ask again before a person raised the quota
+├── Conflict           the key is taken by something with other parameters; never adopt it
+├── GuardRefused       the resource itself refused, since obeying would hurt users; nothing changed
+├── Busy               another writer holds the resource; nothing happened; try again soon
+├── Unauthorized       credentials are missing, wrong or expired
+└── Refused            anything else that will be refused again: a definite no; nothing was made
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ class Probe(Protocol):
         """Ask once, follow nothing, read at most 1 MiB. Never raises for what the server did: that is an Outcome."""
         ...
 
-    def compare(self, old: tuple[str, int], new: tuple[str, int], request: Request, *, masks: tuple[str, ...]) -> Comparison:
+    def compare(
+        self, old: tuple[str, int], new: tuple[str, int], request: Request, *, masks: tuple[str, ...]
+    ) -> Comparison:
         """Ask the old one twice and the new one once; what differs between the old one's two answers is volatile and
         masked, as are the matches of the regular expressions `masks`; then status, content-type, location,
         cache-control, the names of cookies, and the body must be equal. Refuses methods other than GET and HEAD."""
