@@ -1,0 +1,73 @@
+"""The only place that sends an upgrade on its way: the Celery chain of the steps that remain, read from the record."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from celery import Celery, chain
+
+from orchestrator.domain.steps import PRIORITY, RETIRE, STEPS, UNDO_PRIORITY, task_name
+from orchestrator.domain.upgrade import Upgrade
+from orchestrator.store import Row, Store
+
+
+class Sender(Protocol):
+    """Publishes one chain. Celery's in production; the simulation has its own."""
+
+    def __call__(self, steps: list[Message]) -> None: ...
+
+
+class Message(dict[str, Any]):
+    """One step of a chain: `task` (name), `id`, `priority`, and the kwargs `rollout`, `server`, `epoch`."""
+
+
+def send(store: Store, publish: Sender, row: Row, *, grace: float, again: bool = False) -> int | None:
+    """Send the upgrade's remaining steps, beginning with the due one, under a new epoch; the epoch, or None if
+    somebody works on it or it has changed meanwhile: then whoever changed it takes care.
+
+    `again` repeats what seems lost under the same epoch and ids. First start, wake, retry, resume and change of direction
+    all come through here.
+    """
+    messages = row.upgrade.remaining
+    if not messages:
+        return None
+    wait = max(grace, 2 * store.queue_wait())
+    epoch = store.issue(
+        row.upgrade.rollout, row.upgrade.server, version=row.version, grace=wait, same_epoch=again and row.epoch > 0
+    )
+    if epoch is not None:
+        publish(compose(row.upgrade, epoch))
+    return epoch
+
+
+def compose(upgrade: Upgrade, epoch: int) -> list[Message]:
+    """The messages of the chain. Ids read `r42:web-013:3:smoke_test:e5`: Flower finds a server or a rollout by them."""
+    undo = upgrade.direction == "undo"
+    return [
+        Message(
+            task=task_name(step, undo=undo),
+            id=f"{upgrade.rollout}:{upgrade.server}:{_place(step)}:{'undo_' if undo else ''}{step}:e{epoch}",
+            priority=UNDO_PRIORITY if undo else PRIORITY[step],
+            kwargs={"rollout": upgrade.rollout, "server": upgrade.server, "epoch": epoch},
+        )
+        for step in upgrade.remaining
+    ]
+
+
+def _place(step: str) -> int:
+    return len(STEPS) + 1 if step == RETIRE else STEPS.index(step) + 1
+
+
+def celery_sender(app: Celery) -> Sender:
+    """Publishes chains of immutable signatures, by name: this package knows no task's body."""
+
+    def publish(messages: list[Message]) -> None:
+        signatures = [
+            app.signature(message["task"], kwargs=message["kwargs"], immutable=True).set(
+                task_id=message["id"], priority=message["priority"]
+            )
+            for message in messages
+        ]
+        chain(*signatures, app=app).apply_async(priority=messages[0]["priority"])
+
+    return publish

@@ -1,0 +1,302 @@
+"""The fleet file as a model: which servers, what target, which traffic switch, which checks, which rollout policy.
+
+Unknown keys, loose types and dangerous names are refused here, once; everything behind it may trust what it gets.
+Durations are written `30s`, `5m`, `24h`, `7d` and kept as seconds; sizes `256MiB`, `10GiB`, kept as bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from orchestrator.domain.rollout import wave_sizes
+from orchestrator.domain.steps import STEPS
+
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = re.compile(r"(\d{1,16})(B|KiB|MiB|GiB|TiB)")
+_POWERS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
+_SECRET_HEADER = re.compile(r"authorization|cookie|token|secret|password|api-?key", re.IGNORECASE)
+_REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00-\x1f]{1,500})")
+_YEAR = 366 * 86400.0
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        return float(match[1]) * _UNITS[match[2]]
+    raise ValueError("write a duration with its unit, such as 30s, 5m or 24h")
+
+
+def _bytes(value: object) -> object:
+    if isinstance(value, str) and (match := _BYTES.fullmatch(value)):
+        return int(match[1]) * 1024 ** _POWERS[match[2]]
+    raise ValueError("write a size with its unit, such as 256MiB or 10GiB")
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return value
+
+
+def _wave(value: object) -> object:
+    if value == "rest" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10_000):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[1-9]\d?%|100%", value):
+        return value
+    raise ValueError("a wave is a count from 1, a share such as 25%, or rest")
+
+
+def _mode(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"[0-7]{3,4}", value):
+        return value.zfill(4)
+    raise ValueError('write a mode in quotes, as octal digits such as "0640"')
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
+Ident = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.:-]{0,126}[A-Za-z0-9])?$")]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Line = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_AS_DURATION = PlainSerializer(lambda seconds: f"{round(seconds * 1000)}ms", return_type=str)
+_AS_BYTES = PlainSerializer(lambda size: f"{size}B", return_type=str)
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=_YEAR), _AS_DURATION]
+Positive = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_YEAR), _AS_DURATION]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=2**50), _AS_BYTES]
+Pattern = Annotated[Line, AfterValidator(_pattern)]
+Wave = Annotated[int | str, BeforeValidator(_wave)]
+Mode = Annotated[str, BeforeValidator(_mode)]
+InnerPath = Annotated[str, Field(pattern=r"^/?[^\x00-\x1f\x7f]{1,500}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, str_max_length=4096, allow_inf_nan=False)
+
+
+class Provider(Model):
+    """Where the servers live. `settings` go to the provider as they are; secrets in them are references."""
+
+    name: Word
+    account: Word = "default"
+    region: Word = "default"
+    guest: Word | None = None
+    settings: Mapping[str, Line | int] = Field(default_factory=dict)
+
+
+class TargetSize(Model):
+    memory: Bytes
+    disk: Bytes
+    type: Word | None = None
+
+
+class Target(Model):
+    """What B is: the size, and other sizes to fall back to where there is no room for the first."""
+
+    size: TargetSize
+    fallback: tuple[TargetSize, ...] = Field(default=(), max_length=10)
+
+
+class FleetServer(Model):
+    """`id` is the provider's own; the name if left out. `domain` names the failure domain (rack, zone)."""
+
+    name: Name
+    id: Ident | None = None
+    domain: Word | None = None
+    pools: tuple[Word, ...] = Field(min_length=1, max_length=20)
+
+
+class Pool(Model):
+    """`port` is the server's own in this pool. At least `min_healthy` others stay in rotation at any moment."""
+
+    port: Port
+    min_healthy: Annotated[int, Field(ge=1, le=10_000)] = 1
+    backend: Word | None = None
+
+
+class TrafficSwitch(Model):
+    provider: Word
+    settings: Mapping[str, Line | int] = Field(default_factory=dict)
+    pools: Mapping[Word, Pool] = Field(min_length=1, max_length=100)
+
+
+class PathRule(Model):
+    path: InnerPath
+    mode: Mode | None = None
+    owner: Word | None = None
+    group: Word | None = None
+
+
+class GuestChecks(Model):
+    """What must hold inside B before its smoke test. `like_old`: these paths have A's kind, mode, owner and group."""
+
+    disk_free: Bytes | None = None
+    memory_free: Bytes | None = None
+    permissions: tuple[PathRule, ...] = Field(default=(), max_length=100)
+    like_old: tuple[InnerPath, ...] = Field(default=(), max_length=100)
+
+
+class SmokeRequest(Model):
+    """A request as a user would send it; `url` has the site's own host. Headers that are secrets are references."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9][A-Za-z0-9.:-]*(/[^\x00-\x20\x7f]*)?$", max_length=1000)]
+    method: Literal["GET", "HEAD", "POST", "PUT", "OPTIONS"] = "GET"
+    headers: Mapping[Word, Line] = Field(default_factory=dict, max_length=50)
+    body: str = ""
+    timeout: Positive = 5.0
+    ca: Line | None = None
+    status: tuple[Annotated[int, Field(ge=100, le=599)], ...] = (200,)
+    header_matches: Mapping[Word, Pattern] = Field(default_factory=dict, max_length=50)
+    contains: tuple[Line, ...] = Field(default=(), max_length=50)
+    matches: Pattern | None = None
+    latency: Positive | None = None
+    same_as_old: bool = False
+    masks: tuple[Pattern, ...] = Field(default=(), max_length=50)
+    pool: Word | None = None
+
+    @model_validator(mode="after")
+    def _secrets_are_references(self) -> SmokeRequest:
+        for name, value in self.headers.items():
+            if _SECRET_HEADER.search(name) and not _REFERENCE.fullmatch(value):
+                raise ValueError(f"header {name} carries a secret: write env:NAME or file:/path, not its value")
+        if self.same_as_old and self.method not in ("GET", "HEAD"):
+            raise ValueError("same_as_old asks A as well, which serves users: only GET and HEAD")
+        return self
+
+
+class Smoke(Model):
+    """Each request must pass `passes` times in a row, within `tries` rounds, `every` apart."""
+
+    requests: tuple[SmokeRequest, ...] = Field(min_length=1, max_length=50)
+    passes: Annotated[int, Field(ge=1, le=20)] = 3
+    tries: Annotated[int, Field(ge=1, le=100)] = 10
+    every: Duration = 1.0
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Smoke:
+        if self.tries < self.passes:
+            raise ValueError(f"{self.passes} passes cannot happen in {self.tries} tries")
+        return self
+
+
+class Checks(Model):
+    guest: GuestChecks = GuestChecks()
+    smoke: Smoke
+
+
+class SyncHook(Model):
+    """Brings what A wrote after its image over to B, before B is tested: run by a worker, without a shell, words
+    `{old}` and `{new}` replaced by the addresses. It must be safe to run twice."""
+
+    sync: tuple[Line, ...] = Field(min_length=1, max_length=50)
+    timeout: Annotated[Positive, Field(le=25)] = 20.0
+
+
+class Acknowledged(Model):
+    """Somebody took responsibility for what A writes after its image, and for a clone that acts twice."""
+
+    acknowledged: Annotated[Line, Field(min_length=10)]
+
+
+class Budget(Model):
+    """How many servers may fail before their swap until the rollout pauses: a count or a share of the fleet."""
+
+    before_swap: Annotated[int, Field(ge=0, le=10_000)] | Annotated[str, Field(pattern=r"^\d{1,2}%$")] = 0
+
+    def allowed(self, total: int) -> int:
+        if isinstance(self.before_swap, int):
+            return self.before_swap
+        return total * int(self.before_swap.removesuffix("%")) // 100
+
+
+class Drain(Model):
+    """How A leaves. At `deadline`, requests that still run are kept (a person is asked) or cut."""
+
+    deadline: Duration = 300.0
+    at_deadline: Literal["keep", "cut"] = "keep"
+    quiet: Annotated[Duration, Field(le=300)] = 1.0
+
+
+class Policy(Model):
+    waves: tuple[Wave, ...] = Field(default=(1, "5%", "25%", "rest"), min_length=1, max_length=100)
+    bake: Duration = 300.0
+    soak: Duration = 10.0
+    max_in_flight: Annotated[int, Field(ge=1, le=1000)] = 10
+    budget: Budget = Budget()
+    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    back_off: Annotated[Positive, Field(le=600)] = 2.0
+    deadlines: Mapping[str, Positive] = Field(default_factory=dict)
+    poll: Annotated[Positive, Field(le=300)] = 5.0
+    drain: Drain = Drain()
+    on_abort: Literal["finish", "roll_back"] = "roll_back"
+
+    @model_validator(mode="after")
+    def _steps_are_known(self) -> Policy:
+        for step in self.deadlines:
+            if step not in STEPS:
+                raise ValueError(f"deadlines: {step!r} is no step; the steps are {', '.join(STEPS)}")
+        return self
+
+
+class Retain(Model):
+    """How long A is kept, stopped and restorable. Images go with A, or are kept."""
+
+    old_servers: Duration = 86400.0
+    images: Literal["delete", "keep"] = "delete"
+
+
+class Fleet(Model):
+    """The whole file."""
+
+    version: Literal[1]
+    fleet: Name
+    provider: Provider
+    target: Target
+    servers: tuple[FleetServer, ...] = Field(min_length=1, max_length=10_000)
+    traffic: TrafficSwitch
+    checks: Checks
+    state: Literal["stateless"] | SyncHook | Acknowledged
+    rollout: Policy = Policy()
+    retain: Retain = Retain()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Fleet:
+        names: set[str] = set()
+        ids: set[str] = set()
+        for index, server in enumerate(self.servers):
+            if server.name in names:
+                raise ValueError(f"servers[{index}]: {server.name} is there twice")
+            if self.id_of(server) in ids:
+                raise ValueError(f"servers[{index}]: id {self.id_of(server)} is there twice")
+            names.add(server.name)
+            ids.add(self.id_of(server))
+            for pool in server.pools:
+                if pool not in self.traffic.pools:
+                    raise ValueError(f"servers[{index}]: pool {pool!r} is not under traffic.pools")
+            if len(set(server.pools)) != len(server.pools):
+                raise ValueError(f"servers[{index}]: a pool is there twice")
+        if any(server.domain for server in self.servers) and not all(server.domain for server in self.servers):
+            bare = next(server.name for server in self.servers if not server.domain)
+            raise ValueError(f"some servers have a domain and {bare} has none: give it to all or to none")
+        for request in self.checks.smoke.requests:
+            if request.pool is not None and request.pool not in self.traffic.pools:
+                raise ValueError(f"checks.smoke: pool {request.pool!r} is not under traffic.pools")
+        wave_sizes(self.rollout.waves, len(self.servers))
+        return self
+
+    @staticmethod
+    def id_of(server: FleetServer) -> str:
+        return server.id or server.name
+
+    @property
+    def lane(self) -> str:
+        """(provider, account, region): the unit of rate limits and of batched looks at servers and images."""
+        return f"{self.provider.name}/{self.provider.account}/{self.provider.region}"
+
+    def canonical(self) -> Any:
+        """As plain JSON data, to be hashed and stored; it reads back as the same fleet."""
+        return self.model_dump(mode="json")

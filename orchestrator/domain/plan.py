@@ -1,0 +1,222 @@
+"""What a plan is: the computed answer to "what would happen", bound by a hash to the file and to the world it saw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from orchestrator.domain.fleet import Fleet, FleetServer
+from orchestrator.domain.rollout import split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """A server's place in one pool, as the balancer sees it. `name` is A's there, `new_name` will be B's."""
+
+    pool: str
+    name: str
+    new_name: str
+    address: str
+    port: int
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundServer:
+    """What a survey read of one server. Bytes. `paths` are facts of the paths that the file names; `memory_used` and
+    `disk_used` are what A takes now. `problem` says why it cannot be upgraded."""
+
+    name: str
+    id: str
+    address: str = ""
+    state: str = ""
+    memory: int = 0
+    disk: int = 0
+    memory_used: int = 0
+    disk_used: int = 0
+    paths: tuple[Mapping[str, str], ...] = ()
+    seats: tuple[Seat, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPool:
+    """`serving`: how many members the balancer has up; `lane` is the balancer."""
+
+    pool: str
+    lane: str
+    serving: int
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What the world looks like, read by a worker at `at` (epoch seconds)."""
+
+    at: float
+    servers: tuple[FoundServer, ...]
+    pools: tuple[FoundPool, ...]
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`id` is the beginning of `hash`. `blockers` forbid applying it; `caveats` are to be read. Seconds."""
+
+    id: str
+    hash: str
+    created_at: float
+    fleet: Mapping[str, Any]
+    survey: Survey
+    waves: tuple[tuple[str, ...], ...]
+    blockers: tuple[str, ...]
+    caveats: tuple[str, ...]
+    least_seconds: float
+    provider_calls: int
+    changes: int = field(default=0)
+
+    def server(self, name: str) -> FoundServer:
+        return next(server for server in self.survey.servers if server.name == name)
+
+
+def make_plan(fleet: Fleet, survey: Survey) -> Plan:
+    """The plan for this file in this world."""
+    names = [server.name for server in fleet.servers]
+    waves = split(names, fleet.rollout.waves)
+    hashed = fingerprint(fleet, survey)
+    return Plan(
+        id=f"p{hashed[:12]}",
+        hash=hashed,
+        created_at=survey.at,
+        fleet=fleet.canonical(),
+        survey=survey,
+        waves=waves,
+        blockers=tuple(blockers(fleet, survey)),
+        caveats=tuple(caveats(fleet, survey)),
+        least_seconds=least_seconds(fleet, waves),
+        provider_calls=len(names) * 6,
+        changes=len(names),
+    )
+
+
+def fingerprint(fleet: Fleet, survey: Survey) -> str:
+    """SHA-256 over the file and over what of the world would make another plan; not over what changes by itself
+    (how much is used, when it was read)."""
+    world = [
+        {
+            "name": server.name,
+            "id": server.id,
+            "address": server.address,
+            "state": server.state,
+            "memory": server.memory,
+            "disk": server.disk,
+            "paths": [dict(path) for path in server.paths],
+            "seats": [{k: v for k, v in asdict(seat).items() if k != "state"} for seat in server.seats],
+        }
+        for server in survey.servers
+    ]
+    body = json.dumps([fleet.canonical(), world], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def differences(was: Survey, now: Survey) -> list[str]:
+    """What of the world has moved, one line each."""
+    before = {server.name: server for server in was.servers}
+    lines = []
+    for server in now.servers:
+        old = before.get(server.name)
+        if old is None:
+            lines.append(f"{server.name} was not in the plan")
+            continue
+        lines += [
+            f"{server.name}: {what} was {getattr(old, what)!r}, is {getattr(server, what)!r}"
+            for what in ("id", "address", "state", "memory", "disk", "paths")
+            if getattr(old, what) != getattr(server, what)
+        ]
+        if {(s.pool, s.name) for s in old.seats} != {(s.pool, s.name) for s in server.seats}:
+            lines.append(f"{server.name}: its places in the balancer have changed")
+    gone = before.keys() - {server.name for server in now.servers}
+    return lines + [f"{name} is no longer there" for name in sorted(gone)]
+
+
+def blockers(fleet: Fleet, survey: Survey) -> list[str]:
+    """Why this plan must not be applied, one line each."""
+    lines = [f"{server.name}: {server.problem}" for server in survey.servers if server.problem]
+    lines += [f"pool {pool.pool}: {pool.problem}" for pool in survey.pools if pool.problem]
+    size = fleet.target.size
+    for server in survey.servers:
+        if server.problem:
+            continue
+        if server.disk_used > size.disk:
+            lines.append(
+                f"{server.name}: its disk holds {human(server.disk_used)}, the target size has {human(size.disk)}"
+            )
+        if server.memory_used > size.memory:
+            lines.append(
+                f"{server.name}: it uses {human(server.memory_used)} of memory, the target has {human(size.memory)}"
+            )
+    for found in survey.pools:
+        wanted = fleet.traffic.pools[found.pool].min_healthy
+        if not found.problem and found.serving < wanted:
+            lines.append(f"pool {found.pool}: min_healthy is {wanted}, and only {found.serving} servers are up")
+    return lines
+
+
+def caveats(fleet: Fleet, survey: Survey) -> list[str]:
+    """What a person should know before saying yes."""
+    lines = list(survey.caveats)
+    if fleet.state != "stateless":
+        lines.append(
+            "the servers keep state: what A writes after its image reaches B only by your sync hook, if at all"
+        )
+    smaller = [s.name for s in survey.servers if s.memory > fleet.target.size.memory]
+    if smaller:
+        lines.append(f"{smaller[0]}{' and others' if len(smaller) > 1 else ''} get less memory than now")
+    if fleet.rollout.drain.at_deadline == "cut":
+        lines.append(f"requests that take longer than {fleet.rollout.drain.deadline:g} s are cut when A leaves")
+    lines.append(
+        "a stopped A may fail to start again for lack of capacity, and can come back with another public address"
+    )
+    return lines
+
+
+def least_seconds(fleet: Fleet, waves: Sequence[Sequence[str]]) -> float:
+    """Bakes and soaks alone, without what the provider and the checks take."""
+    rounds = sum(-(-len(wave) // fleet.rollout.max_in_flight) for wave in waves)
+    smoke = fleet.checks.smoke
+    each = fleet.rollout.soak + fleet.rollout.drain.quiet + (smoke.passes - 1) * smoke.every
+    return rounds * each + len(waves) * fleet.rollout.bake
+
+
+def seats_of(server: FleetServer, fleet: Fleet) -> list[tuple[str, int]]:
+    """(pool, port) of a server, pools in sorted order: the order in which balancers are changed."""
+    return [(pool, fleet.traffic.pools[pool].port) for pool in sorted(server.pools)]
+
+
+def next_generation(name: str, server: str) -> str:
+    """The name in the balancer that follows `name`: web-013 → web-013.g2 → web-013.g3."""
+    stem, _, generation = name.rpartition(".g")
+    if stem and generation.isdigit():
+        return f"{stem}.g{int(generation) + 1}"
+    return f"{server}.g2"
+
+
+def token(*parts: str | int) -> str:
+    """The identity of an effect: SHA-256 of its parts, 64 hex digits. Parts contain no slash."""
+    words = [str(part) for part in parts]
+    if any("/" in word for word in words):
+        raise ValueError(f"a part of a token contains a slash: {words}")
+    return hashlib.sha256("/".join(words).encode()).hexdigest()
+
+
+def human(size: int) -> str:
+    """Bytes as a person reads them."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"

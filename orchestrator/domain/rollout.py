@@ -1,0 +1,294 @@
+"""What a whole rollout does next. Every decision is a value; the coordinator carries it out.
+
+    running ⇄ baking ──▶ succeeded | failed          paused: what runs finishes its step, nothing new begins
+       │                                             aborting ──▶ aborted: nothing new, what was begun is undone
+       └── paused, aborting, rolling_back            rolling_back ──▶ rolled_back: everything back to A
+
+Two budgets. A failure before the swap costs money: more than `budget.before_swap` of them pause the rollout. A failure
+after the swap hurts users: the first one stops the rollout, in the same commit that counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from orchestrator.domain.upgrade import Upgrade
+from orchestrator.errors import IllegalTransition
+
+RolloutState = Literal[
+    "running", "baking", "paused", "aborting", "rolling_back", "succeeded", "failed", "aborted", "rolled_back"
+]
+ENDED: frozenset[RolloutState] = frozenset({"succeeded", "failed", "aborted", "rolled_back"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One execution of a plan. `waves` are server names. `stop` is set by the commit that counted a failure after a
+    swap. `forgiven`: failures before the swap that a person accepted by resuming. Times are epoch seconds."""
+
+    id: str
+    plan: str
+    fleet: str
+    created_at: float
+    created_by: str
+    waves: tuple[tuple[str, ...], ...]
+    max_in_flight: int
+    allowed_failures: int
+    bake: float
+    on_abort: Literal["finish", "roll_back"]
+    state: RolloutState = "running"
+    version: int = 0
+    wave: int = 0
+    why: str = ""
+    stop: str = ""
+    resume_to: RolloutState | None = None
+    paused_at: float | None = None
+    bake_until: float | None = None
+    forgiven: int = 0
+    ended_at: float | None = None
+    closed: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admit:
+    """Let this server start."""
+
+    server: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Turn this server back."""
+
+    server: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Become:
+    """The rollout itself moves on; `event` names it in the audit log."""
+
+    rollout: Rollout
+    event: str
+
+
+Decision = Admit | Turn | Become
+
+
+def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap: int, now: float) -> list[Decision]:
+    """What follows from how things are. Deciding twice from the same is harmless: acts compare what they change."""
+    if rollout.closed:
+        return []
+    match rollout.state:
+        case "running" | "baking" if rollout.stop:
+            return [Become(rollout=paused(rollout, why=rollout.stop, now=now), event="stopped")]
+        case "running":
+            return _run(rollout, upgrades, failed_before_swap, now)
+        case "baking":
+            if rollout.bake_until is not None and now < rollout.bake_until:
+                return []
+            return [_next_wave(rollout, upgrades, now)]
+        case "aborting":
+            return _abort(rollout, upgrades, now)
+        case "rolling_back":
+            return _roll_back(rollout, upgrades, now)
+        case "paused":
+            return []
+        case _:
+            if all(u.settled or u.state == "pending" for u in upgrades):
+                return [Become(rollout=replace(rollout, closed=True), event="closed")]
+            return []
+
+
+def _run(rollout: Rollout, upgrades: Sequence[Upgrade], failed: int, now: float) -> list[Decision]:
+    counted = failed - rollout.forgiven
+    if counted > rollout.allowed_failures:
+        why = (
+            f"{counted} servers failed before their swap, {rollout.allowed_failures} are allowed; "
+            "their old servers serve"
+        )
+        return [Become(rollout=paused(rollout, why=why, now=now), event="budget spent")]
+    wave = [u for u in upgrades if u.wave == rollout.wave]
+    flying = [u for u in upgrades if in_flight(u)]
+    pending = [u for u in wave if u.state == "pending"]
+    if pending:
+        return [Admit(server=u.server) for u in admissible(pending, flying, rollout.max_in_flight)]
+    if any(in_flight(u) for u in wave):
+        return []
+    if rollout.bake > 0:
+        return [Become(rollout=replace(rollout, state="baking", bake_until=now + rollout.bake), event="baking")]
+    return [_next_wave(rollout, upgrades, now)]
+
+
+def admissible(pending: Sequence[Upgrade], flying: Sequence[Upgrade], limit: int) -> list[Upgrade]:
+    """Those that may start now: within the limit, and of one failure domain at a time."""
+    room = max(0, limit - len(flying))
+    domain = flying[0].domain if flying else pending[0].domain
+    return [u for u in pending if not domain or u.domain in ("", domain)][:room]
+
+
+def in_flight(u: Upgrade) -> bool:
+    return u.state in ("running", "waiting", "held")
+
+
+def _next_wave(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> Become:
+    moved = replace(rollout, state="running", bake_until=None)
+    if rollout.wave + 1 < len(rollout.waves):
+        return Become(rollout=replace(moved, wave=rollout.wave + 1), event="next wave")
+    aside = [u for u in upgrades if u.state != "upgraded"]
+    if not aside:
+        return Become(rollout=replace(moved, state="succeeded", ended_at=now, why=""), event="succeeded")
+    done = len(upgrades) - len(aside)
+    why = f"{done} of {len(upgrades)} servers upgraded; {_names(aside)} set aside, their old servers serve"
+    return Become(rollout=replace(moved, state="failed", ended_at=now, why=why), event="failed")
+
+
+def _names(upgrades: Sequence[Upgrade]) -> str:
+    names = [u.server for u in upgrades]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _abort(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> list[Decision]:
+    flying = [u for u in upgrades if in_flight(u)]
+    if not flying:
+        return [Become(rollout=replace(rollout, state="aborted", ended_at=now), event="aborted")]
+    return [
+        Turn(server=u.server, why=rollout.why)
+        for u in flying
+        if u.direction == "forward" and not (u.past_swap and rollout.on_abort == "finish")
+    ]
+
+
+def _roll_back(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> list[Decision]:
+    undoing = [u for u in upgrades if in_flight(u) and u.direction == "undo"]
+    forward = [u for u in upgrades if u.direction == "forward" and u.begun and not u.beyond_return]
+    if not undoing and not forward:
+        return [Become(rollout=replace(rollout, state="rolled_back", ended_at=now), event="rolled back")]
+    newest_first = sorted(forward, key=lambda u: u.admitted_at or 0.0, reverse=True)
+    room = max(0, rollout.max_in_flight - len(undoing))
+    return [Turn(server=u.server, why=rollout.why) for u in newest_first[:room]]
+
+
+# -- what a person asks of a rollout ---------------------------------------------------------------------------------
+
+
+def paused(rollout: Rollout, *, why: str, now: float) -> Rollout:
+    """Pausing what is paused changes nothing."""
+    if rollout.state == "paused":
+        return rollout
+    if rollout.state not in ("running", "baking"):
+        raise _illegal(rollout, "pause")
+    return replace(rollout, state="paused", resume_to=rollout.state, why=why, paused_at=now)
+
+
+def resumed(rollout: Rollout, *, failed_before_swap: int, now: float) -> Rollout:
+    """It goes on where it was, its bake prolonged by the pause; failures so far are forgiven."""
+    if rollout.state in ("running", "baking"):
+        return rollout
+    if rollout.state != "paused":
+        raise _illegal(rollout, "resume")
+    pause = now - (rollout.paused_at or now)
+    return replace(
+        rollout,
+        state=rollout.resume_to or "running",
+        resume_to=None,
+        paused_at=None,
+        why="",
+        stop="",
+        forgiven=failed_before_swap,
+        bake_until=None if rollout.bake_until is None else rollout.bake_until + pause,
+    )
+
+
+def aborting(rollout: Rollout, *, why: str) -> Rollout:
+    if rollout.state in ("aborting", "aborted"):
+        return rollout
+    if rollout.state not in ("running", "baking", "paused"):
+        raise _illegal(rollout, "abort")
+    return replace(rollout, state="aborting", why=why, stop="", resume_to=None)
+
+
+def rolling_back(rollout: Rollout, *, why: str) -> Rollout:
+    """Possible from every state as long as the rollout is not closed: the old servers are still there."""
+    if rollout.state in ("rolling_back", "rolled_back"):
+        return rollout
+    if rollout.closed:
+        raise _illegal(rollout, "roll back")
+    return replace(rollout, state="rolling_back", why=why, stop="", resume_to=None, ended_at=None)
+
+
+def reopened(rollout: Rollout, upgrades: Sequence[Upgrade], retried: str) -> Rollout:
+    """A server that had been set aside is tried again: the rollout runs on at that server's wave."""
+    if rollout.closed or rollout.state not in ("running", "baking", "paused", "failed"):
+        raise _illegal(rollout, f"retry {retried}")
+    wave = next(u.wave for u in upgrades if u.server == retried)
+    if rollout.state == "failed":
+        return replace(rollout, state="running", wave=wave, ended_at=None, why="", bake_until=None)
+    return replace(rollout, wave=min(wave, rollout.wave))
+
+
+def _illegal(rollout: Rollout, verb: str) -> IllegalTransition:
+    return IllegalTransition(
+        f"rollout {rollout.id} is {rollout.state}{', closed' if rollout.closed else ''}: nothing to {verb}",
+        next=f"changeover show {rollout.id}",
+    )
+
+
+def exit_code(rollout: Rollout, held: int) -> int:
+    """What the command line ends with: 0 ok, 1 failed, 3 paused or waiting for a person, 4 rolled back or aborted."""
+    match rollout.state:
+        case "succeeded":
+            return 0
+        case "failed":
+            return 1
+        case "aborted" | "rolled_back":
+            return 4
+        case "paused":
+            return 3
+        case _:
+            return 3 if held else 0
+
+
+def wave_sizes(waves: Sequence[int | str], total: int) -> list[int]:
+    """How many servers each wave takes: numbers are counts, "25%" is of the whole fleet (rounded up), "rest" is what
+    is left. Waves that find nothing left are dropped. Raises ValueError when servers would be left over."""
+    sizes: list[int] = []
+    left = total
+    for wave in waves:
+        if wave == "rest":
+            size = left
+        elif isinstance(wave, str):
+            size = -(-total * int(wave.removesuffix("%")) // 100)
+        else:
+            size = wave
+        size = min(size, left)
+        left -= size
+        if size:
+            sizes.append(size)
+    if left:
+        raise ValueError(f"the waves take {total - left} of {total} servers: end them with rest")
+    return sizes
+
+
+def split(names: Sequence[str], waves: Sequence[int | str]) -> tuple[tuple[str, ...], ...]:
+    """The servers of each wave, in the order of the fleet file."""
+    out: list[tuple[str, ...]] = []
+    start = 0
+    for size in wave_sizes(waves, len(names)):
+        out.append(tuple(names[start : start + size]))
+        start += size
+    return tuple(out)
+
+
+def counts(upgrades: Sequence[Upgrade]) -> Mapping[str, int]:
+    """Upgrades by state."""
+    found: dict[str, int] = {}
+    for u in upgrades:
+        found[u.state] = found.get(u.state, 0) + 1
+    return found

@@ -1,0 +1,394 @@
+"""One server's journey from A to B: a frozen record, the events that can happen to it, and `after`.
+
+    pending ──Admitted──▶ running ⇄ waiting ──last Finished──▶ upgraded ──Finished(retire)──▶ upgraded, A gone
+                            │          │                         │
+                            └──TurnedBack (direction: undo)──────┘  until retire has begun
+                                       │
+                              last Undone ──▶ rolled_back (B had been given users, or a person asked)
+                                          └─▶ failed      (it had not: A has served all the time)
+    held: a person is asked, with the reason; Released goes on where it was
+
+The record says everything that decides what happens next. Messages carry only who is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from orchestrator.domain.steps import RETIRE, STEPS, following
+from orchestrator.errors import IllegalTransition, PointOfNoReturn
+
+State = Literal["pending", "running", "waiting", "held", "upgraded", "rolled_back", "failed"]
+Direction = Literal["forward", "undo"]
+SCHEMA = 1
+OPEN: frozenset[State] = frozenset({"running", "waiting", "held"})
+TERMINAL: frozenset[State] = frozenset({"upgraded", "rolled_back", "failed"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """What is about to be done, written before it is done. `token` and `name` find what it made.
+
+    `attempt` counts definite refusals of this step; `rung` the fallback in use. `params` are frozen: whoever takes
+    over acts with these and not with what it would choose now. `at` is epoch seconds.
+    """
+
+    step: str
+    attempt: int
+    rung: int
+    token: str
+    name: str
+    at: float
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observe:
+    """What to ask a provider, in one call with all others of the lane. `kind` is image, server, guest, proven or idle.
+    `ids` are provider ids; for traffic they are pool and member name in turn."""
+
+    kind: str
+    lane: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Why nothing happens now. `observe` None is a wait for time alone. `at`: when to look next, epoch seconds;
+    `every`: seconds between looks."""
+
+    reason: str
+    at: float
+    observe: Observe | None = None
+    every: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the last look answered, per asked id, and when it was made."""
+
+    kind: str
+    at: float
+    answers: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upgrade:
+    """The record of one server in one rollout. `server` is its name in the fleet file.
+
+    `why` is the reason of the present state, `cause` that of the turn back. `undoing` is the step whose undo has
+    been announced in the audit log. `asked`: a person or a policy turned it back, not its own failure.
+    """
+
+    rollout: str
+    server: str
+    wave: int
+    domain: str = ""
+    schema: int = SCHEMA
+    state: State = "pending"
+    direction: Direction = "forward"
+    step: str = STEPS[0]
+    intent: Intent | None = None
+    begun: tuple[Intent, ...] = ()
+    attempts: Mapping[str, int] = field(default_factory=dict)
+    tries: int = 0
+    deadline: float | None = None
+    wait: Waiting | None = None
+    seen: Seen | None = None
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
+    cause: str = ""
+    undoing: str = ""
+    asked: bool = False
+    admitted_at: float | None = None
+    ended_at: float | None = None
+    retain_until: float | None = None
+    old_gone: bool = False
+
+    # -- what the record says -------------------------------------------------------------------------------------
+
+    @property
+    def past_swap(self) -> bool:
+        """Users may have been sent to B: it begins at swap's first intent."""
+        return any(intent.step == "swap" for intent in self.begun)
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def settled(self) -> bool:
+        """Nothing will happen to it any more, unless a person asks."""
+        return self.state in ("rolled_back", "failed") or (self.state == "upgraded" and self.old_gone)
+
+    @property
+    def beyond_return(self) -> bool:
+        """A's terminate has been decided: committed before the call is made."""
+        return any(intent.step == RETIRE for intent in self.begun)
+
+    @property
+    def remaining(self) -> tuple[str, ...]:
+        """The steps that are left in its present direction, the due one first."""
+        if self.state == "upgraded":
+            return () if self.old_gone else (RETIRE,)
+        if self.direction == "forward":
+            return STEPS[STEPS.index(self.step) :]
+        return tuple(step for step in reversed(STEPS[: STEPS.index(self.step) + 1]) if self.has_begun(step))
+
+    def has_begun(self, step: str) -> bool:
+        return any(intent.step == step for intent in self.begun)
+
+    def intents(self, step: str) -> tuple[Intent, ...]:
+        """Every intent that this step ever wrote, oldest first: undo covers each attempt and rung."""
+        return tuple(intent for intent in self.begun if intent.step == step)
+
+    def attempt(self, step: str) -> int:
+        return self.attempts.get(step, 0)
+
+    @property
+    def traffic(self) -> str:
+        """Where this server's users are served, in words for a person."""
+        if self.state == "upgraded":
+            return f"the new server of {self.server} serves" + (
+                "" if self.old_gone else ", the old one is kept stopped"
+            )
+        if self.state in ("pending", "failed", "rolled_back") or not self.past_swap:
+            return f"{self.server} serves"
+        if self.direction == "undo":
+            return f"{self.server} is being put back, its new server leaves after that"
+        if self.has_begun("drain_old"):
+            return f"the new server of {self.server} serves, the old one is leaving"
+        return f"{self.server} serves, and its new server joins it"
+
+    # -- what can happen to it ------------------------------------------------------------------------------------
+
+    def after(self, event: Event) -> Upgrade:
+        """The record after the event. Raises `IllegalTransition`; `PointOfNoReturn` for a turn that comes too late."""
+        return _after(self, event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """The rollout lets it start."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Began:
+    """The intent is written; the effect may follow. `deadline`: epoch seconds by which the step must have finished."""
+
+    intent: Intent
+    deadline: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndoBegan:
+    """The undo of the due step is announced; its effects may follow."""
+
+    deadline: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waits:
+    """The step says "not yet". `notes` replaces the step's own scratch."""
+
+    wait: Waiting
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """An observation arrived. `again` is when to look next if it was not enough."""
+
+    seen: Seen
+    again: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The due step is done. `retain_until`: with the last step, how long A is kept."""
+
+    result: Mapping[str, Any]
+    at: float
+    retain_until: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stumbled:
+    """A try ended in nothing definite; the same intent is tried again at `at`. An operator's pause does not count."""
+
+    why: str
+    at: float
+    counts: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEnded:
+    """The provider said a definite no: a new attempt, with a new token, at `at`."""
+
+    why: str
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnedBack:
+    """From now on it is undone. `asked`: a person or a policy of the rollout did, not this server's own failure."""
+
+    why: str
+    at: float
+    asked: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undone:
+    """The due step's undo is done."""
+
+    at: float
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A person is needed. `why` says what for."""
+
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """A person said: go on. A failed or rolled back one starts anew, with new attempts."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shifted:
+    """It was paused for so many seconds: its deadline moves by them."""
+
+    seconds: float
+
+
+Event = (
+    Admitted
+    | Began
+    | UndoBegan
+    | Waits
+    | Looked
+    | Finished
+    | Stumbled
+    | AttemptEnded
+    | TurnedBack
+    | Undone
+    | Held
+    | Released
+    | Shifted
+)
+
+
+def _after(u: Upgrade, event: Event) -> Upgrade:
+    active = u.state in ("running", "waiting")
+    retiring = u.state == "upgraded" and not u.old_gone
+    match event:
+        case Admitted(at=at) if u.state == "pending":
+            return replace(u, state="running", admitted_at=at, why="")
+        case Began(intent=intent, deadline=deadline) if (active and intent.step == u.step and u.intent is None) or (
+            retiring and intent.step == RETIRE and u.intent is None
+        ):
+            state: State = u.state if retiring else "running"
+            return replace(
+                u, state=state, intent=intent, begun=(*u.begun, intent), deadline=deadline, wait=None, seen=None, why=""
+            )
+        case UndoBegan(deadline=deadline) if active and u.direction == "undo" and u.undoing != u.step:
+            return replace(u, state="running", undoing=u.step, deadline=deadline, wait=None, seen=None)
+        case Waits(wait=wait, notes=notes) if active or retiring:
+            state = u.state if retiring else "waiting"
+            return replace(u, state=state, wait=wait, notes=notes, tries=0, why=wait.reason)
+        case Looked(seen=seen, again=again) if u.wait is not None and u.wait.observe is not None:
+            return replace(u, seen=seen, wait=replace(u.wait, at=again))
+        case Finished() if retiring and u.intent is not None and u.intent.step == RETIRE:
+            return replace(u, **_fresh(), old_gone=True, results={**u.results, RETIRE: event.result}, why="")
+        case Finished(result=result, at=at) if active and u.direction == "forward" and u.intent is not None:
+            return _finished(u, result, at, event.retain_until)
+        case Stumbled(why=why, at=at, counts=counts) if active or retiring:
+            state = u.state if retiring else "waiting"
+            return replace(u, state=state, wait=Waiting(reason=why, at=at), seen=None, tries=u.tries + counts, why=why)
+        case AttemptEnded(why=why, at=at) if active and u.direction == "forward" and u.intent is not None:
+            attempts = {**u.attempts, u.step: u.attempt(u.step) + 1}
+            return replace(u, state="waiting", **_fresh(), attempts=attempts, why=why, wait=Waiting(reason=why, at=at))
+        case TurnedBack(why=why, at=at, asked=asked):
+            return _turned_back(u, why, at, asked)
+        case Undone(at=at) if active and u.direction == "undo":
+            return _undone(u, at)
+        case Held(why=why) if active:
+            return replace(u, state="held", wait=None, seen=None, why=why)
+        case Released(at=at) if u.state == "held":
+            return replace(
+                u, state="waiting", tries=0, deadline=None, wait=Waiting(reason="released by a person", at=at)
+            )
+        case Released() if u.state in ("failed", "rolled_back"):
+            # Every step that had begun gets a new attempt: its old tokens stand for things that were destroyed.
+            attempts = {**u.attempts, **{i.step: u.attempt(i.step) + 1 for i in u.begun}}
+            return Upgrade(rollout=u.rollout, server=u.server, wave=u.wave, domain=u.domain, attempts=attempts)
+        case Shifted(seconds=seconds) if not u.terminal:
+            return replace(u, deadline=None if u.deadline is None else u.deadline + seconds)
+    raise IllegalTransition(
+        f"{u.server} is {u.state} at {u.step} ({u.direction}): {type(event).__name__} does not apply",
+        traffic=u.traffic,
+        next=f"changeover explain {u.server}",
+    )
+
+
+def _fresh() -> dict[str, Any]:
+    """What a new step, or a new attempt at one, begins with."""
+    return {"intent": None, "wait": None, "seen": None, "tries": 0, "deadline": None, "notes": {}}
+
+
+def _finished(u: Upgrade, result: Mapping[str, Any], at: float, retain_until: float | None) -> Upgrade:
+    results = {**u.results, u.step: result}
+    follower = following(u.step)
+    if follower is not None:
+        return replace(u, **_fresh(), state="running", step=follower, results=results, why="")
+    return replace(
+        u, **_fresh(), state="upgraded", step=RETIRE, results=results, why="", ended_at=at, retain_until=retain_until
+    )
+
+
+def _turned_back(u: Upgrade, why: str, at: float, asked: bool) -> Upgrade:
+    if u.beyond_return:
+        raise PointOfNoReturn(
+            f"{u.server}: its old server is terminated, or about to be",
+            traffic=u.traffic,
+            next=f"changeover show {u.rollout}",
+        )
+    if u.state in ("failed", "rolled_back") or (u.direction == "undo" and u.state != "held"):
+        return u  # already there, or on its way: asking twice is the same as asking once
+    if u.direction == "undo":
+        return replace(u, state="waiting", tries=0, wait=Waiting(reason=why, at=at), why=why)
+    if not u.begun:
+        ended: State = "rolled_back" if asked else "failed"
+        return replace(u, **_fresh(), state=ended, why=why, cause=why, asked=asked, direction="undo", ended_at=at)
+    begun = [step for step in STEPS if u.has_begun(step)]
+    return replace(
+        u,
+        **_fresh(),
+        state="running",
+        direction="undo",
+        step=begun[-1],
+        why=why,
+        cause=why,
+        asked=asked,
+        ended_at=None,
+        retain_until=None,
+    )
+
+
+def _undone(u: Upgrade, at: float) -> Upgrade:
+    left = u.remaining[1:]
+    if left:
+        return replace(u, **_fresh(), state="running", step=left[0])
+    ended: State = "rolled_back" if u.asked or u.past_swap else "failed"
+    return replace(u, **_fresh(), state=ended, why=u.cause, ended_at=at)

@@ -1,0 +1,85 @@
+"""The Celery app's configuration, shared by who sends and who works. A message is a hint; the record is the truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from orchestrator.settings import Settings, for_celery, with_database
+
+# Seconds. Only a backstop: the lease recovers faster, and no task holds a message for longer than its bounded body.
+VISIBILITY_TIMEOUT = 600
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app that can send every task by name; the worker adds the bodies."""
+    store = settings.store_url()
+    app = Celery(
+        "changeover",
+        broker=for_celery(settings.broker_url or with_database(store, 1)),
+        backend=for_celery(settings.result_url or with_database(store, 2)),
+        set_as_current=False,
+    )
+    app.conf.update(configuration(settings))
+    return app
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    sockets = {
+        "socket_timeout": 30,  # above BRPOP's second; publishing would else wait for ever on a half-open link
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+    }
+    return {
+        "task_default_queue": settings.queue,
+        # JSON alone: a message can never carry code.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        # The chain travels inside the message: acknowledge it after the body, or a killed worker takes the rest along.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # A body that raised has committed its reason to the record: delivering it again would only repeat it.
+        "task_acks_on_failure_or_timeout": True,
+        # Small results, for Flower and for people; nothing reads them for truth.
+        "task_ignore_result": False,
+        "result_expires": 7 * 86400,
+        "result_extended": False,
+        # One message in hand a thread: what is prefetched counts against the visibility timeout.
+        "worker_prefetch_multiplier": 1,
+        "worker_concurrency": settings.concurrency,
+        "worker_pool": "threads",  # the work is waiting for networks; a thread costs less than a process
+        "broker_transport_options": {
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            "priority_steps": [0, 3, 6, 9],
+            "queue_order_strategy": "priority",
+            "unacked_restore_interval": 5,  # the default sweeps every 100 s or so
+            "unacked_mutex_expire": 30,  # a worker killed inside the sweep would block it for 300 s
+            **sockets,
+        },
+        "visibility_timeout": VISIBILITY_TIMEOUT,  # the shortest of all on a broker wins: keep them equal
+        "result_backend_transport_options": {"visibility_timeout": VISIBILITY_TIMEOUT, **sockets},
+        "redis_socket_timeout": 30,
+        "redis_socket_connect_timeout": 5,
+        "redis_socket_keepalive": True,
+        "redis_backend_health_check_interval": 25,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # the default gives up after 100 tries
+        "broker_pool_limit": settings.concurrency,  # none at all costs 2.7 times the CPU
+        "worker_send_task_events": True,  # Flower lives on events
+        "task_send_sent_event": True,
+        "task_track_started": True,
+        "worker_disable_rate_limits": True,  # limits are shared buckets, not one a process
+        "worker_eta_task_limit": 1000,  # a fuse: nothing here uses countdown or eta
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": False,
+        "task_inherit_parent_priority": False,  # every step has its own
+        "task_publish_retry": True,
+        "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.3, "interval_max": 1},
+        "task_create_missing_queues": True,
+        "timezone": "UTC",
+        "enable_utc": True,
+    }

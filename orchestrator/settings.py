@@ -1,0 +1,67 @@
+"""Where everything is, from the environment (`CHANGEOVER_*`) or from what `changeover up` left in the state folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestrator.errors import Unreachable
+
+
+def default_state_dir() -> Path:
+    return Path.home() / ".local" / "state" / "changeover"
+
+
+class Settings(BaseSettings):
+    """`redis_url` holds the records; broker and results default to databases 1 and 2 of the same server. `lease` is how
+    many seconds a worker owns an upgrade without renewing. `host_dir` is the state folder of the local cloud."""
+
+    model_config = SettingsConfigDict(env_prefix="CHANGEOVER_", extra="ignore", frozen=True)
+
+    redis_url: str = ""
+    broker_url: str = ""
+    result_url: str = ""
+    namespace: str = Field(default="default", pattern=r"^[a-z0-9-]{1,40}$")
+    state_dir: Path = Field(default_factory=default_state_dir)
+    lease: float = Field(default=60.0, gt=0.1, le=3600)
+    grace: float = Field(default=5.0, gt=0.1, le=3600)
+    concurrency: int = Field(default=16, ge=1, le=256)
+    queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
+    dev: bool = False
+
+    @property
+    def run_file(self) -> Path:
+        """Written by `changeover up`: where its Redis, Flower and processes are."""
+        return self.state_dir / "run.json"
+
+    def store_url(self) -> str:
+        """The URL of the records. Raises `Unreachable` when nothing was given and nothing runs."""
+        if self.redis_url:
+            return self.redis_url
+        try:
+            return str(json.loads(self.run_file.read_text())["redis_url"])
+        except (OSError, ValueError, KeyError):
+            raise Unreachable(
+                f"no Redis: CHANGEOVER_REDIS_URL is not set and nothing runs in {self.state_dir}", next="changeover up"
+            ) from None
+
+
+def with_database(url: str, number: int) -> str:
+    """The same server, another database; sentinel, rediss and unix URLs keep their query."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "unix":
+        path = rest.partition("?")[0]
+        return f"unix://{path}?db={number}"
+    base, mark, query = rest.partition("?")
+    host = base.split("/", 1)[0]
+    return f"{scheme}://{host}/{number}{mark}{query}"
+
+
+def for_celery(url: str) -> str:
+    """redis-py writes a unix socket `unix:///path?db=1`, Celery `redis+socket:///path?virtual_host=1`."""
+    if url.startswith("unix://"):
+        return url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=")
+    return url

@@ -1,0 +1,312 @@
+"""What is true after each call returns. `redis.py` and `memory.py` keep the same promises under one test suite.
+
+Every change of a record is one atomic call that compares what the caller saw, and writes record, audit entry,
+counters, ledger and due time together, or nothing. Time is the store's own (`now`), in epoch seconds.
+
+Every upgrade that is neither pending, held nor settled is in exactly one agenda: `due` (start it again by itself at
+that time) or the agenda of a lane (look at it there). What a crashed worker leaves behind is therefore found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.upgrade import Direction, Upgrade
+
+LedgerState = Literal["intended", "live", "retained", "quarantined", "deleted"]
+IgnoredReason = Literal["stale epoch", "another step", "leased", "settled", "unknown"]
+Failure = Literal["", "before", "after"]
+RefusedReason = Literal["frozen", "paused", "aborting", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An upgrade as stored. `version` rises with every change of the record; `epoch` with every new chain;
+    `lease_until` is 0 when nobody holds it. `entry` counts its audit entries, without a gap."""
+
+    upgrade: Upgrade
+    version: int
+    epoch: int
+    entry: int
+    owner: str = ""
+    fence: int = 0
+    lease_until: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A lease on one upgrade: the right to act on it until `lease_until` of the store's clock."""
+
+    rollout: str
+    server: str
+    owner: str
+    fence: int
+    version: int
+    lease_until: float
+    row: Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ignored:
+    """The message does not apply any more, or not now. Nothing changed but a count of it."""
+
+    reason: IgnoredReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedIntent:
+    """Nothing may begin now. The claim stays as it was."""
+
+    reason: RefusedReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What goes to the audit log with a change. `event` is the event's name; `detail` is JSON-able, without secrets."""
+
+    event: str
+    actor: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerItem:
+    """A billable resource that we made (or A, from when it is ours to end). `until`: epoch seconds it is kept."""
+
+    key: str
+    kind: Literal["image", "server", "old server"]
+    server: str
+    state: LedgerState
+    id: str = ""
+    until: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditEntry:
+    """One entry of the audit log. `id` orders the log of a rollout; `n` counts an upgrade's entries from 1 without a
+    gap, and is 0 for entries of the rollout itself. `after` is the record after the change, as stored."""
+
+    id: str
+    at: float
+    server: str
+    n: int
+    event: str
+    actor: str
+    was: str
+    now: str
+    detail: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Counts of a rollout's upgrades by state, kept by the same scripts that change them."""
+
+    by_state: Mapping[str, int]
+    failed_before_swap: int
+    failed_after_swap: int
+
+
+class Store(Protocol):
+    # -- the store itself ------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """The store's clock, epoch seconds."""
+        ...
+
+    def check(self, *, dev: bool) -> None:
+        """Raises `Unreachable`, or `UnsafeStore` unless `dev` when it would evict keys, keeps no append-only file, is
+        read-only or full."""
+        ...
+
+    # -- plans and rollouts ------------------------------------------------------------------------------------------
+
+    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> None:
+        """A document that never changes (a plan, a survey's answer, a doctor's report) is stored under its id."""
+        ...
+
+    def document(self, kind: str, id: str) -> Mapping[str, Any] | None: ...
+
+    def create(self, rollout: Rollout, upgrades: Sequence[Upgrade], *, locks: Mapping[str, str]) -> Rollout:
+        """The rollout, its upgrades and the locks (lock key → server) exist, all or none; a repeat with the same id
+        returns what is there. Raises `Locked` with the owning rollout's id in its text when another holds one."""
+        ...
+
+    def rollout(self, id: str) -> Rollout | None: ...
+
+    def rollouts(self) -> Sequence[Rollout]:
+        """All, newest first."""
+        ...
+
+    def open_rollouts(self) -> Sequence[Rollout]:
+        """Those not closed: something may still happen to one of their servers."""
+        ...
+
+    def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
+        """`now` is stored with `version` one up if the stored version is still `was.version`; else None. Setting
+        `closed` releases every lock of the rollout. Wakes the coordinators."""
+        ...
+
+    def freeze(self, on: bool, *, actor: str, reason: str = "") -> None:
+        """While on, no intent of any rollout is granted, forward or undo."""
+        ...
+
+    def frozen(self) -> str | None:
+        """Why, and by whom; None when not frozen."""
+        ...
+
+    # -- upgrades -------------------------------------------------------------------------------------------------
+
+    def row(self, rollout: str, server: str) -> Row | None: ...
+
+    def rows(self, rollout: str, servers: Collection[str] | None = None) -> Sequence[Row]:
+        """Of those servers, or all, in the order of their names."""
+        ...
+
+    def tally(self, rollout: str) -> Tally: ...
+
+    def admit(
+        self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
+    ) -> bool:
+        """`to` is stored and due at once if the upgrade is still pending, the rollout is running, neither paused,
+        stopped nor aborting, nor everything frozen, its wave is the rollout's, fewer than `limit` of the rollout are in
+        flight, and, where `domain` is not empty, none of another domain is. One script: any number of coordinators
+        never overshoot."""
+        ...
+
+    def issue(self, rollout: str, server: str, *, version: int, grace: float, same_epoch: bool) -> int | None:
+        """The epoch to send a chain under; its due time is now + grace. None if the record has changed since
+        `version`, or someone holds a live lease: then it is due when that lease ends. `same_epoch` for sending
+        again what seems lost: the epoch is not raised."""
+        ...
+
+    def claim(
+        self, rollout: str, server: str, *, epoch: int, step: str, direction: Direction, owner: str, lease: float
+    ) -> Claim | Ignored:
+        """A lease, with a new and greater fence, if the epoch is the record's, the step and direction are the due
+        ones, and nobody else holds a live lease. The same owner may claim again. It is due when the lease ends."""
+        ...
+
+    def renew(self, claim: Claim, *, lease: float) -> Claim:
+        """The lease lasts that long from now. Raises `Fenced` if it ended, was taken, or the record was changed by
+        somebody else meanwhile."""
+        ...
+
+    def intent(
+        self, claim: Claim, to: Upgrade, *, entry: Entry, ledger: Sequence[LedgerItem], undo: bool, finishing: bool
+    ) -> Claim | RefusedIntent:
+        """`to` is stored, and the effect may follow. Refused when frozen; and unless `undo` when the rollout is
+        paused (or anything but running or baking), stopped, or aborting. With `finishing` an aborting rollout does not
+        refuse. The retirement of an ended rollout's old server passes as `undo`. Raises `Fenced`."""
+        ...
+
+    def commit(
+        self,
+        claim: Claim,
+        to: Upgrade,
+        *,
+        entry: Entry,
+        due: float | None,
+        look: str | None = None,
+        ledger: Sequence[LedgerItem] = (),
+        locks: Sequence[str] = (),
+        failure: Failure = "",
+        stop: str = "",
+    ) -> Row:
+        """`to` is stored and the lease given back. It is due at `due`, in the agenda of lane `look` if given; None: in
+        none. `locks` are taken for this rollout too. `failure` counts one before or after the swap; `stop` is the
+        reason for which the whole rollout stops, set in the same script. Counters follow the states. Wakes the
+        coordinators. Raises `Fenced`."""
+        ...
+
+    def release(self, claim: Claim) -> None:
+        """The lease is given back if still held, the upgrade due now. Never raises `Fenced`."""
+        ...
+
+    def release_owner(self, prefix: str) -> int:
+        """Every lease whose owner begins with `prefix` is given back, its upgrade due now; how many there were. For a
+        supervisor that has reaped that worker."""
+        ...
+
+    def turn(
+        self,
+        row: Row,
+        to: Upgrade,
+        *,
+        entry: Entry,
+        due: float | None,
+        failure: Failure = "",
+        stop: str = "",
+    ) -> Row | None:
+        """`to` is stored though somebody may hold the lease, if the record is still `row.version`; else None. The
+        holder is fenced at its next call; it is due at `due`, or when that lease ends if that is later."""
+        ...
+
+    # -- waits -------------------------------------------------------------------------------------------------------
+
+    def due(self, *, limit: int) -> Sequence[tuple[str, str]]:
+        """(rollout, server) of those whose time has come in the agenda without a lane, oldest first."""
+        ...
+
+    def due_lanes(self) -> Sequence[str]:
+        """Lanes in which a look is due."""
+        ...
+
+    def due_in_lane(self, lane: str, *, limit: int, postpone: float) -> Sequence[Row]:
+        """Rows whose look is due there, oldest first; each is postponed by that many seconds, so that no second
+        observer asks the same at the same time."""
+        ...
+
+    def next_due(self) -> float | None:
+        """When the earliest entry of any agenda comes due; None without any."""
+        ...
+
+    def looked(self, row: Row, to: Upgrade, *, due: float) -> Row | None:
+        """`to`, which differs only by its observation, is stored, due at `due` in its lane, if the record is still
+        `row.version` and unleased; else None. No audit entry, and `version` rises by one."""
+        ...
+
+    # -- the rest ---------------------------------------------------------------------------------------------------
+
+    def ledger(self, rollout: str) -> Sequence[LedgerItem]: ...
+
+    def put_ledger(self, rollout: str, items: Sequence[LedgerItem]) -> None: ...
+
+    def owner_of(self, lock: str) -> str | None:
+        """The rollout that holds this lock."""
+        ...
+
+    def lease(self, name: str, *, owner: str, seconds: float) -> int | None:
+        """A fence if the named lease is free or already the owner's; None if another holds it."""
+        ...
+
+    def unlease(self, name: str, *, owner: str) -> None: ...
+
+    def events(self, rollout: str, *, after: str = "0", limit: int = 1000, block: float = 0.0) -> Sequence[AuditEntry]:
+        """Audit entries after that id, oldest first; waits up to `block` seconds for the first."""
+        ...
+
+    def note(self, rollout: str, entry: Entry, *, server: str = "") -> None:
+        """An audit entry that belongs to no change of a record."""
+        ...
+
+    def wake(self) -> None:
+        """Every waiting coordinator looks again."""
+        ...
+
+    def sleep(self, seconds: float, *, cursor: str) -> str:
+        """Returns when somebody woke the coordinators since `cursor`, or after the time; the new cursor."""
+        ...
+
+    def queue_wait(self) -> float:
+        """Seconds that messages have lately waited before a worker took them: a decaying maximum, kept by `claim`."""
+        ...
+
+    def beat(self, worker: str, info: Mapping[str, Any], *, ttl: float) -> None:
+        """The worker is known to live for `ttl` seconds."""
+        ...
+
+    def workers(self) -> Mapping[str, Mapping[str, Any]]: ...
