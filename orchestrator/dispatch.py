@@ -14,7 +14,7 @@ from orchestrator.store import Row, Store
 class Sender(Protocol):
     """Publishes one chain. Celery's in production; the simulation has its own."""
 
-    def __call__(self, steps: list[Message]) -> None: ...
+    def __call__(self, messages: list[Message], /) -> None: ...
 
 
 class Message(dict[str, Any]):
@@ -25,8 +25,8 @@ def send(store: Store, publish: Sender, row: Row, *, grace: float, again: bool =
     """Send the upgrade's remaining steps, beginning with the due one, under a new epoch; the epoch, or None if
     somebody works on it or it has changed meanwhile: then whoever changed it takes care.
 
-    `again` repeats what seems lost under the same epoch and ids. First start, wake, retry, resume and change of direction
-    all come through here.
+    `again` repeats what seems lost under the same epoch and ids. First start, wake, retry, resume and change of
+    direction all come through here.
     """
     messages = row.upgrade.remaining
     if not messages:
@@ -68,6 +68,6 @@ def celery_sender(app: Celery) -> Sender:
             )
             for message in messages
         ]
-        chain(*signatures, app=app).apply_async(priority=messages[0]["priority"])
+        chain(*signatures, app=app).apply_async()
 
     return publish
