@@ -27,6 +27,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import select
 import signal
@@ -610,6 +611,9 @@ def read_sites(targets: list[str], names: list[str]) -> list[Site]:
         raise ValueError(
             f"{len(targets)} targets and {len(names)} site hosts: give one for each target, or one for all"
         )
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9.:-]+", name):
+            raise ValueError(f"--site-host {name!r}: want a host name")
     sites = []
     for index, target in enumerate(targets):
         host, _, port = target.rpartition(":")
