@@ -25,7 +25,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 Path("big").write_bytes(bytes(int(number) << 20))
                 text = "written"
             except OSError as error:
-                text = error.strerror
+                text = str(error.strerror)
         elif what == "/child":
             child = subprocess.Popen(["sleep", "600"], start_new_session=True)
             text = str(child.pid)

@@ -1,0 +1,20 @@
+"""The worlds that the contract tests run in. A provider joins by one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.contract.worlds import ComputeWorld, local_world
+
+COMPUTE_WORLDS: dict[str, Callable[[], AbstractContextManager[ComputeWorld]]] = {
+    "local": local_world,
+}
+
+
+@pytest.fixture(scope="module", params=sorted(COMPUTE_WORLDS))
+def compute_world(request: pytest.FixtureRequest) -> Iterator[ComputeWorld]:
+    with COMPUTE_WORLDS[request.param]() as world:
+        yield world

@@ -1,0 +1,72 @@
+"""What a world must offer so that the contract of its compute provider can be tested."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from providers import Key
+from providers.compute import Compute, Size
+from providers.compute.local import LocalCompute
+from tests.support.local_host import MIB, SITE, LocalHost
+from tests.support.lossy import LossyWire
+
+
+class ComputeWorld(Protocol):
+    """`size` suits an image of any server of this world; `bigger` is larger in everything."""
+
+    compute: Compute
+    size: Size
+    bigger: Size
+
+    def server(self, tags: Mapping[str, str] | None = None) -> str:
+        """The id of a new server that runs and that nobody made by a key."""
+        ...
+
+    def settle(self, id: str, state: str) -> None:
+        """Returns once that server or image is in the state, after as much of the world's time as it takes."""
+        ...
+
+    def lose_next_answer(self) -> None:
+        """The next call that changes something happens, and its answer does not come back."""
+        ...
+
+
+def new_key(**tags: str) -> Key:
+    token = uuid.uuid4().hex * 2
+    return Key(token=token, name=f"co-{token[:40]}", tags={"changeover:managed": "1", **tags})
+
+
+class LocalWorld:
+    size = Size(memory=256 * MIB, disk=16 * MIB)
+    bigger = Size(memory=512 * MIB, disk=32 * MIB)
+
+    def __init__(self, host: LocalHost, wire: LossyWire) -> None:
+        self._host, self._wire = host, wire
+        self.compute: Compute = LocalCompute({"host": str(wire.path)})
+
+    def server(self, tags: Mapping[str, str] | None = None) -> str:
+        made = self._host.client.create_server(
+            name=f"web-{uuid.uuid4().hex[:8]}",
+            command=[sys.executable, "-S", str(SITE), "{address}", "{port}"],
+            port=8080,
+            size=self.size,
+            tags=tags,
+        )
+        self._host.becomes(made["id"], "running")
+        return str(made["id"])
+
+    def settle(self, id: str, state: str) -> None:
+        self._host.becomes(id, state)
+
+    def lose_next_answer(self) -> None:
+        self._wire.lose_next()
+
+
+@contextmanager
+def local_world() -> Iterator[ComputeWorld]:
+    with LocalHost() as host, LossyWire(host.folder / "lossy.sock", host.client.socket) as wire:
+        yield LocalWorld(host, wire)
