@@ -1,0 +1,97 @@
+"""Records as JSON and back. Only what differs from a field's default is written; `schema` always, and first.
+
+A change of a field or of its default needs a new `SCHEMA` in `orchestrator.domain.upgrade`, and a way from
+the old one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.upgrade import SCHEMA, Upgrade
+from orchestrator.errors import UnsafeStore
+from orchestrator.store import LedgerItem
+
+T = TypeVar("T")
+_HEAD = b'{"schema":%d,' % SCHEMA
+
+
+class Codec(Generic[T]):
+    """One kind of record."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._kind = kind.__name__
+        self._adapter: TypeAdapter[T] = TypeAdapter(kind)
+
+    def dump(self, value: T) -> bytes:
+        """Raises ValueError for a record of another schema, or what JSON cannot say."""
+        if getattr(value, "schema", SCHEMA) != SCHEMA:
+            raise ValueError(f"this version writes {self._kind} records of schema {SCHEMA} only")
+        try:
+            return _HEAD + self._adapter.dump_json(value, exclude_defaults=True)[1:]
+        except PydanticSerializationError as error:
+            raise ValueError(f"{self._kind}: {error}") from error
+
+    def load(self, text: bytes | None, *, key: str) -> T:
+        """Raises `UnsafeStore` naming `key` when what is stored there is no record of this schema."""
+        if text is None or not text.startswith(_HEAD):
+            raise _unreadable(self._kind, key, _why_not(text))
+        try:
+            return self._adapter.validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise _unreadable(self._kind, key, f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+    def of(self, document: Mapping[str, Any]) -> T:
+        """The record that an audit entry's `after` stands for."""
+        return self.load(text(document), key="audit entry")
+
+
+def text(value: Any) -> bytes:
+    """JSON without blanks. Raises ValueError for what JSON cannot say."""
+    try:
+        return to_json(value)
+    except PydanticSerializationError as error:
+        raise ValueError(str(error)) from error
+
+
+def mapping(stored: bytes, *, key: str) -> dict[str, Any]:
+    """A stored JSON object. Raises `UnsafeStore` naming `key`."""
+    try:
+        found = json.loads(stored)
+    except ValueError as error:
+        raise _unreadable("document", key, str(error)) from error
+    if not isinstance(found, dict):
+        raise _unreadable("document", key, "it is no JSON object")
+    return found
+
+
+def _why_not(stored: bytes | None) -> str:
+    if stored is None:
+        return "it has no document"
+    try:
+        found = json.loads(stored)
+    except ValueError:
+        return f"it is no JSON: {stored[:40]!r}"
+    if not isinstance(found, dict) or "schema" not in found:
+        return "it names no schema"
+    return f"it is of schema {found['schema']}, this version reads {SCHEMA}: another version of Changeover wrote it"
+
+
+def _unreadable(kind: str, key: str, why: str) -> UnsafeStore:
+    return UnsafeStore(
+        f"the {kind} stored at {key} cannot be read: {why}. It was left as it is",
+        next="restore Redis from its append-only file or a backup",
+    )
+
+
+UPGRADE = Codec(Upgrade)
+ROLLOUT = Codec(Rollout)
+LEDGER = Codec(LedgerItem)

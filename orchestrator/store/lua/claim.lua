@@ -1,0 +1,27 @@
+local r = load(a.rollout, a.server)
+local reason
+if not r then reason = 'unknown'
+elseif r.rest then reason = 'settled'
+elseif r.epoch ~= a.epoch then reason = 'stale epoch'
+elseif r.step ~= a.step or r.direction ~= a.direction then reason = 'another step'
+elseif live(r) and r.owner ~= a.owner then reason = 'leased'
+end
+if reason then
+  call('HINCRBY', P .. 'ignored', reason, 1)
+  return {reason}
+end
+local sent = tonumber(r.sent)
+local before = r.owner
+r.fence = fence_after(r.fence)
+r.lease = tonumber(stamp(now + a.lease))
+call('HSET', r.key, 'owner', a.owner, 'fence', whole(r.fence), 'lease', stamp(r.lease), 'sent', '', 'lane', '')
+if before ~= a.owner then
+  unown(r)
+  call('ZADD', P .. 'owners', 0, a.owner .. '\n' .. member(r))
+end
+r.owner = a.owner
+place(r, r.lease, '')
+local wait = tonumber(call('GET', P .. 'queue_wait') or '0') * 0.98
+if sent then wait = math.max(wait, now - sent) end
+call('SET', P .. 'queue_wait', stamp(wait))
+return {'', unpack(row(r))}

@@ -1,0 +1,13 @@
+local ro = P .. 'ro:' .. a.rollout
+local marker = call('HMGET', ro, 'ready', 'until')
+if marker[1] == '1' then return 'ready' end
+if not marker[2] or tonumber(marker[2]) <= now then return 'lost' end
+call('HSET', ro, 'ready', '1', 'doc', ARGV[3], 'version', whole(a.version), 'state', a.state, 'wave', whole(a.wave),
+  'stop', a.stop, 'closed', a.closed)
+call('HDEL', ro, 'until')
+call('HSET', P .. 'cnt:' .. a.rollout, 'pending', whole(call('SCARD', P .. 'servers:' .. a.rollout)))
+call('ZADD', P .. 'rollouts', stamp(a.created_at), a.rollout)
+call('SADD', P .. 'open', a.rollout)
+audit(a.rollout, '', 0, '', a.state, a.entry, ARGV[4], ARGV[3])
+wake()
+return 'ok'

@@ -1,0 +1,1 @@
+return call('ZRANGEBYSCORE', P .. 'due', '-inf', stamp(now), 'LIMIT', 0, a.limit)

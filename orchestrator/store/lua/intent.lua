@@ -1,0 +1,16 @@
+local r = load(a.rollout, a.server)
+local why = lost(r)
+if why then return {'fenced', why} end
+if call('EXISTS', P .. 'frozen') == 1 then return {'refused', 'frozen'} end
+if not a.undo then
+  local ro = call('HMGET', P .. 'ro:' .. a.rollout, 'state', 'stop')
+  if ro[1] == 'aborting' then
+    if not a.finishing then return {'refused', 'aborting'} end
+  elseif ro[1] ~= 'running' and ro[1] ~= 'baking' then
+    return {'refused', 'paused'}
+  elseif ro[2] ~= '' then
+    return {'refused', 'stopped'}
+  end
+end
+change(r, ARGV[3], ARGV[4], {})
+return {'ok', whole(r.version), whole(r.entry)}

@@ -1,0 +1,1 @@
+return holder(a.lock) or false

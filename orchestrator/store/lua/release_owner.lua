@@ -1,0 +1,15 @@
+-- One batch; again until `more` is 0.
+local found = call('ZRANGEBYLEX', P .. 'owners', '[' .. a.prefix, '(' .. a.prefix .. '\255', 'LIMIT', 0, 50)
+local released = 0
+for _, m in ipairs(found) do
+  local owner, rid, sid = string.match(m, '^(.*)\n([^/\n]*)/(.*)$')
+  local r = load(rid, sid)
+  if r and r.owner == owner then
+    if live(r) then released = released + 1 end
+    call('HSET', r.key, 'owner', '', 'lease', '0', 'lane', '')
+    if not r.rest then place(r, now, '') end
+  end
+  call('ZREM', P .. 'owners', m)
+end
+if released > 0 then wake() end
+return {released, #found}

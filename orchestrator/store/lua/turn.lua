@@ -1,0 +1,20 @@
+local r = load(a.rollout, a.server)
+if not r or r.version ~= a.version then return false end
+local due = a.due
+local more = {'lane', '', 'sent', ''}
+local held = live(r)
+-- Whoever holds the lease may be in the middle of a call: nobody else begins before it ends.
+if held and due then due = math.max(due, r.lease) end
+if not held then
+  more = {'lane', '', 'sent', '', 'owner', '', 'lease', '0'}
+end
+change(r, ARGV[3], ARGV[4], more)
+if not held then
+  unown(r)
+  r.owner = ''
+  r.lease = 0
+end
+place(r, due, '')
+fail(a.rollout)
+wake()
+return row(r)

@@ -1,0 +1,669 @@
+"""The store in this process, for simulations and tests: every promise of `RedisStore`, except that of outliving it.
+
+One lock makes each method atomic. Records are kept as the same JSON, so that what cannot be stored is found here too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Condition, RLock
+from typing import Any
+
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.upgrade import Direction, Upgrade
+from orchestrator.errors import NotFound
+from orchestrator.store import (
+    AuditEntry,
+    Claim,
+    Entry,
+    Failure,
+    Ignored,
+    LedgerItem,
+    RefusedIntent,
+    RefusedReason,
+    Row,
+    Tally,
+    codec,
+)
+from orchestrator.store.shapes import (
+    at_rest,
+    attempts,
+    check_agenda,
+    check_creation,
+    check_cursor,
+    fenced,
+    frozen_text,
+    handed_on,
+    locked,
+)
+
+_FLYING = ("running", "waiting", "held")
+
+
+@dataclass(kw_only=True)
+class _Record:
+    upgrade: Upgrade  # what `doc` says
+    doc: bytes
+    version: int = 0
+    epoch: int = 0
+    entry: int = 0
+    owner: str = ""
+    fence: int = 0
+    lease: float = 0.0
+    lane: str = ""
+    sent: float | None = None
+
+
+@dataclass(kw_only=True)
+class _Rollout:
+    doc: bytes
+    rollout: Rollout
+    records: dict[str, _Record]
+    counts: dict[str, int]
+    domains: dict[str, int] = field(default_factory=dict)
+    ledger: dict[str, bytes] = field(default_factory=dict)
+    audit: list[tuple[tuple[int, int], dict[str, Any]]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class _Lease:
+    owner: str
+    fence: int
+    until: float
+
+
+class MemoryStore:
+    """For any number of threads of one process."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = RLock()
+        self._news = Condition(self._lock)
+        self._documents: dict[tuple[str, str], tuple[bytes, float | None]] = {}
+        self._rollouts: dict[str, _Rollout] = {}
+        self._locks: dict[str, str] = {}
+        self._frozen: str | None = None
+        self._due: dict[tuple[str, str], float] = {}
+        self._look: dict[str, dict[tuple[str, str], float]] = {}
+        self._leases: dict[str, _Lease] = {}
+        self._workers: dict[str, tuple[bytes, float]] = {}
+        self._ignored: dict[str, int] = {}
+        self._queue_wait = 0.0
+        self._last_id = (0, 0)
+        self._woken = (0, 0)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    # -- the store itself ------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return round(self._clock(), 6)
+
+    def check(self, *, dev: bool) -> None:
+        """Nothing to check."""
+
+    # -- plans and rollouts ------------------------------------------------------------------------------------------
+
+    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> None:
+        with self._lock:
+            if self.document(kind, id) is None:
+                self._documents[kind, id] = (codec.text(body), None if ttl is None else self.now() + ttl)
+
+    def document(self, kind: str, id: str) -> Mapping[str, Any] | None:
+        with self._lock:
+            stored, until = self._documents.get((kind, id), (None, None))
+            if stored is None or (until is not None and until <= self.now()):
+                return None
+            return codec.mapping(stored, key=f"document:{kind}:{id}")
+
+    def create(self, rollout: Rollout, upgrades: Sequence[Upgrade], *, locks: Mapping[str, str]) -> Rollout:
+        check_creation(rollout, upgrades)
+        with self._lock:
+            if rollout.id in self._rollouts:
+                return self._rollouts[rollout.id].rollout
+            for lock in sorted(locks):
+                other = self.owner_of(lock)
+                if other is not None:
+                    raise locked(locks[lock], other)
+            records = {u.server: _record(u) for u in upgrades}
+            stored = _Rollout(
+                doc=codec.ROLLOUT.dump(rollout),
+                rollout=rollout,
+                records=records,
+                counts={"pending": len(records)},
+            )
+            self._rollouts[rollout.id] = stored
+            self._locks.update(dict.fromkeys(locks, rollout.id))
+            self._audit(stored, Entry(event="created", actor=rollout.created_by), stored.doc, was="", now=rollout.state)
+            self._wake()
+            return rollout
+
+    def rollout(self, id: str) -> Rollout | None:
+        with self._lock:
+            stored = self._rollouts.get(id)
+            return None if stored is None else stored.rollout
+
+    def rollouts(self) -> Sequence[Rollout]:
+        with self._lock:
+            found = [stored.rollout for stored in self._rollouts.values()]
+        return sorted(found, key=lambda r: (r.created_at, r.id), reverse=True)
+
+    def open_rollouts(self) -> Sequence[Rollout]:
+        return [rollout for rollout in self.rollouts() if not rollout.closed]
+
+    def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
+        after = replace(now, version=was.version + 1)
+        doc = codec.ROLLOUT.dump(after)
+        with self._lock:
+            stored = self._rollouts.get(was.id)
+            if stored is None or stored.rollout.version != was.version:
+                return None
+            before = stored.rollout.state
+            stored.rollout, stored.doc = codec.ROLLOUT.load(doc, key=was.id), doc
+            if after.closed:
+                self._locks = {lock: owner for lock, owner in self._locks.items() if owner != was.id}
+            self._audit(stored, entry, doc, was=before, now=after.state)
+            self._wake()
+        return after
+
+    def freeze(self, on: bool, *, actor: str, reason: str = "") -> None:
+        with self._lock:
+            self._frozen = frozen_text(actor, reason) if on else None
+            entry = Entry(
+                event="frozen" if on else "unfrozen", actor=actor, detail={"reason": reason} if reason else {}
+            )
+            for rollout in self.open_rollouts():
+                self.note(rollout.id, entry)
+            self._wake()
+
+    def frozen(self) -> str | None:
+        return self._frozen
+
+    # -- upgrades -------------------------------------------------------------------------------------------------
+
+    def row(self, rollout: str, server: str) -> Row | None:
+        with self._lock:
+            record = self._record(rollout, server)
+            return None if record is None else self._row(record)
+
+    def rows(self, rollout: str, servers: Collection[str] | None = None) -> Sequence[Row]:
+        with self._lock:
+            stored = self._rollouts.get(rollout)
+            records = {} if stored is None else stored.records
+            names = records.keys() if servers is None else records.keys() & set(servers)
+            return [self._row(records[name]) for name in sorted(names)]
+
+    def tally(self, rollout: str) -> Tally:
+        with self._lock:
+            stored = self._rollouts.get(rollout)
+            counts = {} if stored is None else dict(stored.counts)
+        before, after = counts.pop("failed:before", 0), counts.pop("failed:after", 0)
+        return Tally(
+            by_state={state: n for state, n in sorted(counts.items()) if n},
+            failed_before_swap=before,
+            failed_after_swap=after,
+        )
+
+    def admit(
+        self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
+    ) -> bool:
+        doc = codec.UPGRADE.dump(to)
+        with self._lock:
+            record = self._record(rollout, server)
+            if record is None or record.upgrade.state != "pending" or attempts(record.upgrade) != attempts(to):
+                return False
+            stored = self._rollouts[rollout]
+            now = stored.rollout
+            if self._frozen is not None or now.state != "running" or now.stop or now.closed:
+                return False
+            if now.wave != wave or record.upgrade.wave != wave:
+                return False
+            if sum(stored.counts.get(state, 0) for state in _FLYING) >= limit:
+                return False
+            if domain and any(other != domain for other in stored.domains):
+                return False
+            record.lane, record.sent = "", None
+            self._change(stored, record, to, doc, entry=entry)
+            self._place(record, self.now(), "")
+            self._wake()
+            return True
+
+    def issue(self, rollout: str, server: str, *, version: int, grace: float, same_epoch: bool) -> int | None:
+        with self._lock:
+            record = self._record(rollout, server)
+            if record is None or at_rest(record.upgrade):
+                return None
+            if self._live(record):
+                self._place(record, record.lease, "")
+                return None
+            if record.version != version:
+                return None
+            now = self.now()
+            record.version += 1
+            if not same_epoch:
+                record.epoch += 1
+            if not same_epoch or record.sent is None:
+                record.sent = now
+            record.owner, record.lease = "", 0.0
+            self._place(record, now + grace, "")
+            return record.epoch
+
+    def claim(
+        self, rollout: str, server: str, *, epoch: int, step: str, direction: Direction, owner: str, lease: float
+    ) -> Claim | Ignored:
+        with self._lock:
+            record = self._record(rollout, server)
+            if record is None:
+                return self._ignore(Ignored(reason="unknown"))
+            if at_rest(record.upgrade):
+                return self._ignore(Ignored(reason="settled"))
+            if record.epoch != epoch:
+                return self._ignore(Ignored(reason="stale epoch"))
+            if (record.upgrade.step, record.upgrade.direction) != (step, direction):
+                return self._ignore(Ignored(reason="another step"))
+            if self._live(record) and record.owner != owner:
+                return self._ignore(Ignored(reason="leased"))
+            now = self.now()
+            record.fence = _fence_after(record.fence, now)
+            record.owner, record.lease = owner, round(now + lease, 6)
+            self._place(record, record.lease, "")
+            self._queue_wait *= 0.98
+            if record.sent is not None:
+                self._queue_wait = max(self._queue_wait, now - record.sent)
+            self._queue_wait = round(self._queue_wait, 6)
+            record.sent = None
+            return Claim(
+                rollout=rollout,
+                server=server,
+                owner=owner,
+                fence=record.fence,
+                version=record.version,
+                lease_until=record.lease,
+                row=self._row(record),
+            )
+
+    def renew(self, claim: Claim, *, lease: float) -> Claim:
+        with self._lock:
+            record = self._held(claim)
+            record.lease = round(self.now() + lease, 6)
+            self._place(record, record.lease, "")
+            return replace(claim, lease_until=record.lease, row=replace(claim.row, lease_until=record.lease))
+
+    def intent(
+        self, claim: Claim, to: Upgrade, *, entry: Entry, ledger: Sequence[LedgerItem], undo: bool, finishing: bool
+    ) -> Claim | RefusedIntent:
+        doc = codec.UPGRADE.dump(to)
+        with self._lock:
+            record = self._held(claim)
+            stored = self._rollouts[claim.rollout]
+            reason = self._refusal(stored.rollout, undo=undo, finishing=finishing)
+            if reason is not None:
+                return RefusedIntent(reason=reason)
+            self._change(stored, record, to, doc, entry=entry, ledger=ledger)
+            row = replace(claim.row, upgrade=to, version=record.version, entry=record.entry)
+            return replace(claim, version=record.version, row=row)
+
+    def _refusal(self, rollout: Rollout, *, undo: bool, finishing: bool) -> RefusedReason | None:
+        if self._frozen is not None:
+            return "frozen"
+        if undo:
+            return None
+        if rollout.state == "aborting":
+            return None if finishing else "aborting"
+        if rollout.state not in ("running", "baking"):
+            return "paused"
+        return "stopped" if rollout.stop else None
+
+    def commit(
+        self,
+        claim: Claim,
+        to: Upgrade,
+        *,
+        entry: Entry,
+        due: float | None,
+        look: str | None = None,
+        ledger: Sequence[LedgerItem] = (),
+        locks: Sequence[str] = (),
+        failure: Failure = "",
+        stop: str = "",
+    ) -> Row:
+        due = check_agenda(to, due)
+        doc = codec.UPGRADE.dump(to)
+        with self._lock:
+            record = self._held(claim)
+            for lock in locks:
+                other = self.owner_of(lock)
+                if other not in (None, claim.rollout):
+                    raise locked(lock, str(other))
+            stored = self._rollouts[claim.rollout]
+            record.owner, record.lease = "", 0.0
+            record.sent = self.now() if handed_on(to, look) else None
+            self._change(stored, record, to, doc, entry=entry, ledger=ledger)
+            self._place(record, due, look or "")
+            self._fail(stored, failure, stop)
+            self._locks.update(dict.fromkeys(locks, claim.rollout))
+            self._wake()
+            return replace(claim.row, upgrade=to, version=record.version, entry=record.entry, owner="", lease_until=0.0)
+
+    def release(self, claim: Claim) -> None:
+        with self._lock:
+            record = self._record(claim.rollout, claim.server)
+            if record is not None and record.owner == claim.owner and record.fence == claim.fence:
+                self._give_back(record)
+                self._wake()
+
+    def release_owner(self, prefix: str) -> int:
+        with self._lock:
+            released = 0
+            for stored in self._rollouts.values():
+                for record in stored.records.values():
+                    if record.owner and record.owner.startswith(prefix):
+                        released += self._live(record)
+                        self._give_back(record)
+            if released:
+                self._wake()
+            return released
+
+    def turn(
+        self,
+        row: Row,
+        to: Upgrade,
+        *,
+        entry: Entry,
+        due: float | None,
+        failure: Failure = "",
+        stop: str = "",
+    ) -> Row | None:
+        due = check_agenda(to, due)
+        doc = codec.UPGRADE.dump(to)
+        with self._lock:
+            record = self._record(to.rollout, to.server)
+            if record is None or record.version != row.version:
+                return None
+            if not self._live(record):
+                record.owner, record.lease = "", 0.0
+            elif due is not None:
+                due = max(due, record.lease)
+            stored = self._rollouts[to.rollout]
+            record.sent = None
+            self._change(stored, record, to, doc, entry=entry)
+            self._place(record, due, "")
+            self._fail(stored, failure, stop)
+            self._wake()
+            return self._row(record)
+
+    # -- waits -------------------------------------------------------------------------------------------------------
+
+    def due(self, *, limit: int) -> Sequence[tuple[str, str]]:
+        with self._lock:
+            return _ripe(self._due, self.now(), limit)
+
+    def due_lanes(self) -> Sequence[str]:
+        with self._lock:
+            now = self.now()
+            return sorted(lane for lane, agenda in self._look.items() if any(at <= now for at in agenda.values()))
+
+    def due_in_lane(self, lane: str, *, limit: int, postpone: float) -> Sequence[Row]:
+        with self._lock:
+            now = self.now()
+            agenda = self._look.get(lane, {})
+            found = _ripe(agenda, now, limit)
+            agenda.update(dict.fromkeys(found, round(now + postpone, 6)))
+            return [self._row(self._rollouts[rollout].records[server]) for rollout, server in found]
+
+    def next_due(self) -> float | None:
+        with self._lock:
+            return min((at for agenda in (self._due, *self._look.values()) for at in agenda.values()), default=None)
+
+    def looked(self, row: Row, to: Upgrade, *, due: float) -> Row | None:
+        doc = codec.UPGRADE.dump(to)
+        with self._lock:
+            record = self._record(to.rollout, to.server)
+            if (
+                record is None
+                or record.version != row.version
+                or at_rest(record.upgrade)
+                or not record.lane
+                or self._live(record)
+            ):
+                return None
+            self._store(record, to, doc)
+            self._place(record, due, record.lane)
+            return self._row(record)
+
+    # -- the rest ---------------------------------------------------------------------------------------------------
+
+    def ledger(self, rollout: str) -> Sequence[LedgerItem]:
+        with self._lock:
+            stored = self._rollouts.get(rollout)
+            items = [] if stored is None else sorted(stored.ledger.items())
+        return [codec.LEDGER.load(item, key=key) for key, item in items]
+
+    def put_ledger(self, rollout: str, items: Sequence[LedgerItem]) -> None:
+        with self._lock:
+            if rollout in self._rollouts:
+                self._rollouts[rollout].ledger.update({item.key: codec.LEDGER.dump(item) for item in items})
+
+    def owner_of(self, lock: str) -> str | None:
+        with self._lock:
+            owner = self._locks.get(lock)
+            return None if owner is None or self._rollouts[owner].rollout.closed else owner
+
+    def lease(self, name: str, *, owner: str, seconds: float) -> int | None:
+        with self._lock:
+            now = self.now()
+            held = self._leases.setdefault(name, _Lease(owner="", fence=0, until=0.0))
+            if held.owner and held.until > now:
+                if held.owner != owner:
+                    return None
+            else:
+                held.fence = _fence_after(held.fence, now)
+            held.owner, held.until = owner, round(now + seconds, 6)
+            return held.fence
+
+    def unlease(self, name: str, *, owner: str) -> None:
+        with self._lock:
+            held = self._leases.get(name)
+            if held is not None and held.owner == owner:
+                held.owner, held.until = "", 0.0
+
+    def events(self, rollout: str, *, after: str = "0", limit: int = 1000, block: float = 0.0) -> Sequence[AuditEntry]:
+        cursor = _position(check_cursor(after))
+        end = time.monotonic() + block
+        with self._news:
+            while True:
+                stored = self._rollouts.get(rollout)
+                log = [] if stored is None else stored.audit
+                found = [found for found in log if found[0] > cursor][:limit]
+                left = end - time.monotonic()
+                if found or left <= 0:
+                    break
+                self._news.wait(left)
+        return [AuditEntry(id=f"{at[0]}-{at[1]}", **_parsed(fields)) for at, fields in found]
+
+    def note(self, rollout: str, entry: Entry, *, server: str = "") -> None:
+        with self._lock:
+            stored = self._rollouts.get(rollout)
+            record = self._record(rollout, server)
+            if stored is None or (server and record is None):
+                raise NotFound(
+                    f"no {f'server {server} in ' if server else ''}rollout {rollout}", next="changeover rollouts"
+                )
+            if record is not None:
+                record.entry += 1
+                state: str = record.upgrade.state
+                self._audit(stored, entry, None, was=state, now=state, server=server, n=record.entry)
+            else:
+                state = stored.rollout.state
+                self._audit(stored, entry, None, was=state, now=state)
+
+    def wake(self) -> None:
+        with self._lock:
+            self._wake()
+
+    def sleep(self, seconds: float, *, cursor: str) -> str:
+        cursor = check_cursor(cursor)
+        end = time.monotonic() + seconds
+        with self._news:
+            while self._woken <= _position(cursor):
+                left = end - time.monotonic()
+                if left <= 0:
+                    return cursor
+                self._news.wait(left)
+            return f"{self._woken[0]}-{self._woken[1]}"
+
+    def queue_wait(self) -> float:
+        return self._queue_wait
+
+    def beat(self, worker: str, info: Mapping[str, Any], *, ttl: float) -> None:
+        with self._lock:
+            self._workers[worker] = (codec.text(info), round(self.now() + ttl, 6))
+
+    def workers(self) -> Mapping[str, Mapping[str, Any]]:
+        with self._lock:
+            now = self.now()
+            self._workers = {name: beat for name, beat in self._workers.items() if beat[1] > now}
+            return {name: codec.mapping(info, key=name) for name, (info, _) in self._workers.items()}
+
+    # -- what the methods share: always called with the lock ----------------------------------------------------------
+
+    def _record(self, rollout: str, server: str) -> _Record | None:
+        stored = self._rollouts.get(rollout)
+        return None if stored is None else stored.records.get(server)
+
+    def _row(self, record: _Record) -> Row:
+        row = Row(
+            upgrade=record.upgrade,
+            version=record.version,
+            epoch=record.epoch,
+            entry=record.entry,
+            fence=record.fence,
+        )
+        return replace(row, owner=record.owner, lease_until=record.lease) if self._live(record) else row
+
+    def _live(self, record: _Record) -> bool:
+        return record.owner != "" and record.lease > self.now()
+
+    def _held(self, claim: Claim) -> _Record:
+        """The record, if the claim still holds. Raises `Fenced`."""
+        record = self._record(claim.rollout, claim.server)
+        if record is None:
+            raise fenced(claim, "its record is gone")
+        if record.owner != claim.owner or record.fence != claim.fence:
+            taken = f"its lease was taken by {record.owner}" if record.owner else "its lease was given back"
+            raise fenced(claim, taken)
+        if not self._live(record):
+            raise fenced(claim, "its lease has ended")
+        if record.version != claim.version or record.epoch != claim.row.epoch:
+            raise fenced(claim, "its record was changed by somebody else")
+        return record
+
+    def _ignore(self, ignored: Ignored) -> Ignored:
+        self._ignored[ignored.reason] = self._ignored.get(ignored.reason, 0) + 1
+        return ignored
+
+    def _give_back(self, record: _Record) -> None:
+        record.owner, record.lease = "", 0.0
+        if not at_rest(record.upgrade):
+            self._place(record, self.now(), "")
+
+    def _store(self, record: _Record, to: Upgrade, doc: bytes) -> None:
+        record.upgrade, record.doc = codec.UPGRADE.load(doc, key=to.server), doc
+        record.version += 1
+
+    def _change(
+        self,
+        stored: _Rollout,
+        record: _Record,
+        to: Upgrade,
+        doc: bytes,
+        *,
+        entry: Entry,
+        ledger: Sequence[LedgerItem] = (),
+    ) -> None:
+        was, domain = record.upgrade.state, record.upgrade.domain
+        self._store(record, to, doc)
+        record.entry += 1
+        self._audit(stored, entry, doc, was=was, now=to.state, server=to.server, n=record.entry)
+        stored.counts[was] -= 1
+        stored.counts[to.state] = stored.counts.get(to.state, 0) + 1
+        if domain and (was in _FLYING) != (to.state in _FLYING):
+            stored.domains[domain] = stored.domains.get(domain, 0) + (1 if to.state in _FLYING else -1)
+            if stored.domains[domain] <= 0:
+                del stored.domains[domain]
+        stored.ledger.update({item.key: codec.LEDGER.dump(item) for item in ledger})
+
+    def _fail(self, stored: _Rollout, failure: Failure, stop: str) -> None:
+        if failure:
+            name = f"failed:{failure}"
+            stored.counts[name] = stored.counts.get(name, 0) + 1
+        if stop and not stored.rollout.stop:
+            stored.rollout = replace(stored.rollout, stop=stop, version=stored.rollout.version + 1)
+
+    def _place(self, record: _Record, due: float | None, lane: str) -> None:
+        who = (record.upgrade.rollout, record.upgrade.server)
+        self._due.pop(who, None)
+        if record.lane:
+            agenda = self._look[record.lane]
+            agenda.pop(who, None)
+            if not agenda:
+                del self._look[record.lane]
+        record.lane = ""
+        if due is not None:
+            record.lane = lane
+            agenda = self._look.setdefault(lane, {}) if lane else self._due
+            agenda[who] = round(due, 6)
+
+    def _next_id(self) -> tuple[int, int]:
+        now = int(self.now() * 1000)
+        last, count = self._last_id
+        self._last_id = (now, 0) if now > last else (last, count + 1)
+        return self._last_id
+
+    def _audit(
+        self, stored: _Rollout, entry: Entry, doc: bytes | None, *, was: str, now: str, server: str = "", n: int = 0
+    ) -> None:
+        fields = {
+            "at": self.now(),
+            "server": server,
+            "n": n,
+            "event": entry.event,
+            "actor": entry.actor,
+            "was": was,
+            "now": now,
+            "detail": codec.text(entry.detail),
+            "after": doc or b"{}",
+        }
+        stored.audit.append((self._next_id(), fields))
+        self._news.notify_all()
+
+    def _wake(self) -> None:
+        self._woken = self._next_id()
+        self._news.notify_all()
+
+
+def _record(upgrade: Upgrade) -> _Record:
+    doc = codec.UPGRADE.dump(upgrade)
+    return _Record(upgrade=codec.UPGRADE.load(doc, key=upgrade.server), doc=doc)
+
+
+def _fence_after(previous: int, now: float) -> int:
+    return max(previous + 1, int(now * 1_000_000 + 0.5))
+
+
+def _ripe(agenda: Mapping[tuple[str, str], float], now: float, limit: int) -> list[tuple[str, str]]:
+    ripe = sorted((at, "/".join(who).encode(), who) for who, at in agenda.items() if at <= now)
+    return [who for _, _, who in ripe[:limit]]
+
+
+def _position(cursor: str) -> tuple[int, int]:
+    milliseconds, _, count = cursor.partition("-")
+    return int(milliseconds), int(count or 0)
+
+
+def _parsed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    detail = codec.mapping(fields["detail"], key="audit")
+    return {**fields, "detail": detail, "after": codec.mapping(fields["after"], key="audit")}

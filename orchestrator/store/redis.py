@@ -1,0 +1,783 @@
+"""The store on Redis or Valkey, 7 or newer. Each transition is one script of `lua/`: all of it happens, or nothing.
+
+Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch seconds with microseconds.
+
+    ro:<rollout>            hash     the rollout, and beside it what scripts read: state, wave, stop, version, closed
+    sv:<rollout>:<server>   hash     the upgrade, and beside it version, epoch, entry, owner, fence, lease, lane ...
+    servers:<rollout>       set      names
+    cnt:<rollout>           hash     upgrades by state, failed:before, failed:after
+    fly:<rollout>           hash     failure domain -> upgrades of it in flight
+    ledger:<rollout>        hash     key -> what we made
+    audit:<rollout>         stream   one entry a change
+    lock:<lock>             string   the rollout that owns it
+    locks:<rollout>         set      its locks, to give them back
+    rollouts, open          zset by creation; set of those not closed
+    due, look:<lane>        zset     the agendas; `lanes` is the set of lanes with one
+    owners                  zset     owner and upgrade of every lease, by name
+    wake                    stream   a few entries: coordinators block on it
+    lease:<name>            hash     owner, fence, until
+    worker, workers         hash, zset by the end of their beat
+    document:<kind>:<id>    string   frozen, queue_wait: strings; ignored: hash
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.upgrade import Direction, Upgrade
+from orchestrator.errors import BadInput, ChangeoverError, NotFound, Unreachable, UnsafeStore
+from orchestrator.store import (
+    AuditEntry,
+    Claim,
+    Entry,
+    Failure,
+    Ignored,
+    LedgerItem,
+    RefusedIntent,
+    Row,
+    Tally,
+    codec,
+)
+from orchestrator.store.shapes import (
+    attempts,
+    check_agenda,
+    check_creation,
+    check_cursor,
+    fenced,
+    frozen_text,
+    handed_on,
+    locked,
+    target,
+)
+
+_FIELDS: Final = ("doc", "version", "epoch", "entry", "owner", "fence", "lease", "lane")
+_LOCKS = 90  # a script touches each lock's key and its owner's
+_ROWS = 50
+_READ = 500
+_MAKING = 60.0  # seconds for which a creation's locks bind while its next batch does not come
+_SLICE = 5.0  # seconds of one blocking read: below the socket's time-out
+
+
+class RedisStore:
+    """Any number may be made, in any number of processes and threads; each has up to `connections` of its own.
+
+    `url` is redis://, rediss:// or unix://. `clock` replaces the server's time, for tests. Every method raises
+    `Unreachable` when Redis does not answer or let us in, and `UnsafeStore` when it refuses writes or holds what cannot
+    be read; either says which server, never the password.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "default",
+        clock: Callable[[], float] | None = None,
+        connections: int = 32,
+    ) -> None:
+        self.where = where(url)
+        self._clock = clock
+        self._prefix = f"co:{{{namespace}}}:"
+        try:
+            pool = redis.BlockingConnectionPool.from_url(
+                url,
+                max_connections=connections,
+                timeout=10,
+                socket_timeout=10,
+                socket_connect_timeout=3,
+                health_check_interval=25,
+                # What was not answered may have happened: whoever called decides what to do then.
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+            )
+        except (ValueError, TypeError) as error:
+            raise BadInput(f"{self.where} is no address of a Redis: {error}", next="use redis://HOST:PORT/0") from None
+        self._redis: Any = redis.Redis(connection_pool=pool)  # Any: its types mix the answers of its asyncio twin
+        self._told = _Told(self.where)
+
+    def close(self) -> None:
+        """Ends its connections."""
+        self._redis.connection_pool.disconnect()
+
+    # -- the store itself ------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        if self._clock is not None:
+            return round(self._clock(), 6)
+        with self._told:
+            return _seconds(self._redis.time())
+
+    def check(self, *, dev: bool) -> None:
+        with self._told:
+            self._redis.ping()
+            if not dev:
+                _check(self._redis, self.where)
+
+    # -- plans and rollouts ------------------------------------------------------------------------------------------
+
+    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> None:
+        with self._told:
+            self._redis.set(
+                self._key("document", kind, id),
+                codec.text(body),
+                nx=True,
+                px=None if ttl is None else max(1, round(ttl * 1000)),
+            )
+
+    def document(self, kind: str, id: str) -> Mapping[str, Any] | None:
+        key = self._key("document", kind, id)
+        with self._told:
+            stored = self._redis.get(key)
+        return None if stored is None else codec.mapping(stored, key=key)
+
+    def create(self, rollout: Rollout, upgrades: Sequence[Upgrade], *, locks: Mapping[str, str]) -> Rollout:
+        check_creation(rollout, upgrades)
+        for _ in range(5):
+            answer = self._create(rollout, upgrades, locks)
+            if answer != "lost":
+                return cast(Rollout, self.rollout(rollout.id))
+        raise Unreachable(
+            f"{self.where} was too slow to create rollout {rollout.id}; nothing was created", next="try again"
+        )
+
+    def _create(self, rollout: Rollout, upgrades: Sequence[Upgrade], locks: Mapping[str, str]) -> str:
+        """One run over the batches: ready, ok, or lost when the marker ran out meanwhile."""
+        whole: dict[str, Any] = {"rollout": rollout.id, "seconds": _MAKING}
+        if self._text("create_begin", whole) == "ready":
+            return "ready"
+        names = sorted(locks)  # in one order: of two creations that want the same locks, one gets them
+        for check in (True, False):
+            for batch in _batches(names, _LOCKS):
+                answer = self._texts("create_locks", {**whole, "locks": batch, "check": check})
+                if answer[0] == "locked":
+                    self._give_up(rollout.id)
+                    raise locked(locks[answer[1]], answer[2])
+                if answer[0] != "ok":
+                    return answer[0]
+        for some in _batches(upgrades, _ROWS):
+            servers = [
+                {
+                    "server": u.server,
+                    "domain": u.domain,
+                    "direction": u.direction,
+                    "step": u.step,
+                    "attempts": attempts(u),
+                    "wave": u.wave,
+                }
+                for u in some
+            ]
+            said = self._text("create_rows", {**whole, "servers": servers}, *(codec.UPGRADE.dump(u) for u in some))
+            if said != "ok":
+                return said
+        return self._text(
+            "create_end",
+            {**whole, **_rollout(rollout), "created_at": rollout.created_at, "version": rollout.version}
+            | {"entry": {"event": "created", "actor": rollout.created_by}},
+            codec.ROLLOUT.dump(rollout),
+            b"{}",
+        )
+
+    def _give_up(self, rollout: str) -> None:
+        self._run("create_undo", {"rollout": rollout})
+        self._unlock(rollout)
+
+    def _unlock(self, rollout: str) -> None:
+        """If it does not come to its end, the locks of a closed rollout are free all the same."""
+        while self._run("unlock", {"rollout": rollout}):
+            pass
+
+    def rollout(self, id: str) -> Rollout | None:
+        return next(iter(self._rollouts([id])), None)
+
+    def rollouts(self) -> Sequence[Rollout]:
+        with self._told:
+            found = self._redis.zrange(self._key("rollouts"), 0, -1, desc=True)
+        return self._rollouts([name.decode() for name in found])
+
+    def open_rollouts(self) -> Sequence[Rollout]:
+        with self._told:
+            found = self._redis.smembers(self._key("open"))
+        return sorted(
+            self._rollouts([name.decode() for name in found]), key=lambda r: (r.created_at, r.id), reverse=True
+        )
+
+    def _rollouts(self, ids: Sequence[str]) -> list[Rollout]:
+        keys = [self._key("ro", name) for name in ids]
+        found = []
+        for some in _batches(keys, _READ):
+            for key, (ready, doc, version, stop) in zip(
+                some, self._hashes(some, ("ready", "doc", "version", "stop")), strict=True
+            ):
+                if ready == b"1":
+                    stored = codec.ROLLOUT.load(doc, key=key)
+                    found.append(replace(stored, version=_int(version, key), stop=(stop or b"").decode()))
+        return found
+
+    def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
+        after = replace(now, version=was.version + 1)
+        done = self._run(
+            "change",
+            {"rollout": was.id, "version": was.version, "entry": _entry(entry), **_rollout(after)},
+            codec.ROLLOUT.dump(after),
+            codec.text(entry.detail),
+        )
+        if not done:
+            return None
+        if after.closed:
+            self._unlock(after.id)
+        return after
+
+    def freeze(self, on: bool, *, actor: str, reason: str = "") -> None:
+        with self._told:
+            if on:
+                self._redis.set(self._key("frozen"), frozen_text(actor, reason))
+            else:
+                self._redis.delete(self._key("frozen"))
+        entry = Entry(event="frozen" if on else "unfrozen", actor=actor, detail={"reason": reason} if reason else {})
+        for rollout in self.open_rollouts():
+            self.note(rollout.id, entry)
+        self.wake()
+
+    def frozen(self) -> str | None:
+        with self._told:
+            stored = self._redis.get(self._key("frozen"))
+        return None if stored is None else cast(bytes, stored).decode()
+
+    # -- upgrades -------------------------------------------------------------------------------------------------
+
+    def row(self, rollout: str, server: str) -> Row | None:
+        return next(iter(self._rows([(rollout, server)])), None)
+
+    def rows(self, rollout: str, servers: Collection[str] | None = None) -> Sequence[Row]:
+        if servers is None:
+            with self._told:
+                servers = [name.decode() for name in self._redis.smembers(self._key("servers", rollout))]
+        return self._rows([(rollout, server) for server in sorted(set(servers))])
+
+    def _rows(self, who: Sequence[tuple[str, str]], *, lane: str | None = None) -> list[Row]:
+        """Those that exist (and are in the lane, where one is given)."""
+        if not who:
+            return []
+        now = self.now()
+        found = []
+        for some in _batches(who, _READ):
+            keys = [self._key("sv", *pair) for pair in some]
+            for key, values in zip(keys, self._hashes(keys, _FIELDS), strict=True):
+                if values[1] is not None and (lane is None or values[-1] == lane.encode()):
+                    found.append(self._row(key, values, now=now))
+        return found
+
+    def _row(self, key: str, values: Sequence[bytes | None], *, now: float | None = None) -> Row:
+        upgrade = codec.UPGRADE.load(values[0], key=key)
+        version, epoch, entry, fence = (_int(values[i], key) for i in (1, 2, 3, 5))
+        row = Row(upgrade=upgrade, version=version, epoch=epoch, entry=entry, fence=fence)
+        lease = float(values[6] or b"0")
+        if now is not None and lease <= now:
+            return row
+        return replace(row, owner=(values[4] or b"").decode(), lease_until=lease)
+
+    def tally(self, rollout: str) -> Tally:
+        with self._told:
+            stored = self._redis.hgetall(self._key("cnt", rollout))
+        counts = {name.decode(): int(n) for name, n in stored.items()}
+        before, after = counts.pop("failed:before", 0), counts.pop("failed:after", 0)
+        return Tally(
+            by_state={state: n for state, n in sorted(counts.items()) if n},
+            failed_before_swap=before,
+            failed_after_swap=after,
+        )
+
+    def admit(
+        self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
+    ) -> bool:
+        return bool(
+            self._run(
+                "admit",
+                {
+                    "rollout": rollout,
+                    "server": server,
+                    "limit": limit,
+                    "wave": wave,
+                    "domain": domain,
+                    "from": attempts(to),
+                    "to": target(to),
+                    "entry": _entry(entry),
+                },
+                codec.UPGRADE.dump(to),
+                codec.text(entry.detail),
+            )
+        )
+
+    def issue(self, rollout: str, server: str, *, version: int, grace: float, same_epoch: bool) -> int | None:
+        epoch = self._run(
+            "issue",
+            {"rollout": rollout, "server": server, "version": version, "grace": grace, "same_epoch": same_epoch},
+        )
+        return None if epoch is None else int(epoch)
+
+    def claim(
+        self, rollout: str, server: str, *, epoch: int, step: str, direction: Direction, owner: str, lease: float
+    ) -> Claim | Ignored:
+        reason, *values = self._run(
+            "claim",
+            {
+                "rollout": rollout,
+                "server": server,
+                "epoch": epoch,
+                "step": step,
+                "direction": direction,
+                "owner": owner,
+                "lease": lease,
+            },
+        )
+        if reason:
+            return Ignored(reason=reason.decode())
+        row = self._row(self._key("sv", rollout, server), values)
+        return Claim(
+            rollout=rollout,
+            server=server,
+            owner=owner,
+            fence=row.fence,
+            version=row.version,
+            lease_until=row.lease_until,
+            row=row,
+        )
+
+    def renew(self, claim: Claim, *, lease: float) -> Claim:
+        said, value = self._texts("renew", {**_claim(claim), "lease": lease})
+        if said == "fenced":
+            raise fenced(claim, value)
+        until = float(value)
+        return replace(claim, lease_until=until, row=replace(claim.row, lease_until=until))
+
+    def intent(
+        self, claim: Claim, to: Upgrade, *, entry: Entry, ledger: Sequence[LedgerItem], undo: bool, finishing: bool
+    ) -> Claim | RefusedIntent:
+        said, *values = self._texts(
+            "intent",
+            {
+                **_claim(claim),
+                "undo": undo,
+                "finishing": finishing,
+                "to": target(to),
+                "entry": _entry(entry),
+                "ledger": _ledger(ledger),
+            },
+            codec.UPGRADE.dump(to),
+            codec.text(entry.detail),
+        )
+        if said == "fenced":
+            raise fenced(claim, values[0])
+        if said == "refused":
+            return RefusedIntent(reason=cast(Any, values[0]))
+        version, count = int(values[0]), int(values[1])
+        return replace(claim, version=version, row=replace(claim.row, upgrade=to, version=version, entry=count))
+
+    def commit(
+        self,
+        claim: Claim,
+        to: Upgrade,
+        *,
+        entry: Entry,
+        due: float | None,
+        look: str | None = None,
+        ledger: Sequence[LedgerItem] = (),
+        locks: Sequence[str] = (),
+        failure: Failure = "",
+        stop: str = "",
+    ) -> Row:
+        due = check_agenda(to, due)
+        said, *values = self._texts(
+            "commit",
+            {
+                **_claim(claim),
+                **_due(due),
+                "look": (look or "") if due is not None else "",
+                "handed_on": handed_on(to, look),
+                "to": target(to),
+                "entry": _entry(entry),
+                "ledger": _ledger(ledger),
+                "locks": list(locks),
+                "failure": failure,
+                "stop": stop,
+            },
+            codec.UPGRADE.dump(to),
+            codec.text(entry.detail),
+        )
+        if said == "fenced":
+            raise fenced(claim, values[0])
+        if said == "locked":
+            raise locked(values[0], values[1])
+        return replace(claim.row, upgrade=to, version=int(values[0]), entry=int(values[1]), owner="", lease_until=0.0)
+
+    def release(self, claim: Claim) -> None:
+        self._run("release", _claim(claim))
+
+    def release_owner(self, prefix: str) -> int:
+        total = 0
+        while True:
+            released, found = self._run("release_owner", {"prefix": prefix})
+            total += int(released)
+            if not found:
+                return total
+
+    def turn(
+        self,
+        row: Row,
+        to: Upgrade,
+        *,
+        entry: Entry,
+        due: float | None,
+        failure: Failure = "",
+        stop: str = "",
+    ) -> Row | None:
+        values = self._run(
+            "turn",
+            {
+                **_seen(row),
+                **_due(check_agenda(to, due)),
+                "to": target(to),
+                "entry": _entry(entry),
+                "failure": failure,
+                "stop": stop,
+            },
+            codec.UPGRADE.dump(to),
+            codec.text(entry.detail),
+        )
+        return None if values is None else self._row(self._key("sv", to.rollout, to.server), values)
+
+    # -- waits -------------------------------------------------------------------------------------------------------
+
+    def due(self, *, limit: int) -> Sequence[tuple[str, str]]:
+        return [_pair(member) for member in self._texts("due", {"limit": limit})]
+
+    def due_lanes(self) -> Sequence[str]:
+        return sorted(self._texts("due_lanes", {}))
+
+    def due_in_lane(self, lane: str, *, limit: int, postpone: float) -> Sequence[Row]:
+        members = self._texts("due_in_lane", {"lane": lane, "limit": limit, "postpone": postpone})
+        return self._rows([_pair(member) for member in members], lane=lane)
+
+    def next_due(self) -> float | None:
+        least = self._run("next_due", {})
+        return None if least is None else float(least)
+
+    def looked(self, row: Row, to: Upgrade, *, due: float) -> Row | None:
+        values = self._run("looked", {**_seen(row), "due": due}, codec.UPGRADE.dump(to))
+        return None if values is None else self._row(self._key("sv", to.rollout, to.server), values)
+
+    # -- the rest ---------------------------------------------------------------------------------------------------
+
+    def ledger(self, rollout: str) -> Sequence[LedgerItem]:
+        key = self._key("ledger", rollout)
+        with self._told:
+            stored = self._redis.hgetall(key)
+        return [codec.LEDGER.load(item, key=key) for _, item in sorted(stored.items())]
+
+    def put_ledger(self, rollout: str, items: Sequence[LedgerItem]) -> None:
+        if items:
+            with self._told:
+                self._redis.hset(self._key("ledger", rollout), mapping=dict(_ledger(items)))
+
+    def owner_of(self, lock: str) -> str | None:
+        rollout = self._run("owner_of", {"lock": lock})
+        return None if rollout is None else cast(bytes, rollout).decode()
+
+    def lease(self, name: str, *, owner: str, seconds: float) -> int | None:
+        fence = self._run("lease", {"name": name, "owner": owner, "seconds": seconds})
+        return None if fence is None else int(fence)
+
+    def unlease(self, name: str, *, owner: str) -> None:
+        self._run("unlease", {"name": name, "owner": owner})
+
+    def events(self, rollout: str, *, after: str = "0", limit: int = 1000, block: float = 0.0) -> Sequence[AuditEntry]:
+        key = self._key("audit", rollout)
+        found = self._read(key, check_cursor(after), limit=limit, block=block)
+        return [_audit(at, fields, key) for at, fields in found]
+
+    def note(self, rollout: str, entry: Entry, *, server: str = "") -> None:
+        if not self._run(
+            "note", {"rollout": rollout, "server": server, "entry": _entry(entry)}, codec.text(entry.detail)
+        ):
+            raise NotFound(
+                f"no {f'server {server} in ' if server else ''}rollout {rollout}", next="changeover rollouts"
+            )
+
+    def wake(self) -> None:
+        with self._told:
+            self._redis.xadd(self._key("wake"), {"w": "1"}, maxlen=16, approximate=False)
+
+    def sleep(self, seconds: float, *, cursor: str) -> str:
+        cursor = check_cursor(cursor)
+        found = self._read(self._key("wake"), cursor, limit=16, block=seconds)
+        return found[-1][0].decode() if found else cursor
+
+    def queue_wait(self) -> float:
+        with self._told:
+            return float(self._redis.get(self._key("queue_wait")) or 0)
+
+    def beat(self, worker: str, info: Mapping[str, Any], *, ttl: float) -> None:
+        self._run("beat", {"worker": worker, "ttl": ttl}, codec.text(info))
+
+    def workers(self) -> Mapping[str, Mapping[str, Any]]:
+        found = iter(self._run("workers", {}))
+        key = self._key("worker")
+        return {name.decode(): codec.mapping(info, key=key) for name, info in zip(found, found, strict=True)}
+
+    # -- how it talks --------------------------------------------------------------------------------------------------
+
+    def _key(self, *parts: str) -> str:
+        return self._prefix + ":".join(parts)
+
+    def _hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[list[bytes | None]]:
+        with self._told:
+            pipeline = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipeline.hmget(key, fields)
+            return cast(list[list[bytes | None]], pipeline.execute())
+
+    def _read(self, key: str, after: str, *, limit: int, block: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        end = time.monotonic() + block
+        with self._told:
+            while True:
+                left = end - time.monotonic()
+                wait = max(1, round(min(left, _SLICE) * 1000)) if left > 0 else None
+                answer = self._redis.xread({key: after}, count=limit, block=wait)
+                if answer:
+                    return cast(list[tuple[bytes, dict[bytes, bytes]]], answer[0][1])
+                if left <= 0:
+                    return []
+
+    def _run(self, name: str, arguments: Mapping[str, Any], *documents: bytes) -> Any:
+        source, sha = _SCRIPTS[name]
+        now = "" if self._clock is None else f"{self._clock():.6f}"
+        rest = (self._prefix, now, codec.text(arguments), *documents)
+        with self._told:
+            try:
+                return self._redis.evalsha(sha, 1, *rest)
+            except redis.exceptions.NoScriptError:
+                return self._redis.eval(source, 1, *rest)
+
+    def _text(self, name: str, arguments: Mapping[str, Any], *documents: bytes) -> str:
+        return cast(bytes, self._run(name, arguments, *documents)).decode()
+
+    def _texts(self, name: str, arguments: Mapping[str, Any], *documents: bytes) -> list[str]:
+        return [value.decode() for value in self._run(name, arguments, *documents)]
+
+
+# -- scripts ---------------------------------------------------------------------------------------------------------
+
+
+def _load_scripts() -> dict[str, tuple[bytes, str]]:
+    """With the shebang a full server refuses a script before its first line, and so changes nothing."""
+    folder = resources.files("orchestrator.store") / "lua"
+    common = (folder / "common.lua").read_bytes()
+    found = {}
+    for file in folder.iterdir():
+        name = file.name.removesuffix(".lua")
+        if name not in ("common", file.name):
+            flags = b" flags=no-writes" if name in _READS else b""
+            source = b"#!lua" + flags + b"\n" + common + file.read_bytes()
+            found[name] = (source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+    return found
+
+
+_READS = frozenset({"due", "due_lanes", "next_due", "owner_of", "workers"})
+_SCRIPTS = _load_scripts()
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def _rollout(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "state": rollout.state,
+        "wave": rollout.wave,
+        "stop": rollout.stop,
+        "closed": "1" if rollout.closed else "0",
+    }
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    return {
+        "rollout": claim.rollout,
+        "server": claim.server,
+        "owner": claim.owner,
+        "fence": claim.fence,
+        "version": claim.version,
+        "epoch": claim.row.epoch,
+    }
+
+
+def _seen(row: Row) -> dict[str, Any]:
+    return {"rollout": row.upgrade.rollout, "server": row.upgrade.server, "version": row.version}
+
+
+def _due(due: float | None) -> dict[str, float]:
+    return {} if due is None else {"due": due}
+
+
+def _entry(entry: Entry) -> dict[str, str]:
+    return {"event": entry.event, "actor": entry.actor}
+
+
+def _ledger(items: Sequence[LedgerItem]) -> list[tuple[str, str]]:
+    return [(item.key, codec.LEDGER.dump(item).decode()) for item in items]
+
+
+def _pair(member: str) -> tuple[str, str]:
+    rollout, _, server = member.partition("/")
+    return rollout, server
+
+
+def _audit(id: bytes, fields: Mapping[bytes, bytes], key: str) -> AuditEntry:
+    after = fields.get(b"r")
+    try:
+        return AuditEntry(
+            id=id.decode(),
+            at=float(fields[b"at"]),
+            server=fields[b"s"].decode(),
+            n=int(fields[b"n"]),
+            event=fields[b"e"].decode(),
+            actor=fields[b"a"].decode(),
+            was=fields[b"w"].decode(),
+            now=fields[b"x"].decode(),
+            detail=codec.mapping(fields[b"d"], key=key),
+            after={} if after is None else codec.mapping(after, key=key),
+        )
+    except (KeyError, ValueError) as error:
+        raise UnsafeStore(f"the audit entry {id.decode()} at {key} cannot be read: {error!r}") from error
+
+
+def _int(stored: bytes | None, key: str) -> int:
+    try:
+        return int(stored or b"")
+    except ValueError:
+        raise UnsafeStore(f"what is stored at {key} cannot be read: {stored!r} is no number") from None
+
+
+def _seconds(answer: tuple[int, int]) -> float:
+    return float(f"{answer[0]}.{answer[1]:06d}")
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def where(url: str) -> str:
+    """The address without user, password and options."""
+    scheme, mark, rest = url.partition("://")
+    return scheme + mark + rest.rpartition("@")[2].partition("?")[0] if mark else "the given text"
+
+
+class _Told:
+    """Says plainly what redis-py or a script complained of. Has no state: any thread may be inside."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, redis.exceptions.RedisError):
+            raise plainly(error, self._where) from error
+        if isinstance(error, OSError):
+            raise plainly(redis.exceptions.ConnectionError(str(error)), self._where) from error
+
+
+def plainly(error: redis.exceptions.RedisError, where: str) -> ChangeoverError:
+    """What an error of redis-py means to whoever called."""
+    text = str(error)
+    match error:
+        case redis.exceptions.AuthenticationError() if "NOAUTH" in text or "Authentication required" in text:
+            return Unreachable(f"Redis at {where} wants a password and was given none", next="set CHANGEOVER_REDIS_URL")
+        case redis.exceptions.AuthenticationError():
+            return Unreachable(f"Redis at {where} refused our password", next="set CHANGEOVER_REDIS_URL")
+        case redis.exceptions.NoPermissionError():
+            return Unreachable(f"Redis at {where} does not let our user do this: {text}", next="redis-cli ACL GETUSER")
+        case redis.exceptions.BusyLoadingError():
+            return Unreachable(f"Redis at {where} is still loading its data", next="try again")
+        case redis.exceptions.TimeoutError():
+            return Unreachable(f"Redis at {where} did not answer in time: {text}", next="redis-cli PING")
+        case redis.exceptions.ConnectionError():
+            return Unreachable(f"Redis at {where} does not answer: {text}", next="redis-cli PING")
+    if "OOM " in text:
+        return UnsafeStore(f"Redis at {where} is full and refused it; nothing was changed", next=_MORE_MEMORY)
+    if "READONLY" in text or "read only replica" in text:
+        return UnsafeStore(f"Redis at {where} is a replica that refuses writes", next="name the primary's address")
+    if "MISCONF" in text:
+        return UnsafeStore(
+            f"Redis at {where} cannot write to its disk and refuses writes: {text}", next="redis-cli INFO"
+        )
+    if "NOREPLICAS" in text:
+        return UnsafeStore(f"Redis at {where} has too few replicas and refuses writes", next="redis-cli INFO")
+    if "WRONGTYPE" in text or "GARBAGE" in text:
+        return UnsafeStore(
+            f"Redis at {where} holds something that is not ours: {text}", next="redis-cli TYPE <the key>"
+        )
+    return UnsafeStore(f"Redis at {where} refused: {text}", next="redis-cli INFO")
+
+
+_MORE_MEMORY = "redis-cli CONFIG SET maxmemory <more>"
+
+
+def _check(client: Any, where: str) -> None:
+    """Reads INFO, and where its user may not, CONFIG."""
+    try:
+        info = client.info()
+    except redis.exceptions.NoPermissionError:
+        info = _configured(client, where)
+    version = str(info.get("redis_version", "7"))
+    policy = info.get("maxmemory_policy", "noeviction")
+    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+    if int(version.split(".", maxsplit=1)[0]) < 7:
+        raise UnsafeStore(f"Redis at {where} is {version}: 7 or newer is needed", next="redis-server --version")
+    if policy != "noeviction":
+        raise UnsafeStore(
+            f"Redis at {where} would evict keys when it is full (maxmemory-policy {policy})",
+            next="redis-cli CONFIG SET maxmemory-policy noeviction",
+        )
+    if not int(info.get("aof_enabled", 0)):
+        raise UnsafeStore(
+            f"Redis at {where} keeps no append-only file: it would forget what it was told",
+            next="redis-cli CONFIG SET appendonly yes",
+        )
+    if info.get("aof_last_write_status", "ok") != "ok":
+        raise UnsafeStore(f"Redis at {where} cannot write its append-only file", next="redis-cli INFO persistence")
+    if info.get("role") == "slave":
+        raise UnsafeStore(f"Redis at {where} is a replica, not the primary", next="name the primary's address")
+    if limit and used > 0.95 * limit:
+        raise UnsafeStore(f"Redis at {where} is full: {used >> 20} of {limit >> 20} MiB are used", next=_MORE_MEMORY)
+
+
+def _configured(client: Any, where: str) -> dict[str, Any]:
+    try:
+        config = client.config_get("maxmemory-policy", "appendonly", "replicaof")
+    except redis.exceptions.NoPermissionError:
+        raise UnsafeStore(
+            f"Redis at {where} does not let our user see whether it would keep what it is told",
+            next="redis-cli ACL SETUSER <our user> +info",
+        ) from None
+    return {
+        "maxmemory_policy": config.get("maxmemory-policy", "noeviction"),
+        "aof_enabled": int(config.get("appendonly") == "yes"),
+        "role": "slave" if config.get("replicaof") else "master",
+    }

@@ -1,0 +1,82 @@
+"""What both stores need of a record to index it, and what neither accepts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.upgrade import Upgrade
+from orchestrator.errors import BadInput, Fenced, Locked
+from orchestrator.store import Claim
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?\Z")
+
+
+def at_rest(upgrade: Upgrade) -> bool:
+    """In no agenda: nothing happens to it by itself."""
+    return upgrade.state in ("pending", "held") or upgrade.settled
+
+
+def attempts(upgrade: Upgrade) -> str:
+    """All in which a pending record differs from an earlier pending one of the same server: an admission that was
+    decided before a retry must not bring back tokens that stand for what was destroyed."""
+    return json.dumps(dict(upgrade.attempts), sort_keys=True, separators=(",", ":"))
+
+
+def target(upgrade: Upgrade) -> dict[str, Any]:
+    return {
+        "state": upgrade.state,
+        "rest": "1" if at_rest(upgrade) else "0",
+        "direction": upgrade.direction,
+        "step": upgrade.step,
+        "attempts": attempts(upgrade) if upgrade.state == "pending" else "",
+    }
+
+
+def handed_on(upgrade: Upgrade, look: str | None) -> bool:
+    """The rest of the chain goes on: the next step's message is on its way."""
+    return upgrade.state == "running" and upgrade.wait is None and look is None
+
+
+def check_agenda(to: Upgrade, due: float | None) -> float | None:
+    """What is at rest is in no agenda; what is not, and were in none, would never be found again: ValueError."""
+    if at_rest(to):
+        return None
+    if due is None:
+        raise ValueError(f"{to.server} is {to.state} at {to.step}: it needs a due time")
+    return due
+
+
+def check_creation(rollout: Rollout, upgrades: Sequence[Upgrade]) -> None:
+    if not _ID.match(rollout.id):
+        raise BadInput(f"{rollout.id!r} is no id of a rollout: letters, digits, dot, dash and underscore")
+    names = set()
+    for upgrade in upgrades:
+        if upgrade.rollout != rollout.id or upgrade.state != "pending" or upgrade.server in names:
+            raise ValueError(f"{upgrade.server}: each server once, pending, in rollout {rollout.id}")
+        if not upgrade.server or "\n" in upgrade.server:
+            raise BadInput(f"{upgrade.server!r} is no name of a server")
+        names.add(upgrade.server)
+
+
+def check_cursor(cursor: str) -> str:
+    """Of a stream; empty is its beginning."""
+    if cursor and not _CURSOR.match(cursor):
+        raise BadInput(f"{cursor!r} is no id of an event, like 1700000000000-0")
+    return cursor or "0"
+
+
+def frozen_text(actor: str, reason: str) -> str:
+    return f"{reason} (by {actor})" if reason else f"by {actor}"
+
+
+def fenced(claim: Claim, why: str) -> Fenced:
+    return Fenced(f"{claim.server} of {claim.rollout} is not {claim.owner}'s any more: {why}")
+
+
+def locked(server: str, rollout: str) -> Locked:
+    return Locked(f"{server} belongs to rollout {rollout}", next=f"changeover show {rollout}")
