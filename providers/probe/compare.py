@@ -122,7 +122,8 @@ def _json_lines(body: Any, volatile: dict[str, bool]) -> Iterator[str]:
         if path in volatile:
             if volatile[path]:
                 yield f"{path} = <volatile {_kind(value)}>"
-        elif isinstance(value, dict) and value:
+        elif isinstance(value, dict):
+            yield f"{path} is an object"  # said of an empty one too, since all of its keys may be volatile
             todo += [(_under(path, key), value[key]) for key in sorted(value, reverse=True)]
         elif isinstance(value, list) and value:
             todo += [(f"{path}[{index}]", value[index]) for index in reversed(range(len(value)))]
@@ -208,8 +209,9 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Anything:
-    """Any number of lines, whatever they say."""
+    """Any number of lines, whatever they say, where the old one's first answer had `count`."""
 
+    count: int
     text: str = "<volatile lines>"
 
 
@@ -228,7 +230,7 @@ def _template(one: Sequence[str], two: Sequence[str]) -> _Template:
         elif i2 - i1 == j2 - j1:
             template += [_volatile_line(*pair) for pair in zip(one[i1:i2], two[j1:j2], strict=True)]
         else:
-            template.append(_Anything())
+            template.append(_Anything(i2 - i1))
     return template
 
 
@@ -267,11 +269,16 @@ def _changes(one: Sequence[str], two: Sequence[str]) -> Iterator[tuple[str, int,
 
 def _volatile_lines(template: _Template, head: int) -> list[str]:
     """What is volatile, for people; the body's lines count from 1, after `head` lines of status and headers."""
-    return [
-        line.text if number < head else f"line {number - head + 1}: {line.text}"
-        for number, line in enumerate(template)
-        if isinstance(line, _Anything) or line.tokens is not None
-    ]
+    notes, number = [], 1 - head
+    for line in template:
+        if isinstance(line, _Anything):
+            notes.append(f"{line.count} lines from line {number} on")
+            number += line.count
+            continue
+        if line.tokens is not None:
+            notes.append(line.text if number < 1 else f"line {number}: {line.text}")
+        number += 1
+    return notes
 
 
 def _fits(template: _Template, lines: Sequence[str]) -> bool:

@@ -347,7 +347,8 @@ def test_lines_that_come_and_go_hide_nothing_else(world: World) -> None:
         return text("\n".join(["head", *(f"<ad>{n}</ad>" for n in range(ads)), "body", f"at {ads}", foot]))
 
     old = world.server(page(ads=1), page(ads=3))
-    assert world.probe().compare(old, world.server(page(ads=7)), SITE, masks=()).same
+    comparison = world.probe().compare(old, world.server(page(ads=7)), SITE, masks=())
+    assert (comparison.same, comparison.masked) == (True, ("0 lines from line 3 on", "line 4: at <volatile>"))
     old = world.server(page(ads=1), page(ads=3))
     comparison = world.probe().compare(old, world.server(page(ads=7, foot="END")), SITE, masks=())
     assert comparison.differences[-2:] == ("-end", "+END")
@@ -378,6 +379,13 @@ def test_json_lists_and_keys_that_vary_are_masked_as_a_whole(world: World) -> No
     new = world.server(json('{"ids": {"c": 1}, "list": []}'))
     comparison = world.probe().compare(old, new, SITE, masks=())
     assert (comparison.same, comparison.masked) == (True, ("$.ids (value)", "$.list (value)"))
+
+
+def test_a_json_key_that_comes_and_goes_is_masked(world: World) -> None:
+    old = world.server(json('{"warning": "late"}'), json("{}"))
+    assert world.probe().compare(old, world.server(json("{}")), SITE, masks=()).same
+    old = world.server(json('{"warning": "late"}'), json("{}"))
+    assert not world.probe().compare(old, world.server(json("[]")), SITE, masks=()).same
 
 
 def test_a_mask_hides_what_it_finds(world: World) -> None:
