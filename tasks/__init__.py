@@ -1,0 +1,89 @@
+"""One step per file: do, check, undo. This page binds them to Celery by name; it is read by workers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from celery import Celery
+from celery.exceptions import Retry
+
+from orchestrator.domain.steps import RETIRE, STEPS, task_name
+from orchestrator.errors import ChangeoverError
+from tasks import create_image, drain_old, observe, poll_readiness, provision, retire, smoke_test, survey, swap
+from tasks.step import Ran, Step, run
+from tasks.world import World
+
+BODIES: Mapping[str, Step] = {
+    name: cast(Step, module)
+    for name, module in {
+        "create_image": create_image,
+        "provision": provision,
+        "poll_readiness": poll_readiness,
+        "smoke_test": smoke_test,
+        "swap": swap,
+        "drain_old": drain_old,
+        RETIRE: retire,
+    }.items()
+}
+
+
+class WaitingFor(Exception):
+    """What a parked step waits for, as Flower and the result backend show it."""
+
+
+class Parked(Retry):  # type: ignore[misc] # celery has no types
+    """Ends a message whose step waits: acknowledged, the rest of its chain not sent, nothing held anywhere."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, exc=WaitingFor(reason))
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Parked], tuple[str]]:
+        return Parked, (self.reason,)
+
+    def __repr__(self) -> str:
+        return self.reason
+
+    __str__ = __repr__
+
+
+def register(app: Celery, world: World) -> None:
+    """Give the app the body of every task, by the names that the orchestrator sends."""
+    for step in (*STEPS, RETIRE):
+        _register_step(app, world, step, undo=False)
+        if step != RETIRE:
+            _register_step(app, world, step, undo=True)
+
+    @app.task(name="tasks.observe", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
+    def look(*, lane: str, ticket: str) -> Mapping[str, Any]:
+        return observe.run(world, BODIES, lane=lane, ticket=ticket)
+
+    for name in ("survey", "doctor", "inventory"):
+        _register_reader(app, world, name)
+
+
+def _register_step(app: Celery, world: World, step: str, *, undo: bool) -> None:
+    @app.task(name=task_name(step, undo=undo), bind=True)  # type: ignore[untyped-decorator] # celery has no types
+    def body(self: Any, *, rollout: str, server: str, epoch: int) -> Mapping[str, Any]:
+        ran = run(world, BODIES[step], step, undo=undo, rollout=rollout, server=server, epoch=epoch)
+        return _end(self, ran)
+
+
+def _end(task: Any, ran: Ran) -> Mapping[str, Any]:
+    """A step that waits parks its message; one that ends its chain drops the rest of it."""
+    if ran.parked:
+        raise Parked(ran.parked)
+    if not ran.goes_on:
+        task.request.chain = None
+    return ran.result
+
+
+def _register_reader(app: Celery, world: World, name: str) -> None:
+    @app.task(name=f"tasks.{name}", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
+    def body(*, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return cast(Mapping[str, Any], getattr(survey, name)(world, request=request, fleet=fleet))
+        except ChangeoverError as error:
+            world.store.put_document(name, request, {"ok": False, "error": str(error)}, ttl=survey.KEEP)
+            return {"ok": False}

@@ -22,6 +22,7 @@ _POWERS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 _SECRET_HEADER = re.compile(r"authorization|cookie|token|secret|password|api-?key", re.IGNORECASE)
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00-\x1f]{1,500})")
 _YEAR = 366 * 86400.0
+ROUND_LIMIT = 25.0  # seconds that one round of smoke requests may take: a worker's turn is short
 
 
 def _seconds(value: object) -> object:
@@ -175,11 +176,15 @@ class Smoke(Model):
     passes: Annotated[int, Field(ge=1, le=20)] = 3
     tries: Annotated[int, Field(ge=1, le=100)] = 10
     every: Duration = 1.0
+    probe: Word = "http"
 
     @model_validator(mode="after")
     def _reachable(self) -> Smoke:
         if self.tries < self.passes:
             raise ValueError(f"{self.passes} passes cannot happen in {self.tries} tries")
+        longest = sum(request.timeout * (4 if request.same_as_old else 1) for request in self.requests)
+        if longest > ROUND_LIMIT:
+            raise ValueError(f"one round may take {longest:g} s by its timeouts, {ROUND_LIMIT:g} s at most: lower them")
         return self
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from orchestrator.domain.fleet import Fleet, FleetServer
 from orchestrator.domain.rollout import split
 
@@ -80,6 +82,20 @@ class Plan:
 
     def server(self, name: str) -> FoundServer:
         return next(server for server in self.survey.servers if server.name == name)
+
+
+_PLAN = TypeAdapter(Plan)
+_SURVEY = TypeAdapter(Survey)
+
+
+def plan_from(document: Mapping[str, Any]) -> Plan:
+    """The plan that was stored as `asdict(plan)`."""
+    return _PLAN.validate_python(document)
+
+
+def survey_from(document: Mapping[str, Any]) -> Survey:
+    """The survey that was stored as `asdict(survey)`."""
+    return _SURVEY.validate_python(document)
 
 
 def make_plan(fleet: Fleet, survey: Survey) -> Plan:

@@ -306,7 +306,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return replace(u, state="running", undoing=u.step, deadline=deadline, wait=None, seen=None)
         case Waits(wait=wait, notes=notes) if active or retiring:
             state = u.state if retiring else "waiting"
-            return replace(u, state=state, wait=wait, notes=notes, tries=0, why=wait.reason)
+            return replace(u, state=state, wait=wait, seen=None, notes=notes, tries=0, why=wait.reason)
         case Looked(seen=seen, again=again) if u.wait is not None and u.wait.observe is not None:
             return replace(u, seen=seen, wait=replace(u.wait, at=again))
         case Finished() if retiring and u.intent is not None and u.intent.step == RETIRE:
@@ -324,7 +324,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
         case Undone(at=at) if active and u.direction == "undo":
             return _undone(u, at)
         case Held(why=why) if active:
-            return replace(u, state="held", wait=None, seen=None, why=why)
+            return replace(u, state="held", wait=None, seen=None, notes={}, why=why)
         case Released(at=at) if u.state == "held":
             return replace(
                 u, state="waiting", tries=0, deadline=None, wait=Waiting(reason="released by a person", at=at)

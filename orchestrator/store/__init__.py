@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
 
+Kind = Literal["image", "server", "old server"]
 LedgerState = Literal["intended", "live", "retained", "quarantined", "deleted"]
 IgnoredReason = Literal["stale epoch", "another step", "leased", "settled", "unknown"]
 Failure = Literal["", "before", "after"]
@@ -77,7 +78,7 @@ class LedgerItem:
     """A billable resource that we made (or A, from when it is ours to end). `until`: epoch seconds it is kept."""
 
     key: str
-    kind: Literal["image", "server", "old server"]
+    kind: Kind
     server: str
     state: LedgerState
     id: str = ""

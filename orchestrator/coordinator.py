@@ -1,0 +1,175 @@
+"""Admits, wakes and sweeps. Any number may run, without a leader: every act compares what it changes.
+
+If none runs, nothing proceeds, nothing is destroyed, and every site still serves.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from orchestrator import dispatch
+from orchestrator.dispatch import Sender
+from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide
+from orchestrator.domain.upgrade import Admitted, TurnedBack
+from orchestrator.errors import ChangeoverError, Conflict, Unreachable
+from orchestrator.settings import Settings
+from orchestrator.store import Entry, Row, Store, Tally
+
+log = structlog.get_logger()
+
+LONGEST_SLEEP = 1.0  # seconds between sweeps when nothing wakes it
+AT_ONCE = 500  # due upgrades that one sweep sends
+RELOAD_SHARE = 20.0  # reading all records of a rollout may take one part in so many of the time
+OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begun is sent again
+
+
+class Observer(Protocol):
+    """Sends one message that asks a worker to look at a lane."""
+
+    def __call__(self, lane: str, ticket: str, /) -> None: ...
+
+
+@dataclass
+class _View:
+    """What this coordinator last read of a rollout: a cache, and never a reason by itself."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    version: int = -1
+    tally: Tally | None = None
+    read_at: float = 0.0
+    cost: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Coordinator:
+    store: Store
+    publish: Sender
+    observe: Observer
+    monotonic: Callable[[], float]
+    grace: float
+    name: str = field(default_factory=lambda: f"coordinator-{uuid.uuid4().hex[:6]}")
+    _views: dict[str, _View] = field(default_factory=dict)
+
+    def tick(self) -> None:
+        """Do everything that is due now, once."""
+        for rollout in self.store.open_rollouts():
+            self._advance(rollout)
+        for lane in self.store.due_lanes():
+            ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
+            if self.store.lease(f"observe:{lane}", owner=ticket, seconds=OBSERVER_LOST) is not None:
+                self.observe(lane, ticket)
+        self._send_due()
+
+    def _send_due(self) -> None:
+        due = self.store.due(limit=AT_ONCE)
+        for rollout, servers in _grouped(due).items():
+            for row in self.store.rows(rollout, servers):
+                dispatch.send(self.store, self.publish, row, grace=self.grace, again=row.upgrade.wait is None)
+
+    # -- rollouts -------------------------------------------------------------------------------------------------
+
+    def _advance(self, rollout: Rollout) -> None:
+        view = self._views.setdefault(rollout.id, _View())
+        tally = self.store.tally(rollout.id)
+        now = self.store.now()
+        timed = rollout.state == "baking" and rollout.bake_until is not None and now >= rollout.bake_until
+        if (view.version, view.tally) == (rollout.version, tally) and not timed:
+            return
+        clock = self.monotonic()
+        if clock - view.read_at < view.cost * RELOAD_SHARE:
+            return
+        view.rows = {row.upgrade.server: row for row in self.store.rows(rollout.id)}
+        view.read_at, view.cost = self.monotonic(), self.monotonic() - clock
+        upgrades = [row.upgrade for row in view.rows.values()]
+        decisions = decide(rollout, upgrades, failed_before_swap=tally.failed_before_swap, now=now)
+        for decision in decisions:
+            self._act(rollout, view, decision, now)
+        if not decisions:
+            view.version, view.tally = rollout.version, tally
+
+    def _act(self, rollout: Rollout, view: _View, decision: Decision, now: float) -> None:
+        match decision:
+            case Admit(server=server):
+                self._admit(rollout, view.rows[server], now)
+            case Turn(server=server, why=why):
+                self._turn(view.rows[server], why, now)
+            case Become(rollout=to, event=event):
+                entry = Entry(event=event, actor=self.name, detail={"why": to.why, "wave": to.wave})
+                if self.store.change(rollout, to, entry=entry) is not None:
+                    log.info("rollout", rollout=rollout.id, was=rollout.state, now=to.state, why=to.why)
+
+    def _admit(self, rollout: Rollout, row: Row, now: float) -> None:
+        to = row.upgrade.after(Admitted(at=now))
+        admitted = self.store.admit(
+            rollout.id,
+            to.server,
+            to=to,
+            limit=rollout.max_in_flight,
+            wave=rollout.wave,
+            domain=to.domain,
+            entry=Entry(event="Admitted", actor=self.name),
+        )
+        if admitted and (fresh := self.store.row(rollout.id, to.server)) is not None:
+            dispatch.send(self.store, self.publish, fresh, grace=self.grace)
+
+    def _turn(self, row: Row, why: str, now: float) -> None:
+        try:
+            to = row.upgrade.after(TurnedBack(why=why, at=now, asked=True))
+        except Conflict as late:
+            log.warning("not turned back", server=row.upgrade.server, why=str(late))
+            return
+        if to == row.upgrade:
+            return
+        entry = Entry(event="TurnedBack", actor=self.name, detail={"why": why})
+        turned = self.store.turn(row, to, entry=entry, due=None if to.terminal else now)
+        if turned is not None and not to.terminal:
+            dispatch.send(self.store, self.publish, turned, grace=self.grace)
+
+
+def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for rollout, server in pairs:
+        groups.setdefault(rollout, []).append(server)
+    return groups
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """The loop of `changeover coordinator`, until `stop`. It outlives an absent Redis."""
+    import time
+
+    from orchestrator.dispatch import celery_sender
+    from orchestrator.messaging import make_app
+    from orchestrator.store.redis import RedisStore
+
+    app = make_app(settings)
+    store: Store = RedisStore(settings.store_url(), namespace=settings.namespace)
+
+    def observe(lane: str, ticket: str) -> None:
+        app.send_task("tasks.observe", kwargs={"lane": lane, "ticket": ticket}, priority=0, ignore_result=True)
+
+    coordinator = Coordinator(
+        store=store, publish=celery_sender(app), observe=observe, monotonic=time.monotonic, grace=settings.grace
+    )
+    cursor = "$"
+    while not stop.is_set():
+        try:
+            coordinator.tick()
+            next_due = store.next_due()
+            pause = LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(0.0, next_due - store.now()))
+            if pause > 0:
+                cursor = store.sleep(pause, cursor=cursor)
+        except Unreachable as error:
+            log.warning("store away", error=str(error))
+            stop.wait(1.0)
+        except ChangeoverError as error:
+            log.error("tick failed", error=str(error))
+            stop.wait(1.0)
+        except Exception as error:  # whatever it was, the next sweep reads everything anew
+            log.error("tick failed", error=repr(error), exc_info=error)
+            stop.wait(1.0)

@@ -1,0 +1,59 @@
+"""What a failure means for an upgrade: try the same again, try anew, turn back, or ask a person. Never a sleep.
+
+Full jitter: the wait before try n is uniform between nothing and base * 2^n, capped, so that servers that were refused
+together do not come back together (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.domain.upgrade import AttemptEnded, Event, Held, Stumbled, TurnedBack, Upgrade
+
+Trouble = Literal[
+    "busy",  # somebody else's turn, or asked too often: nothing happened, and it counts for nothing
+    "guard",  # the resource refused since obeying would hurt users: wait for better times
+    "unsure",  # no answer, or one that says nothing about the effect: look again under the same intent
+    "refused",  # a definite no: nothing was made; a new attempt
+    "failed",  # a check said no: B is not fit
+    "blocked",  # nobody can go on before a person has changed something
+]
+CAP = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """`attempts` bounds definite refusals, and tries in a row without an answer. `base` in seconds."""
+
+    attempts: int
+    base: float
+
+
+def answer_to(u: Upgrade, trouble: Trouble, why: str, *, limits: Limits, now: float, spread: float) -> Event:
+    """The event that follows. `spread` is a random number in [0, 1)."""
+    late = u.deadline is not None and now > u.deadline
+    again = Stumbled(why=why, at=now + back_off(u.tries, limits.base, spread), counts=trouble == "unsure")
+    if u.state == "upgraded":  # its retirement: users are served by B; go on trying
+        return Stumbled(why=why, at=now + max(1.0, back_off(u.tries, limits.base, spread)))
+    give_up: Event = Held(why=why) if u.direction == "undo" else TurnedBack(why=why, at=now, asked=False)
+    match trouble:
+        case "busy" | "guard":
+            return give_up if late else again
+        case "unsure":
+            return give_up if late or u.tries + 1 >= limits.attempts else again
+        case "refused":
+            if u.direction == "undo" or u.intent is None:
+                return give_up if u.tries + 1 >= limits.attempts else Stumbled(why=why, at=again.at)
+            if u.attempt(u.step) + 1 >= limits.attempts:
+                return give_up
+            return AttemptEnded(why=why, at=again.at)
+        case "failed":
+            return give_up
+        case "blocked":
+            return Held(why=why)
+
+
+def back_off(tries: int, base: float, spread: float) -> float:
+    """Seconds to wait before the next try."""
+    return max(0.05, spread * min(CAP, base * 2.0 ** min(tries, 20)))

@@ -1,0 +1,248 @@
+"""A cloud in memory, for tests, simulations and benchmarks: it takes its time, keeps to the contract, and misbehaves
+on request. One `FakeCloud` holds servers, images and balancer; the fake providers of all roles look at the same one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from providers import Caps, Key
+from providers.compute import Image, Server, Size
+from providers.errors import Conflict, GuardRefused, NotFound, Refused, Transient
+
+GiB = 1024**3
+Fault = Literal["", "before", "after"]
+
+
+@dataclass
+class _Thing:
+    """A server or an image, with when it becomes ready, whose key made it, and of what."""
+
+    view: Server | Image
+    ready_at: float = 0.0
+    token: str = ""
+    made_of: tuple[object, ...] = ()
+    protected: bool = False
+    ready_state: str = "running"
+
+
+@dataclass
+class FakeCloud:
+    """`image_seconds` and `ready_seconds` are how long an image and a start take. `fault` is asked before every call,
+    by its name: it may raise, or say "after" to let the effect happen and the answer be lost. `spoil` is asked with the
+    id of A for the state that B ends in, if not running. `calls` counts calls by name, and `made` what each token has
+    made, which must never exceed one."""
+
+    image_seconds: float = 0.0
+    ready_seconds: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    fault: Callable[[str], Fault] = lambda _name: ""
+    spoil: Callable[[str], str] = lambda _source: ""
+    things: dict[str, _Thing] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    pools: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    _serial: int = 0
+
+    named: ClassVar[dict[str, FakeCloud]] = {}
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> FakeCloud:
+        """The cloud that these settings name; made with its seconds at the first asking."""
+        name = str(settings.get("world", "default"))
+        if name not in cls.named:
+            cls.named[name] = cls(
+                image_seconds=float(settings.get("image_ms", 0)) / 1000,
+                ready_seconds=float(settings.get("ready_ms", 0)) / 1000,
+            )
+        return cls.named[name]
+
+    def call(self, name: str) -> Fault:
+        """Counts the call; raises what the fault wants raised."""
+        self.calls[name] = self.calls.get(name, 0) + 1
+        return self.fault(name)
+
+    def answer(self, fault: Fault, name: str) -> None:
+        """Loses the answer after the effect."""
+        if fault == "after":
+            raise Transient(f"the answer to {name} was lost", ambiguous=True)
+
+    def server(self, name: str, *, memory: int = GiB, disk: int = 10 * GiB) -> Server:
+        """A running server that nobody of us has made: one of the fleet's own."""
+        with self.lock:
+            view = Server(
+                id=name,
+                name=name,
+                state="running",
+                address=self._address(),
+                size=Size(memory=memory, disk=disk),
+                boot="1",
+                launched=self.clock(),
+            )
+            self.things[name] = _Thing(view=view)
+            return view
+
+    def _address(self) -> str:
+        self._serial += 1
+        return f"127.80.{self._serial // 250}.{self._serial % 250 + 1}"
+
+    def new_id(self, kind: str) -> str:
+        self._serial += 1
+        return f"{kind}-{self._serial:06d}"
+
+    def now(self, thing: _Thing) -> Server | Image:
+        """What it is by now: pending things become ready when their time has come."""
+        view = thing.view
+        if view.state == "pending" and self.clock() >= thing.ready_at:
+            view = replace(view, state=thing.ready_state)  # type: ignore[arg-type] # one of the states of its kind
+            thing.view = view
+        return view
+
+    def get(self, id: str) -> _Thing | None:
+        thing = self.things.get(id)
+        return thing if thing is not None and thing.view.state != "terminated" else None
+
+
+class FakeCompute:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.cloud = FakeCloud.of(settings)
+
+    @property
+    def caps(self) -> Caps:
+        return Caps()
+
+    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
+        return {id: thing for id, thing in self._look("servers", ids).items() if isinstance(thing, Server)}
+
+    def images(self, ids: Sequence[str]) -> Mapping[str, Image]:
+        return {id: thing for id, thing in self._look("images", ids).items() if isinstance(thing, Image)}
+
+    def _look(self, name: str, ids: Sequence[str]) -> Mapping[str, Server | Image]:
+        with self.cloud.lock:
+            self.cloud.call(name)
+            return {id: self.cloud.now(self.cloud.things[id]) for id in ids if id in self.cloud.things}
+
+    def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]:
+        with self.cloud.lock:
+            self.cloud.call("inventory")
+            views = [self.cloud.now(thing) for thing in self.cloud.things.values()]
+            return [v for v in views if v.state != "terminated" and all(v.tags.get(k) == t for k, t in tags.items())]
+
+    def ensure_image(self, key: Key, *, source: str) -> Image:
+        with self.cloud.lock:
+            fault = self.cloud.call("ensure_image")
+            if self.cloud.get(source) is None:
+                raise NotFound(f"there is no server {source}")
+            view = Image(id="", name=key.name, state="pending", disk=1024, tags=dict(key.tags))
+            made = self._ensure(key, view, (source,), self.cloud.image_seconds, "available", "img")
+            self.cloud.answer(fault, "ensure_image")
+            assert isinstance(made, Image)
+            return made
+
+    def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
+        with self.cloud.lock:
+            fault = self.cloud.call("ensure_server")
+            found = self.cloud.get(image)
+            if found is None or not isinstance(found.view, Image):
+                raise NotFound(f"there is no image {image}")
+            if size.disk < found.view.disk:
+                raise Refused(f"the image needs {found.view.disk} bytes of disk, the size has {size.disk}")
+            view = Server(
+                id="",
+                name=key.name,
+                state="pending",
+                address=self.cloud._address(),
+                size=size,
+                tags=dict(key.tags),
+                boot="1",
+                launched=self.cloud.clock(),
+            )
+            ready = self.cloud.spoil(like) or "running"
+            made = self._ensure(key, view, (image, like, size), self.cloud.ready_seconds, ready, "srv")
+            self.cloud.answer(fault, "ensure_server")
+            assert isinstance(made, Server)
+            if made.state == "terminated":
+                raise Refused(f"{made.id}, which this key made, is terminated")
+            return made
+
+    def _ensure(
+        self, key: Key, view: Server | Image, made_of: tuple[object, ...], seconds: float, ready: str, kind: str
+    ) -> Server | Image:
+        for thing in self.cloud.things.values():
+            if thing.token == key.token:
+                if thing.made_of != made_of:
+                    raise Conflict(f"{thing.view.id} was made by the same key of something else")
+                return self.cloud.now(thing)
+        view = replace(view, id=self.cloud.new_id(kind))
+        self.cloud.things[view.id] = _Thing(
+            view=view, ready_at=self.cloud.clock() + seconds, token=key.token, made_of=made_of, ready_state=ready
+        )
+        self.cloud.made[key.token] = self.cloud.made.get(key.token, 0) + 1
+        return self.cloud.now(self.cloud.things[view.id])
+
+    def stop(self, id: str) -> None:
+        self._end(id, "stop", "stopped")
+
+    def terminate(self, id: str) -> None:
+        with self.cloud.lock:
+            thing = self.cloud.get(id)
+            tags = thing.view.tags if thing is not None else {}
+            if thing is not None and "1" not in (tags.get("changeover:managed"), tags.get("changeover:disposable")):
+                raise GuardRefused(f"{id} carries neither changeover:managed=1 nor changeover:disposable=1")
+            self._end(id, "terminate", "terminated")
+
+    def _end(self, id: str, name: str, state: Literal["stopped", "terminated"]) -> None:
+        with self.cloud.lock:
+            fault = self.cloud.call(name)
+            thing = self.cloud.get(id)
+            if thing is None or not isinstance(thing.view, Server):
+                if name == "terminate":
+                    return
+                raise NotFound(f"there is no server {id}")
+            if thing.protected:
+                raise GuardRefused(f"{id} is protected")
+            thing.view = replace(thing.view, state=state)
+            self.cloud.answer(fault, name)
+
+    def start(self, id: str) -> None:
+        with self.cloud.lock:
+            fault = self.cloud.call("start")
+            thing = self.cloud.get(id)
+            if thing is None or not isinstance(thing.view, Server):
+                raise NotFound(f"there is no server {id}")
+            if thing.view.state != "running":
+                thing.view = replace(thing.view, state="pending", boot=f"{int(thing.view.boot) + 1}")
+                thing.ready_at = self.cloud.clock() + self.cloud.ready_seconds
+                thing.ready_state = "running"
+            self.cloud.answer(fault, "start")
+
+    def delete_image(self, id: str) -> None:
+        with self.cloud.lock:
+            fault = self.cloud.call("delete_image")
+            thing = self.cloud.things.get(id)
+            if thing is not None and thing.view.tags.get("changeover:managed") != "1":
+                raise GuardRefused(f"{id} does not carry changeover:managed=1")
+            self.cloud.things.pop(id, None)
+            self.cloud.answer(fault, "delete_image")
+
+    def protect(self, id: str, on: bool) -> None:
+        with self.cloud.lock:
+            self.cloud.call("protect")
+            thing = self.cloud.get(id)
+            if thing is None:
+                raise NotFound(f"there is no server {id}")
+            thing.protected = on
+
+    def tag(self, id: str, tags: Mapping[str, str | None]) -> None:
+        with self.cloud.lock:
+            self.cloud.call("tag")
+            thing = self.cloud.get(id)
+            if thing is None:
+                raise NotFound(f"there is no server {id}")
+            merged = {**thing.view.tags, **tags}
+            thing.view = replace(thing.view, tags={k: v for k, v in merged.items() if v is not None})

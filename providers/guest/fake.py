@@ -1,0 +1,38 @@
+"""Looks inside the servers of a `FakeCloud`: those that run answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from providers import Caps
+from providers.compute import Server
+from providers.compute.fake import FakeCloud
+from providers.guest import Facts, PathFacts
+
+
+class FakeGuest:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.cloud = FakeCloud.of(settings)
+
+    @property
+    def caps(self) -> Caps:
+        return Caps()
+
+    def facts(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
+        with self.cloud.lock:
+            self.cloud.call("facts")
+            views = {id: self.cloud.now(self.cloud.things[id]) for id in ids if id in self.cloud.things}
+            return {
+                id: Facts(
+                    server=id,
+                    boot=view.boot,
+                    disk_total=view.size.disk,
+                    disk_used=1024,
+                    memory_total=view.size.memory,
+                    memory_used=1024,
+                    paths=tuple(PathFacts(path=p, kind="file", mode="0644", owner="root", group="root") for p in paths),
+                )
+                for id, view in views.items()
+                if isinstance(view, Server) and view.state == "running"
+            }

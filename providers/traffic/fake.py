@@ -1,0 +1,112 @@
+"""A balancer in memory over the servers of a `FakeCloud`. A member takes one advance after another, as a real one does
+when `steps` is on; else it is in, or out, at once. It counts the moments when a pool had nobody to serve."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from providers import Caps
+from providers.compute import Server
+from providers.compute.fake import FakeCloud
+from providers.errors import Conflict, GuardRefused, NotFound
+from providers.traffic import Guard, Member, MemberView, PoolCounters
+
+
+class FakeTraffic:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.cloud = FakeCloud.of(settings)
+        self.steps = settings.get("steps", "on") == "on"
+        self.lane_each = settings.get("lanes", "one") == "each"
+        for pool in settings.get("pools", {}):
+            self.cloud.pools.setdefault(pool, {})
+
+    @property
+    def caps(self) -> Caps:
+        return Caps()
+
+    def lane(self, pool: str) -> str:
+        return f"fake:{pool}" if self.lane_each else "fake balancer"
+
+    def members(self, pool: str) -> Sequence[MemberView]:
+        with self.cloud.lock:
+            self.cloud.call("members")
+            return [self._view(pool, name) for name in self._pool(pool)]
+
+    def proven(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:
+        with self.cloud.lock:
+            self.cloud.call("proven")
+            return {(pool, name): self._view(pool, name) for pool, name in wanted}
+
+    def idle(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:
+        with self.cloud.lock:
+            self.cloud.call("idle")
+            return {(pool, name): self._view(pool, name) for pool, name in wanted}
+
+    def add(self, pool: str, member: Member) -> MemberView:
+        with self.cloud.lock:
+            fault = self.cloud.call("add")
+            found = self._pool(pool).get(member.name)
+            if found is None:
+                state = "joining" if self.steps else "serving"
+                self._set(pool, MemberView(name=member.name, address=member.address, port=member.port, state=state))  # type: ignore[arg-type] # one of two states
+            elif (found.address, found.port) != (member.address, member.port):
+                raise Conflict(f"{member.name} is {found.address}:{found.port} in {pool}")
+            elif found.state != "serving" and self._alive(found.address):
+                self._set(pool, replace(found, state="serving"))
+            self.cloud.answer(fault, "add")
+            return self._view(pool, member.name)
+
+    def restore(self, pool: str, member: Member) -> MemberView:
+        return self.add(pool, member)
+
+    def remove(self, pool: str, name: str, *, guard: Guard, cut: bool) -> MemberView:
+        with self.cloud.lock:
+            fault = self.cloud.call("remove")
+            found = self._pool(pool).get(name)
+            if found is not None:
+                self._check(pool, name, guard)
+                if found.state == "serving" and self.steps:
+                    self._set(pool, replace(found, state="draining"))
+                elif found.state == "draining" and found.sessions and not cut:
+                    pass
+                else:
+                    del self._pool(pool)[name]
+            self.cloud.answer(fault, "remove")
+            return self._view(pool, name)
+
+    def counters(self, pool: str) -> PoolCounters | None:
+        self._pool(pool)
+        return None
+
+    def _check(self, pool: str, leaving: str, guard: Guard) -> None:
+        up = {n for n in self._pool(pool) if n != leaving and self._view(pool, n).state == "serving"}
+        missing = [name for name in guard.serving if name not in up]
+        if missing:
+            raise GuardRefused(f"{', '.join(missing)} does not serve in {pool}: {leaving} stays")
+        if len(up) < guard.min_healthy:
+            raise GuardRefused(f"{len(up)} others serve in {pool}, {guard.min_healthy} are wanted: {leaving} stays")
+
+    def _view(self, pool: str, name: str) -> MemberView:
+        found = self._pool(pool).get(name)
+        if found is None:
+            return MemberView(name=name, address="", port=0, state="absent")
+        alive = self._alive(found.address)
+        if found.state == "serving" and not alive:
+            return replace(found, state="down", detail="no answer to its check")
+        idle = found.state == "draining" and not found.sessions
+        return replace(found, actionable=(found.state == "joining" and alive) or idle)
+
+    def _alive(self, address: str) -> bool:
+        views = (self.cloud.now(thing) for thing in self.cloud.things.values())
+        return any(isinstance(v, Server) and v.address == address and v.state == "running" for v in views)
+
+    def _pool(self, pool: str) -> dict[str, MemberView]:
+        found: dict[str, MemberView] | None = self.cloud.pools.get(pool)
+        if found is None:
+            raise NotFound(f"there is no pool {pool}")
+        return found
+
+    def _set(self, pool: str, view: MemberView) -> None:
+        self._pool(pool)[view.name] = view

@@ -1,0 +1,68 @@
+"""An image of A, made while A serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.domain.upgrade import Intent, Observe, Upgrade
+from orchestrator.store import LedgerItem
+from providers.compute import Image
+from providers.errors import NotFound, Refused
+from tasks import keys
+from tasks.step import Done, StepFailed, Wait
+from tasks.world import Turn
+
+
+def params(turn: Turn) -> Mapping[str, Any]:
+    return {"source": turn.server.id}
+
+
+def do(turn: Turn, intent: Intent) -> Done | Wait:
+    image = _find(turn)
+    if image is None:
+        try:
+            image = turn.compute.ensure_image(
+                keys.key(turn.upgrade, intent, role="image"), source=intent.params["source"]
+            )
+        except NotFound as error:
+            raise StepFailed(f"{turn.upgrade.server} is gone: {error}") from error
+    match image.state:
+        case "available":
+            item = LedgerItem(
+                key=f"image:{intent.token}", kind="image", server=turn.upgrade.server, state="live", id=image.id
+            )
+            return Done(result={"image": image.id, "disk": image.disk}, ledger=(item,))
+        case "pending":
+            return Wait(
+                reason=f"image {image.id} of {turn.upgrade.server} is being made",
+                every=turn.fleet.rollout.poll,
+                observe=Observe(kind="image", lane=turn.fleet.lane, ids=(image.id,)),
+                notes={"image": image.id},
+            )
+        case "failed":
+            raise Refused(f"image {image.id} failed: {image.reason or 'no reason given'}")
+
+
+def _find(turn: Turn) -> Image | None:
+    """What this intent has made, as last seen; None if it is not known to have made anything."""
+    known = turn.upgrade.notes.get("image")
+    return turn.look_at_image(known) if known else None
+
+
+def check(u: Upgrade) -> bool:
+    assert u.seen is not None
+    return any(answer["state"] != "pending" for answer in u.seen.answers.values())
+
+
+def undo(turn: Turn) -> Done | Wait:
+    deleted = []
+    for found in turn.compute.inventory(keys.ours(turn.upgrade)):
+        if isinstance(found, Image):
+            turn.compute.delete_image(found.id)
+            deleted.append(found.id)
+    ledger = tuple(
+        LedgerItem(key=f"image:{intent.token}", kind="image", server=turn.upgrade.server, state="deleted")
+        for intent in turn.upgrade.intents("create_image")
+    )
+    return Done(result={"deleted": deleted}, ledger=ledger)

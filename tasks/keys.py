@@ -1,0 +1,40 @@
+"""Who the things are that we make: their tokens, names and tags. Nowhere else are tags spelled."""
+
+from __future__ import annotations
+
+from orchestrator.domain.fleet import Fleet
+from orchestrator.domain.plan import token
+from orchestrator.domain.upgrade import Intent, Upgrade
+from providers import Key
+
+MANAGED = "changeover:managed"
+ROLLOUT = "changeover:rollout"
+SERVER = "changeover:server"
+ROLE = "changeover:role"
+STEP = "changeover:step"
+ATTEMPT = "changeover:attempt"
+PHASE = "changeover:phase"
+DISPOSABLE = "changeover:disposable"
+
+
+def effect(fleet: Fleet, u: Upgrade, *, rung: int) -> tuple[str, str]:
+    """Token and name of the due step's effect."""
+    where = fleet.provider
+    made = token(u.rollout, where.name, where.account, where.region, u.server, u.step, u.attempt(u.step), rung)
+    return made, f"co-{made[:40]}"
+
+
+def key(u: Upgrade, intent: Intent, *, role: str) -> Key:
+    """The key under which a provider makes, and finds again, what this intent is about."""
+    tags = {**ours(u), MANAGED: "1", ROLE: role, STEP: intent.step, ATTEMPT: str(intent.attempt)}
+    return Key(token=intent.token, name=intent.name, tags=tags)
+
+
+def ours(u: Upgrade) -> dict[str, str]:
+    """The tags that all things made for this upgrade share."""
+    return {ROLLOUT: u.rollout, SERVER: u.server}
+
+
+def lock(fleet: Fleet, id: str) -> str:
+    """The name of the lock on a server, across rollouts."""
+    return f"{fleet.lane}/{id}"

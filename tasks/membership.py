@@ -1,0 +1,116 @@
+"""How a server comes into its pools, and how it leaves them: shared by swap and drain_old, forward and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.domain.plan import Seat
+from orchestrator.domain.upgrade import Observe, Upgrade
+from providers.traffic import Guard, Member, MemberView
+from tasks.step import NeedsPerson, Wait
+from tasks.world import Turn
+
+POLL = 0.2  # seconds between looks at a balancer: its own checks take about that long
+
+
+def bring_in(turn: Turn, members: Sequence[tuple[str, Member]], *, notes: Mapping[str, Any], back: bool) -> Wait | None:
+    """Advance (pool, member) pairs until all serve in the balancer's own view; None when they do.
+
+    `back` restores a former member rather than adding a new one."""
+    waiting: list[MemberView] = []
+    act = turn.traffic.restore if back else turn.traffic.add
+    for pool, member in members:
+        with turn.only_writer(turn.traffic.lane(pool)):
+            view = act(pool, member)
+        if view.state != "serving":
+            waiting.append(view)
+    if not waiting:
+        return None
+    pairs = [(pool, member.name) for pool, member in members]
+    first = waiting[0]
+    reason = f"{first.name} is {first.state} in the balancer" + (f" ({first.detail})" if first.detail else "")
+    return _look(turn, "proven", pairs, reason, {**notes, "wanted": "serving"})
+
+
+def take_out(turn: Turn, seats: Sequence[tuple[str, str]], *, serving: Sequence[tuple[str, str]]) -> Wait | None:
+    """Advance (pool, member name) pairs until the balancer knows none of them any more; None when so.
+
+    In each pool, `serving` must be up there, and enough others, at the very moment (the provider refuses otherwise).
+    Requests in flight have until the drain's deadline; then they are cut, or a person is asked."""
+    drain = turn.fleet.rollout.drain
+    notes = dict(turn.upgrade.notes)
+    late = turn.now >= notes.setdefault("drained_by", turn.now + drain.deadline)
+    left: list[MemberView] = []
+    for pool, name in seats:
+        view = _seen_draining(turn, pool, name)
+        if view is None or view.state != "draining" or late or (not view.sessions and drain.quiet == 0):
+            guard = Guard(
+                min_healthy=turn.fleet.traffic.pools[pool].min_healthy,
+                serving=tuple(other for where, other in serving if where == pool),
+            )
+            with turn.only_writer(turn.traffic.lane(pool)):
+                view = turn.traffic.remove(pool, name, guard=guard, cut=late and drain.at_deadline == "cut")
+        if view.state != "absent":
+            left.append(view)
+    if not left:
+        return None
+    sessions = sum(view.sessions for view in left)
+    if late and drain.at_deadline == "keep" and sessions:
+        raise NeedsPerson(
+            f"{left[0].name} still has {sessions} requests or connections after {drain.deadline:g} s; "
+            "it drains and goes on serving them"
+        )
+    if not sessions and all(view.state == "draining" for view in left) and not late:
+        # Idle as seen once. The next look, a quiet time later, is made by `remove` itself, at the very moment.
+        return Wait(reason=f"{left[0].name} is idle; making sure", every=max(0.05, drain.quiet), notes=notes)
+    reason = f"{left[0].name} is {left[0].state}, {sessions} sessions left"
+    return _look(turn, "idle", list(seats), reason, notes)
+
+
+def _seen_draining(turn: Turn, pool: str, name: str) -> MemberView | None:
+    """What the last look saw of it; None if there was none since the last advance."""
+    seen = turn.upgrade.seen
+    if seen is None or seen.kind != "idle":
+        return None
+    answer = seen.answers.get(f"{pool}/{name}")
+    return MemberView(**answer) if answer is not None else None
+
+
+def _look(turn: Turn, kind: str, pairs: Sequence[tuple[str, str]], reason: str, notes: Mapping[str, Any]) -> Wait:
+    lane = turn.traffic.lane(pairs[0][0])
+    ids = tuple(word for pair in pairs for word in pair)
+    every = min(POLL, turn.fleet.rollout.poll)
+    return Wait(reason=reason, every=every, observe=Observe(kind=kind, lane=lane, ids=ids), notes=notes)
+
+
+def worth_waking(u: Upgrade) -> bool:
+    """Pure: whether a look at the balancer has shown something to act on."""
+    assert u.seen is not None
+    answers = u.seen.answers.values()
+    if u.seen.kind == "proven":
+        return any(answer["actionable"] for answer in answers) or all(a["state"] == "serving" for a in answers)
+    late = u.seen.at >= u.notes.get("drained_by", float("inf"))
+    return late or any(answer["actionable"] or answer["state"] == "absent" for answer in answers)
+
+
+def old_members(seats: Sequence[Seat]) -> list[tuple[str, Member]]:
+    return [(seat.pool, Member(name=seat.name, address=seat.address, port=seat.port)) for seat in _sorted(seats)]
+
+
+def new_members(seats: Sequence[Seat], address: str) -> list[tuple[str, Member]]:
+    return [(seat.pool, Member(name=seat.new_name, address=address, port=seat.port)) for seat in _sorted(seats)]
+
+
+def names(members: Sequence[tuple[str, Member]]) -> list[tuple[str, str]]:
+    return [(pool, member.name) for pool, member in members]
+
+
+def evidence(views: Mapping[tuple[str, str], MemberView]) -> list[Mapping[str, Any]]:
+    """The balancer's own view, for the record."""
+    return [{"pool": pool, **asdict(view)} for (pool, _), view in sorted(views.items())]
+
+
+def _sorted(seats: Sequence[Seat]) -> list[Seat]:
+    return sorted(seats, key=lambda seat: seat.pool)

@@ -1,0 +1,124 @@
+"""One look for everybody: all due waits of a lane, asked in one call per hundred, answers kept on the records.
+
+It wakes and never decides: where a step's `check` says that looking was enough, the chain is sent that begins with the
+waiting step itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+import structlog
+
+from orchestrator import dispatch
+from orchestrator.domain.upgrade import Looked, Observe, Seen
+from orchestrator.store import Row
+from providers.errors import ProviderError, Throttled
+from tasks.poll_readiness import paths
+from tasks.step import Step
+from tasks.world import Spec, World
+
+log = structlog.get_logger()
+AT_ONCE = 1000  # rows one message looks at
+POSTPONE = 15.0  # seconds for which they are this observer's, should it die
+Answers = Mapping[str, Mapping[str, Any]]
+
+
+def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> Mapping[str, Any]:
+    """Look at everything that is due in this lane; how many were asked about and how many were woken."""
+    rows = world.store.due_in_lane(lane, limit=AT_ONCE, postpone=POSTPONE)
+    world.store.unlease(f"observe:{lane}", owner=ticket)
+    woken = calls = 0
+    for (rollout, kind), group in groupby(sorted(rows, key=_asked), key=_asked):
+        spec = world.spec(rollout)
+        for batch in _batches(list(group), world.compute(spec.fleet).caps.batch):
+            calls += 1
+            woken += _look(world, steps, spec, kind, batch)
+    return {"asked": len(rows), "calls": calls, "woken": woken}
+
+
+def _asked(row: Row) -> tuple[str, str]:
+    return row.upgrade.rollout, _observe(row).kind
+
+
+def _observe(row: Row) -> Observe:
+    wait = row.upgrade.wait
+    assert wait is not None and wait.observe is not None, "the agenda of a lane holds only waits that look"
+    return wait.observe
+
+
+def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _look(world: World, steps: Mapping[str, Step], spec: Spec, kind: str, batch: Sequence[Row]) -> int:
+    ids = [id for row in batch for id in _observe(row).ids]
+    try:
+        answers: Answers = ASK[kind](world, spec, ids)
+    except ProviderError as error:
+        pause = error.retry_after if isinstance(error, Throttled) else 1.0
+        log.warning("a look failed", kind=kind, servers=len(batch), error=str(error))
+        now = world.store.now()
+        for row in batch:
+            to = row.upgrade.after(Looked(seen=Seen(kind="none", at=now, answers={}), again=now + pause))
+            world.store.looked(row, to, due=now + pause * (1 + world.spread()))
+        return 0
+    now = world.store.now()
+    return sum(_keep(world, steps, row, kind, answers, now) for row in batch)
+
+
+def _keep(world: World, steps: Mapping[str, Step], row: Row, kind: str, answers: Answers, now: float) -> bool:
+    """Store the answer on the record; wake the step if it is enough, or if its deadline has passed."""
+    assert row.upgrade.wait is not None
+    again = now + row.upgrade.wait.every
+    mine = {id: answers[id] for id in _keys(_observe(row)) if id in answers}
+    to = row.upgrade.after(Looked(seen=Seen(kind=kind, at=now, answers=mine), again=again))
+    stored = world.store.looked(row, to, due=again)
+    if stored is None:
+        return False
+    late = to.deadline is not None and now > to.deadline
+    if not (late or steps[to.step].check(to)):
+        return False
+    return dispatch.send(world.store, world.publish, stored, grace=world.grace) is not None
+
+
+def _keys(observe: Observe) -> tuple[str, ...]:
+    if observe.kind in ("proven", "idle"):
+        return tuple(f"{pool}/{name}" for pool, name in zip(observe.ids[::2], observe.ids[1::2], strict=True))
+    return observe.ids
+
+
+def _servers(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
+    return {id: asdict(server) for id, server in world.compute(spec.fleet).servers(ids).items()}
+
+
+def _images(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
+    return {id: asdict(image) for id, image in world.compute(spec.fleet).images(ids).items()}
+
+
+def _guests(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
+    found = world.guest(spec.fleet).facts(ids, paths=paths(spec.fleet))
+    return {id: asdict(facts) for id, facts in found.items()}
+
+
+def _proven(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
+    views = world.traffic(spec.fleet).proven(list(zip(ids[::2], ids[1::2], strict=True)))
+    return {f"{pool}/{name}": asdict(view) for (pool, name), view in views.items()}
+
+
+def _idle(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
+    views = world.traffic(spec.fleet).idle(list(zip(ids[::2], ids[1::2], strict=True)))
+    return {f"{pool}/{name}": asdict(view) for (pool, name), view in views.items()}
+
+
+ASK: Mapping[str, Callable[[World, Spec, Sequence[str]], Answers]] = {
+    "server": _servers,
+    "image": _images,
+    "guest": _guests,
+    "proven": _proven,
+    "idle": _idle,
+}

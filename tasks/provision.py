@@ -1,0 +1,74 @@
+"""B, bigger, made of A's image and configured like A."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.domain.fleet import TargetSize
+from orchestrator.domain.upgrade import Intent, Upgrade
+from orchestrator.store import LedgerItem
+from providers.compute import Server, Size
+from providers.errors import NoCapacity, Refused
+from tasks import keys
+from tasks.step import Done, StepFailed, Wait
+from tasks.world import Turn
+
+
+def params(turn: Turn) -> Mapping[str, Any]:
+    image = turn.upgrade.results["create_image"]
+    sizes: tuple[TargetSize, ...] = (turn.fleet.target.size, *turn.fleet.target.fallback)
+    rung = min(turn.upgrade.attempt("provision"), len(sizes) - 1)
+    size = sizes[rung]
+    if size.disk < image["disk"]:
+        raise StepFailed(
+            f"the image of {turn.upgrade.server} needs {image['disk']} bytes of disk, the size has {size.disk}"
+        )
+    return {
+        "image": image["image"],
+        "like": turn.server.id,
+        "memory": size.memory,
+        "disk": size.disk,
+        "type": size.type or "",
+        "rung": rung,
+    }
+
+
+def do(turn: Turn, intent: Intent) -> Done | Wait:
+    wanted = intent.params
+    try:
+        server = turn.compute.ensure_server(
+            keys.key(turn.upgrade, intent, role="target"),
+            image=wanted["image"],
+            like=wanted["like"],
+            size=Size(memory=wanted["memory"], disk=wanted["disk"], type=wanted["type"]),
+        )
+    except NoCapacity as error:
+        raise NoCapacity(f"no room for {turn.upgrade.server}'s new server: {error}") from error
+    if server.state in ("failed", "terminated"):
+        raise Refused(f"server {server.id} is {server.state}: {server.reason or 'no reason given'}")
+    item = LedgerItem(
+        key=f"server:{intent.token}", kind="server", server=turn.upgrade.server, state="live", id=server.id
+    )
+    return Done(
+        result={"server": server.id, "address": server.address},
+        ledger=(item,),
+        locks=(keys.lock(turn.fleet, server.id),),
+    )
+
+
+def check(u: Upgrade) -> bool:
+    return u.seen is not None
+
+
+def undo(turn: Turn) -> Done | Wait:
+    gone = []
+    for found in turn.compute.inventory(keys.ours(turn.upgrade)):
+        if isinstance(found, Server):
+            turn.compute.terminate(found.id)
+            gone.append(found.id)
+    ledger = tuple(
+        LedgerItem(key=f"server:{intent.token}", kind="server", server=turn.upgrade.server, state="deleted")
+        for intent in turn.upgrade.intents("provision")
+    )
+    return Done(result={"terminated": gone}, ledger=ledger)

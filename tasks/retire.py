@@ -1,0 +1,40 @@
+"""What becomes of A and of the image when their time is up. Its intent is the point of no return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.domain.upgrade import Intent, Upgrade
+from orchestrator.store import LedgerItem
+from tasks import keys
+from tasks.step import Done, Wait
+from tasks.world import Turn
+
+
+def params(turn: Turn) -> Mapping[str, Any]:
+    image = turn.upgrade.results["create_image"]["image"]
+    return {"server": turn.server.id, "image": image, "delete_image": turn.fleet.retain.images == "delete"}
+
+
+def do(turn: Turn, intent: Intent) -> Done | Wait:
+    wanted = intent.params
+    name = turn.upgrade.server
+    turn.compute.tag(wanted["server"], {keys.DISPOSABLE: "1"})
+    turn.compute.terminate(wanted["server"])
+    ledger = [
+        LedgerItem(key=f"old:{name}", kind="old server", server=name, state="deleted", id=wanted["server"]),
+    ]
+    if wanted["delete_image"]:
+        turn.compute.delete_image(wanted["image"])
+        made = turn.upgrade.intents("create_image")[-1].token
+        ledger.append(LedgerItem(key=f"image:{made}", kind="image", server=name, state="deleted", id=wanted["image"]))
+    return Done(result={"terminated": wanted["server"]}, ledger=tuple(ledger))
+
+
+def check(u: Upgrade) -> bool:
+    return u.seen is not None
+
+
+def undo(turn: Turn) -> Done | Wait:
+    raise AssertionError(f"{turn.upgrade.server}: nothing undoes a termination")

@@ -1,0 +1,98 @@
+"""B answers like A, asked by address, before any user is sent there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.domain.fleet import SmokeRequest, SyncHook
+from orchestrator.domain.plan import Seat
+from orchestrator.domain.upgrade import Intent, Upgrade
+from providers.probe import Expect, Request
+from tasks.step import Done, StepFailed, Wait
+from tasks.world import Turn, resolve, run_hook
+
+
+def params(turn: Turn) -> Mapping[str, Any]:
+    ready = turn.upgrade.results["poll_readiness"]
+    return {"address": ready["address"], "boot": ready["boot"]}
+
+
+def do(turn: Turn, intent: Intent) -> Done | Wait:
+    notes = dict(turn.upgrade.notes)
+    if isinstance(turn.fleet.state, SyncHook) and not notes.get("synced"):
+        _sync(turn, turn.fleet.state, intent.params["address"])
+        notes["synced"] = True
+    smoke = turn.fleet.checks.smoke
+    passes, rounds = int(notes.get("passes", 0)), int(notes.get("rounds", 0))
+    evidence: Mapping[str, Any] = {}
+    while passes < smoke.passes:
+        why, evidence = one_round(turn, intent.params["address"])
+        rounds += 1
+        passes = 0 if why else passes + 1
+        notes |= {"passes": passes, "rounds": rounds, "last": why}
+        if why and smoke.tries - rounds < smoke.passes:
+            raise StepFailed(f"smoke test of {turn.upgrade.server}'s new server: {why}", evidence)
+        if passes < smoke.passes and smoke.every > 0:
+            reason = f"smoke test: {passes} of {smoke.passes} passes in a row" + (f"; last: {why}" if why else "")
+            return Wait(reason=reason, every=smoke.every, notes=notes)
+    return Done(result={"passes": passes, "rounds": rounds, "at": turn.now, **intent.params, **evidence})
+
+
+def one_round(turn: Turn, address: str) -> tuple[str, Mapping[str, Any]]:
+    """Every request once, at every pool's port that it is for; why it failed (empty if it passed) and the evidence."""
+    answers = []
+    for request in turn.fleet.checks.smoke.requests:
+        for seat in turn.server.seats:
+            if request.pool not in (None, seat.pool):
+                continue
+            why, evidence = _ask(turn, request, seat, address)
+            answers.append({"request": f"{request.method} {request.url}", "pool": seat.pool, **evidence})
+            if why:
+                return why, {"answers": answers}
+    return "", {"answers": answers}
+
+
+def _ask(turn: Turn, spec: SmokeRequest, seat: Seat, address: str) -> tuple[str, Mapping[str, Any]]:
+    request = Request(
+        url=spec.url,
+        method=spec.method,
+        headers={name: resolve(value) for name, value in spec.headers.items()},
+        body=spec.body,
+        timeout=spec.timeout,
+        ca=spec.ca or "",
+    )
+    expect = Expect(
+        status=spec.status,
+        headers=spec.header_matches,
+        body_contains=spec.contains,
+        body_matches=spec.matches or "",
+        latency=spec.latency,
+    )
+    outcome = turn.probe.check(address, seat.port, request, expect)
+    evidence: dict[str, Any] = asdict(outcome)
+    if not outcome.passed or not spec.same_as_old:
+        return outcome.why, evidence
+    compared = turn.probe.compare((seat.address, seat.port), (address, seat.port), request, masks=spec.masks)
+    evidence["same_as_old"] = compared.same
+    if compared.same:
+        return "", evidence
+    evidence["differences"] = list(compared.differences)
+    first = next((line for line in compared.differences if line[:1] in "+-" and line[:3] not in ("+++", "---")), "")
+    return f"{spec.method} {spec.url}: B answers differently from A: {first}", evidence
+
+
+def _sync(turn: Turn, hook: SyncHook, address: str) -> None:
+    words = [word.replace("{old}", turn.server.address).replace("{new}", address) for word in hook.sync]
+    turn.before_call("sync hook")
+    if problem := run_hook(words, timeout=hook.timeout):
+        raise StepFailed(f"the sync hook failed: {problem}")
+
+
+def check(u: Upgrade) -> bool:
+    return u.seen is not None
+
+
+def undo(_turn: Turn) -> Done | Wait:
+    return Done()

@@ -1,0 +1,369 @@
+"""The journal round every step: claim, intent, effect, commit.
+
+A message says only whom it means. What is done follows from the record, is announced in it before it happens, and is
+committed once: a message that comes twice, late or out of order finds its step taken and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from orchestrator import dispatch
+from orchestrator.domain.retry import Limits, Trouble, answer_to
+from orchestrator.domain.steps import RETIRE
+from orchestrator.domain.upgrade import (
+    AttemptEnded,
+    Began,
+    Event,
+    Finished,
+    Held,
+    Intent,
+    Observe,
+    Stumbled,
+    TurnedBack,
+    UndoBegan,
+    Undone,
+    Upgrade,
+    Waiting,
+    Waits,
+)
+from orchestrator.errors import Fenced
+from orchestrator.store import Entry, Failure, Ignored, Kind, LedgerItem, RefusedIntent, Row
+from providers import errors as provider
+from tasks import keys
+from tasks.world import OutOfTime, Turn, World
+
+log = structlog.get_logger()
+
+# Seconds a step may take when the fleet file does not say.
+DEADLINES: Mapping[str, float] = {
+    "create_image": 3600.0,
+    "provision": 1800.0,
+    "poll_readiness": 900.0,
+    "smoke_test": 300.0,
+    "swap": 1800.0,
+    "drain_old": 3600.0,
+    RETIRE: 7 * 86400.0,
+}
+UNDO_DEADLINE = 3600.0
+MAKES: Mapping[str, Kind] = {"create_image": "image", "provision": "server"}  # the steps that make something billable
+PARKED_WHILE_REFUSED: Mapping[str, float] = {"frozen": 2.0, "aborting": 1.0, "paused": 600.0, "stopped": 600.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The step is done. `result` is small, JSON-able and without secrets; `locks` are taken with the commit."""
+
+    result: Mapping[str, Any] = field(default_factory=dict)
+    ledger: tuple[LedgerItem, ...] = ()
+    locks: tuple[str, ...] = ()
+    retain_until: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Not yet. What to ask, and in how many seconds to look (again)."""
+
+    reason: str
+    every: float
+    observe: Observe | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StepFailed(Exception):
+    """A check said no. `evidence` goes to the audit log."""
+
+    def __init__(self, why: str, evidence: Mapping[str, Any] | None = None) -> None:
+        super().__init__(why)
+        self.evidence = evidence or {}
+
+
+class NeedsPerson(Exception):
+    """It cannot go on before a person decided something."""
+
+
+class Step(Protocol):
+    """A pair, do and undo, and how to tell that looking was enough. Each is repeated at will: everything is made by key
+    and found by key; `undo` covers every attempt that was begun, and undoing nothing is success."""
+
+    def params(self, turn: Turn) -> Mapping[str, Any]:
+        """What is frozen with the intent: whoever takes over acts with these."""
+        ...
+
+    def do(self, turn: Turn, intent: Intent) -> Done | Wait: ...
+
+    def undo(self, turn: Turn) -> Done | Wait: ...
+
+    def check(self, u: Upgrade) -> bool:
+        """Pure: whether what was seen is worth waking the step for."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What became of one message. `goes_on`: the next message of its chain applies. `parked`: why it waits."""
+
+    result: Mapping[str, Any]
+    goes_on: bool
+    parked: str = ""
+
+
+def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server: str, epoch: int) -> Ran:
+    """One message's work: at most one turn at one upgrade, bounded in time."""
+    owner = f"{world.worker}/{os.getpid()}:{uuid.uuid4().hex[:12]}"
+    claim = world.store.claim(
+        rollout,
+        server,
+        epoch=epoch,
+        step=name,
+        direction="undo" if undo else "forward",
+        owner=owner,
+        lease=world.lease,
+    )
+    if isinstance(claim, Ignored):
+        return Ran(result={"ignored": claim.reason}, goes_on=False)
+    world.crash(f"{name}.claimed")
+    turn = Turn(world, claim)
+    try:
+        event, extras = _act(world, step, turn)
+        row = _commit(world, turn, event, extras)
+    except Fenced:
+        return Ran(result={"ignored": "fenced"}, goes_on=False)
+    world.crash(f"{name}.committed")
+    return _answer(world, row, event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    ledger: tuple[LedgerItem, ...] = ()
+    locks: tuple[str, ...] = ()
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
+    """Announce what is about to be done, do it, and say what happened."""
+    try:
+        refused = _announce(world, step, turn)
+        if refused is not None:
+            why = f"not begun: {_said(refused)}"
+            return Stumbled(why=why, at=turn.now + PARKED_WHILE_REFUSED[refused], counts=False), Extras()
+        u = turn.upgrade
+        if u.direction == "undo":
+            answer = step.undo(turn)
+        else:
+            assert u.intent is not None
+            answer = step.do(turn, u.intent)
+    except Fenced:
+        raise
+    except Exception as error:
+        return _trouble(world, turn, error)
+    return _outcome(turn, answer)
+
+
+def _announce(world: World, step: Step, turn: Turn) -> str | None:
+    """Write the intent unless it is written; the reason if nothing may begin now."""
+    u = turn.upgrade
+    ledger: tuple[LedgerItem, ...] = ()
+    event: Event
+    if u.direction == "undo" and u.state != "upgraded":
+        if u.undoing == u.step:
+            return None
+        event = UndoBegan(deadline=turn.now + UNDO_DEADLINE)
+        entry = Entry(event="UndoBegan", actor=world.worker, detail={"step": u.step})
+    else:
+        if u.intent is not None:
+            return None
+        if u.step == RETIRE and (refused := _not_now(world, u)) is not None:
+            return refused
+        params = step.params(turn)
+        rung = int(params.get("rung", 0))
+        made, name = keys.effect(turn.fleet, u, rung=rung)
+        attempt = u.attempt(u.step)
+        intent = Intent(
+            step=u.step, attempt=attempt, rung=rung, token=made, name=name, at=turn.now, params=dict(params)
+        )
+        limit = turn.fleet.rollout.deadlines.get(u.step, DEADLINES[u.step])
+        event = Began(intent=intent, deadline=turn.now + limit)
+        entry = Entry(
+            event="Began", actor=world.worker, detail={"step": u.step, "attempt": attempt, "name": name, **params}
+        )
+        kind = MAKES.get(u.step)
+        if kind is not None:
+            ledger = (LedgerItem(key=f"{kind}:{made}", kind=kind, server=u.server, state="intended"),)
+    answer = world.store.intent(
+        turn.claim,
+        u.after(event),
+        entry=entry,
+        ledger=ledger,
+        undo=u.direction == "undo" or u.step == RETIRE,
+        finishing=u.past_swap and turn.fleet.rollout.on_abort == "finish",
+    )
+    if isinstance(answer, RefusedIntent):
+        return answer.reason
+    turn.claim = answer
+    turn.upgrade = answer.row.upgrade
+    world.crash(f"{turn.point}.announced")
+    return None
+
+
+def _not_now(world: World, u: Upgrade) -> str | None:
+    """A's end is not begun while a person looks at the rollout, or wants it back."""
+    rollout = world.store.rollout(u.rollout)
+    if rollout is None or rollout.state in ("paused", "aborting", "rolling_back"):
+        return "paused"
+    return None
+
+
+def _said(reason: str) -> str:
+    return {
+        "frozen": "everything is frozen (changeover unfreeze)",
+        "paused": "the rollout is paused",
+        "stopped": "the rollout has stopped after a failure behind a swap",
+        "aborting": "the rollout is being aborted",
+    }[reason]
+
+
+def _outcome(turn: Turn, answer: Done | Wait) -> tuple[Event, Extras]:
+    u = turn.upgrade
+    if isinstance(answer, Wait):
+        if u.deadline is not None and turn.now > u.deadline:
+            return _overdue(turn, answer)
+        wait = Waiting(
+            reason=answer.reason, at=turn.now + answer.every, observe=answer.observe, every=max(0.05, answer.every)
+        )
+        return Waits(wait=wait, notes=answer.notes), Extras()
+    extras = Extras(ledger=answer.ledger, locks=answer.locks, detail={"step": u.step, "result": answer.result})
+    if u.direction == "undo" and u.state != "upgraded":
+        return Undone(at=turn.now, result=answer.result), extras
+    return Finished(result=answer.result, at=turn.now, retain_until=answer.retain_until), extras
+
+
+def _overdue(turn: Turn, answer: Wait) -> tuple[Event, Extras]:
+    """The deadline has passed, and a look made after it still says not yet."""
+    u = turn.upgrade
+    if u.seen is not None and u.deadline is not None and u.seen.at <= u.deadline:
+        # What it decided from was seen before the deadline: look once more.
+        wait = Waiting(reason=answer.reason, at=turn.now, observe=answer.observe, every=max(0.05, answer.every))
+        return Waits(wait=wait, notes=answer.notes), Extras()
+    why = f"{u.step} did not finish in time: {answer.reason}"
+    if u.direction == "undo":
+        return Held(why=why), Extras()
+    if u.state == "upgraded":
+        return Stumbled(why=why, at=turn.now + 60), Extras()
+    return TurnedBack(why=why, at=turn.now, asked=False), Extras()
+
+
+def _trouble(world: World, turn: Turn, error: Exception) -> tuple[Event, Extras]:
+    policy = turn.fleet.rollout
+    kind, why = classify(error)
+    if kind is None:
+        return Stumbled(why=why, at=turn.now, counts=False), Extras()
+    event = answer_to(
+        turn.upgrade,
+        kind,
+        why,
+        limits=Limits(attempts=policy.attempts, base=policy.back_off),
+        now=turn.now,
+        spread=world.spread(),
+    )
+    evidence = error.evidence if isinstance(error, StepFailed) else {}
+    request = getattr(error, "request_id", None)
+    detail = {"step": turn.upgrade.step, "error": type(error).__name__, "why": why, **evidence}
+    return event, Extras(detail=detail if request is None else {**detail, "request_id": request})
+
+
+def classify(error: Exception) -> tuple[Trouble | None, str]:
+    """What kind of trouble an error is, and how it reads. None: no trouble, the time of this message is up."""
+    why = str(error)
+    match error:
+        case OutOfTime():
+            return None, why
+        case StepFailed():
+            return "failed", why
+        case NeedsPerson() | provider.QuotaExceeded() | provider.Unauthorized() | provider.Conflict():
+            return "blocked", why
+        case provider.Throttled() | provider.Busy():
+            return "busy", why
+        case provider.GuardRefused():
+            return "guard", why
+        case provider.Transient() | provider.NotYetVisible():
+            return "unsure", why
+        case provider.NoCapacity() | provider.Refused():
+            return "refused", why
+        case provider.NotFound():
+            return "unsure", why
+        case _:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("unexpected", error=repr(error), exc_info=error)
+            return "unsure", f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+
+
+def _commit(world: World, turn: Turn, event: Event, extras: Extras) -> Row:
+    was = turn.upgrade
+    to = was.after(event)
+    failure, stop = _counts(was, to, event)
+    look = to.wait.observe.lane if to.wait is not None and to.wait.observe is not None else None
+    return world.store.commit(
+        turn.claim,
+        to,
+        entry=Entry(event=type(event).__name__, actor=world.worker, detail={**extras.detail, **_detail(event)}),
+        due=due_of(to, now=turn.now, grace=world.grace),
+        look=look,
+        ledger=extras.ledger,
+        locks=extras.locks,
+        failure=failure,
+        stop=stop,
+    )
+
+
+def due_of(to: Upgrade, *, now: float, grace: float) -> float | None:
+    """When the upgrade needs somebody again at the latest; None when nobody."""
+    if to.state in ("pending", "held") or to.settled:
+        return None
+    if to.wait is not None:
+        return to.wait.at
+    if to.state == "upgraded":
+        return to.retain_until
+    return now + grace  # its chain goes on by itself; if it does not, it is sent again
+
+
+def _counts(was: Upgrade, to: Upgrade, event: Event) -> tuple[Failure, str]:
+    """How a turn back counts. The first failure behind a swap stops the rollout in the same commit."""
+    if not isinstance(event, TurnedBack) or event.asked or was.direction == "undo":
+        return "", ""
+    if not was.past_swap:
+        return "before", ""
+    return "after", f"{to.server} failed behind its swap and goes back to its old server: {event.why}"
+
+
+def _detail(event: Event) -> dict[str, Any]:
+    match event:
+        case Waits(wait=wait, notes=notes):
+            return {"reason": wait.reason, "notes": dict(notes)}
+        case Stumbled(why=why) | AttemptEnded(why=why) | TurnedBack(why=why) | Held(why=why):
+            return {"why": why}
+        case _:
+            return {}
+
+
+def _answer(world: World, row: Row, event: Event) -> Ran:
+    u = row.upgrade
+    match event:
+        case Finished(result=result) | Undone(result=result):
+            return Ran(result={"step": "done", **result}, goes_on=bool(u.remaining) and not u.terminal)
+        case TurnedBack(why=why):
+            if not u.terminal:
+                dispatch.send(world.store, world.publish, row, grace=world.grace)
+            return Ran(result={"turned back": why}, goes_on=False)
+        case Waits() | Stumbled() | AttemptEnded() | Held():
+            return Ran(result={}, goes_on=False, parked=u.why)
+        case _:
+            return Ran(result=asdict(event), goes_on=False)

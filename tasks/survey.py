@@ -1,0 +1,164 @@
+"""Reads the world for a plan, a doctor or a clean-up, since only workers may talk to it. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.domain.fleet import Fleet, FleetServer
+from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey, next_generation, seats_of
+from providers.compute import Image, Server
+from providers.errors import ProviderError
+from providers.guest import Facts
+from providers.traffic import MemberView
+from tasks import keys
+from tasks.poll_readiness import paths
+from tasks.world import World, read_fleet
+
+BATCH = 100
+KEEP = 86400.0  # seconds that an answer is kept
+
+
+def survey(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer is a document of kind `survey` under the request's id: ok with a survey, or not with an error."""
+    return _answer(world, "survey", request, lambda: {"survey": asdict(look(world, read_fleet(fleet)))})
+
+
+def doctor(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _answer(world, "doctor", request, lambda: {"checks": examine(world, read_fleet(fleet))})
+
+
+def inventory(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Everything at the provider that carries our tag."""
+
+    def found() -> Mapping[str, Any]:
+        things = world.compute(read_fleet(fleet)).inventory({keys.MANAGED: "1"})
+        return {"items": [_thing(thing) for thing in things]}
+
+    return _answer(world, "inventory", request, found)
+
+
+def _thing(thing: Server | Image) -> Mapping[str, Any]:
+    return {
+        "kind": "server" if isinstance(thing, Server) else "image",
+        "id": thing.id,
+        "name": thing.name,
+        "state": thing.state,
+        "rollout": thing.tags.get(keys.ROLLOUT, ""),
+        "server": thing.tags.get(keys.SERVER, ""),
+    }
+
+
+def _answer(world: World, kind: str, request: str, make: Any) -> Mapping[str, Any]:
+    try:
+        body = {"ok": True, **make()}
+    except ProviderError as error:
+        body = {"ok": False, "error": str(error)}
+    world.store.put_document(kind, request, body, ttl=KEEP)
+    return {"ok": body["ok"]}
+
+
+def look(world: World, fleet: Fleet) -> Survey:
+    """How the world is now, for these servers and pools. Raises `ProviderError` when it cannot be read."""
+    compute, guest, traffic = world.compute(fleet), world.guest(fleet), world.traffic(fleet)
+    ids = [fleet.id_of(server) for server in fleet.servers]
+    servers: dict[str, Server] = {}
+    facts: dict[str, Facts] = {}
+    for batch in _batched(ids):
+        servers |= compute.servers(batch)
+        running = [id for id in batch if id in servers and servers[id].state == "running"]
+        facts |= guest.facts(running, paths=paths(fleet))
+    pools: list[FoundPool] = []
+    members: dict[str, Sequence[MemberView]] = {}
+    for pool in sorted(fleet.traffic.pools):
+        try:
+            members[pool] = traffic.members(pool)
+            up = sum(view.state == "serving" for view in members[pool])
+            pools.append(FoundPool(pool=pool, lane=traffic.lane(pool), serving=up))
+        except ProviderError as error:
+            members[pool] = ()
+            pools.append(FoundPool(pool=pool, lane="", serving=0, problem=str(error)))
+    found = tuple(
+        _server(spec, fleet, servers.get(fleet.id_of(spec)), facts.get(fleet.id_of(spec)), members)
+        for spec in fleet.servers
+    )
+    return Survey(
+        at=world.store.now(), servers=found, pools=tuple(pools), caveats=(*compute.caps.notes, *traffic.caps.notes)
+    )
+
+
+def _batched(ids: Sequence[str]) -> Sequence[Sequence[str]]:
+    return [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
+
+
+def _server(
+    spec: FleetServer,
+    fleet: Fleet,
+    server: Server | None,
+    facts: Facts | None,
+    members: Mapping[str, Sequence[MemberView]],
+) -> FoundServer:
+    id = fleet.id_of(spec)
+    if server is None:
+        return FoundServer(name=spec.name, id=id, problem=f"there is no server {id} at {fleet.lane}")
+    seats = []
+    problem = "" if server.state == "running" else f"server {id} is {server.state}: it cannot be imaged while it serves"
+    if not problem and facts is None:
+        problem = f"server {id} does not answer from inside"
+    for pool, port in seats_of(spec, fleet):
+        view = next((v for v in members[pool] if (v.address, v.port) == (server.address, port)), None)
+        if view is None:
+            problem = problem or f"{server.address}:{port} is not a member of pool {pool}"
+            continue
+        if view.state != "serving":
+            problem = problem or f"it is {view.state} in pool {pool} ({view.detail}): only what serves can be replaced"
+        seats.append(
+            Seat(
+                pool=pool,
+                name=view.name,
+                new_name=next_generation(view.name, spec.name),
+                address=server.address,
+                port=port,
+                state=view.state,
+            )
+        )
+    return FoundServer(
+        name=spec.name,
+        id=id,
+        address=server.address,
+        state=server.state,
+        memory=server.size.memory,
+        disk=server.size.disk,
+        memory_used=facts.memory_used if facts else 0,
+        disk_used=facts.disk_used if facts else 0,
+        paths=tuple({k: str(v) for k, v in asdict(path).items()} for path in facts.paths) if facts else (),
+        seats=tuple(seats),
+        problem=problem,
+    )
+
+
+def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:
+    """A doctor's checks: name, ok, detail, and how to mend it."""
+    found = look(world, fleet)
+    ill = [server for server in found.servers if server.problem]
+    checks: list[Mapping[str, Any]] = [
+        {
+            "name": f"{fleet.provider.name}: servers",
+            "ok": not ill,
+            "detail": "; ".join(f"{s.name}: {s.problem}" for s in ill[:5]) or f"{len(found.servers)} run and answer",
+            "fix": "mend them, or leave them out of the fleet file" if ill else "",
+        }
+    ]
+    for pool in found.pools:
+        least = fleet.traffic.pools[pool.pool].min_healthy
+        ok = not pool.problem and pool.serving >= least
+        checks.append(
+            {
+                "name": f"pool {pool.pool}",
+                "ok": ok,
+                "detail": pool.problem or f"{pool.serving} serve, min_healthy is {least}",
+                "fix": "" if ok else "bring members up, or lower min_healthy",
+            }
+        )
+    return checks

@@ -1,0 +1,53 @@
+"""B in, B proven in the balancer's own view; A and B both serve for the soak. A is not touched here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.domain.upgrade import Intent, Upgrade
+from tasks import membership, smoke_test
+from tasks.step import Done, StepFailed, Wait
+from tasks.world import Turn
+
+FRESH = 600.0  # seconds for which a smoke test counts; older, and it is made again before users are sent
+
+
+def params(turn: Turn) -> Mapping[str, Any]:
+    return {"address": turn.upgrade.results["smoke_test"]["address"]}
+
+
+def do(turn: Turn, intent: Intent) -> Done | Wait:
+    members = membership.new_members(turn.server.seats, intent.params["address"])
+    notes = dict(turn.upgrade.notes)
+    if "since" not in notes:
+        if "wanted" not in notes and turn.now - turn.upgrade.results["smoke_test"]["at"] > FRESH:
+            why, seen = smoke_test.one_round(turn, intent.params["address"])
+            if why:
+                raise StepFailed(f"smoke test of {turn.upgrade.server}'s new server, made again: {why}", seen)
+        if (wait := membership.bring_in(turn, members, notes=notes, back=False)) is not None:
+            return wait
+        if turn.fleet.rollout.soak > 0:
+            reason = f"soaking: {turn.upgrade.server} and its new server both serve"
+            return Wait(reason=reason, every=turn.fleet.rollout.soak, notes={"since": turn.now})
+        return Done(result={"since": turn.now})
+    views = turn.traffic.proven(membership.names(members))
+    for (pool, name), view in sorted(views.items()):
+        if view.state != "serving":
+            raise StepFailed(
+                f"{name} is {view.state} in {pool} after it had served ({view.detail})",
+                {"balancer": membership.evidence(views)},
+            )
+    return Done(result={"since": notes["since"], "balancer": membership.evidence(views)})
+
+
+def check(u: Upgrade) -> bool:
+    return membership.worth_waking(u)
+
+
+def undo(turn: Turn) -> Done | Wait:
+    smoke = turn.upgrade.results.get("smoke_test", {})
+    new = membership.names(membership.new_members(turn.server.seats, smoke.get("address", "")))
+    old = membership.names(membership.old_members(turn.server.seats))
+    wait = membership.take_out(turn, new, serving=old)
+    return wait if wait is not None else Done(result={"out": [name for _, name in new]})

@@ -1,0 +1,228 @@
+"""What a step may touch: the store, the clock and the providers, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrator.dispatch import Sender
+from orchestrator.domain.fleet import Fleet
+from orchestrator.domain.plan import FoundServer, Plan, plan_from
+from orchestrator.domain.upgrade import Upgrade
+from orchestrator.errors import NotFound
+from orchestrator.store import Claim, Store
+from providers import find
+from providers.compute import Compute, Image, Server, Size
+from providers.errors import Busy, Refused
+from providers.guest import Guest
+from providers.probe import Probe
+from providers.traffic import Traffic
+
+BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
+
+
+class OutOfTime(Exception):
+    """The body has used up its time: the rest is for the next message."""
+
+
+def _no_crash(_point: str) -> None: ...
+
+
+@dataclass(kw_only=True)
+class World:
+    """One a process. `crash` is called around every provider call; tests let it fail there."""
+
+    store: Store
+    publish: Sender
+    worker: str
+    lease: float = 60.0
+    grace: float = 5.0
+    monotonic: Callable[[], float] = time.monotonic
+    spread: Callable[[], float] = random.random
+    crash: Callable[[str], None] = _no_crash
+    find: Callable[[Any, str, Mapping[str, Any]], Any] = find
+    _specs: dict[str, Spec] = field(default_factory=dict)
+    _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spec(self, rollout: str) -> Spec:
+        """What this rollout is about; it never changes."""
+        found = self._specs.get(rollout)
+        if found is None:
+            document = self.store.document("spec", rollout)
+            if document is None:
+                raise NotFound(f"rollout {rollout} has no spec", next="changeover rollouts")
+            plan = plan_from(document["plan"])
+            found = self._specs[rollout] = Spec(plan=plan, fleet=read_fleet(plan.fleet))
+        return found
+
+    def compute(self, fleet: Fleet) -> Compute:
+        return cast(Compute, self._provider("compute", fleet.provider.name, fleet.provider.settings))
+
+    def guest(self, fleet: Fleet) -> Guest:
+        return cast(
+            Guest, self._provider("guest", fleet.provider.guest or fleet.provider.name, fleet.provider.settings)
+        )
+
+    def traffic(self, fleet: Fleet) -> Traffic:
+        pools = {name: {"backend": pool.backend or name} for name, pool in fleet.traffic.pools.items()}
+        return cast(
+            Traffic, self._provider("traffic", fleet.traffic.provider, {**fleet.traffic.settings, "pools": pools})
+        )
+
+    def probe(self, fleet: Fleet) -> Probe:
+        ports = sorted({pool.port for pool in fleet.traffic.pools.values()})
+        return cast(
+            Probe, self._provider("probe", fleet.checks.smoke.probe, {**fleet.provider.settings, "ports": ports})
+        )
+
+    def _provider(self, role: str, name: str, settings: Mapping[str, Any]) -> Any:
+        """One of a kind, account and process: clients keep their connections, and threads share them."""
+        key = (role, name, repr(sorted(settings.items(), key=lambda item: item[0])))
+        with self._lock:
+            if key not in self._providers:
+                self._providers[key] = self.find(role, name, settings)
+            return self._providers[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    plan: Plan
+    fleet: Fleet
+
+
+def read_fleet(canonical: Mapping[str, Any]) -> Fleet:
+    """The fleet that was stored as `fleet.canonical()`."""
+    return Fleet.model_validate_json(json.dumps(canonical))
+
+
+class Turn:
+    """One worker's turn at one upgrade: the claim, and the providers behind a renewal of the lease before each call."""
+
+    def __init__(self, world: World, claim: Claim) -> None:
+        self._world = world
+        self._began = world.monotonic()
+        self._base = claim.lease_until - world.lease
+        self.claim = claim
+        self.upgrade: Upgrade = claim.row.upgrade
+        self.spec = world.spec(claim.rollout)
+        self.fleet = self.spec.fleet
+        self.server: FoundServer = self.spec.plan.server(claim.server)
+        self.compute = cast(Compute, _Renewing(world.compute(self.fleet), self, "compute"))
+        self.guest = cast(Guest, _Renewing(world.guest(self.fleet), self, "guest"))
+        self.traffic = cast(Traffic, _Renewing(world.traffic(self.fleet), self, "traffic"))
+        self.probe = cast(Probe, _Renewing(world.probe(self.fleet), self, "probe"))
+
+    @property
+    def now(self) -> float:
+        """The store's clock, epoch seconds."""
+        return self._base + (self._world.monotonic() - self._began)
+
+    def before_call(self, what: str) -> None:
+        """Raises `Fenced` if the upgrade is no longer ours, `OutOfTime` if this message had its time."""
+        if self._world.monotonic() - self._began > BODY_LIMIT:
+            raise OutOfTime(f"{BODY_LIMIT:g} s of work are up before {what}")
+        self.claim = self._world.store.renew(self.claim, lease=self._world.lease)
+        self._world.crash(f"{self.point}.before {what}")
+
+    def after_call(self, what: str) -> None:
+        self._world.crash(f"{self.point}.after {what}")
+
+    @property
+    def point(self) -> str:
+        return ("undo_" if self.upgrade.direction == "undo" else "") + self.upgrade.step
+
+    @contextmanager
+    def only_writer(self, resource: str) -> Iterator[None]:
+        """Nobody else changes that balancer or zone meanwhile. Raises `Busy` at once if somebody does."""
+        store, owner = self._world.store, self.claim.owner
+        if store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
+            raise Busy(f"another worker is changing {resource}")
+        try:
+            yield
+        finally:
+            store.unlease(f"lb:{resource}", owner=owner)
+
+    # -- looks: what the last observation said, or else a call -------------------------------------------------------
+
+    def look_at_server(self, id: str) -> Server | None:
+        answer = self._seen("server", id)
+        if answer is not None:
+            return server_from(answer)
+        return self.compute.servers([id]).get(id)
+
+    def look_at_image(self, id: str) -> Image | None:
+        answer = self._seen("image", id)
+        if answer is not None:
+            return Image(**answer)
+        return self.compute.images([id]).get(id)
+
+    def _seen(self, kind: str, id: str) -> Mapping[str, Any] | None:
+        seen = self.upgrade.seen
+        if seen is None or seen.kind != kind:
+            return None
+        return seen.answers.get(id)
+
+
+class _Renewing:
+    """A provider with a renewal of the lease before each of its calls, so that no step can forget it."""
+
+    def __init__(self, provider: Any, turn: Turn, role: str) -> None:
+        self._provider = provider
+        self._turn = turn
+        self._role = role
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._provider, name)
+        if not callable(found) or name == "lane":
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            what = f"{self._role}.{name}"
+            self._turn.before_call(what)
+            answer = found(*args, **kwargs)
+            self._turn.after_call(what)
+            return answer
+
+        return call
+
+
+def server_from(answer: Mapping[str, Any]) -> Server:
+    """The server that was kept on a record as `asdict(server)`."""
+    return Server(**{**answer, "size": Size(**answer["size"])})
+
+
+def resolve(value: str) -> str:
+    """A reference to a secret becomes its value, at the moment of use; anything else stays as it is."""
+    kind, _, where = value.partition(":")
+    if kind == "env" and where:
+        if where not in os.environ:
+            raise Refused(f"the secret env:{where} is not set in this worker's environment")
+        return os.environ[where]
+    if kind == "file" and where.startswith("/"):
+        try:
+            return Path(where).read_text().strip()
+        except OSError as error:
+            raise Refused(f"the secret file:{where} cannot be read by this worker: {error.strerror}") from None
+    return value
+
+
+def run_hook(argv: Sequence[str], *, timeout: float) -> str:
+    """Runs a hook of the fleet file without a shell; what is wrong with it, in one line, or nothing."""
+    try:
+        done = subprocess.run(argv, capture_output=True, timeout=timeout, check=False, text=True)  # noqa: S603 - a fixed argv of the fleet file, no shell
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{argv[0]}: {error}"
+    if done.returncode:
+        tail = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        return f"{argv[0]} ended with {done.returncode}: {' '.join(tail)[:200]}"
+    return ""
