@@ -73,7 +73,8 @@ class _Look:
         if server is None:
             place = (line.address, line.port) if line else ("", 0)
             return MemberView(name=name, address=place[0], port=place[1], state="absent")
-        return _view(server, gated=self.gated(name), in_file=line is not None)
+        leaving = line is None or "drained_in" in self.note(name)
+        return _view(server, gated=self.gated(name), leaving=leaving)
 
 
 class HAProxyTraffic:
@@ -385,7 +386,7 @@ class HAProxyTraffic:
         self._file.write(look.config, text)
 
 
-def _view(server: Server, *, gated: bool, in_file: bool) -> MemberView:
+def _view(server: Server, *, gated: bool, leaving: bool) -> MemberView:
     view = MemberView(
         name=server.name,
         address=server.address,
@@ -395,7 +396,7 @@ def _view(server: Server, *, gated: bool, in_file: bool) -> MemberView:
         detail=server.words,
     )
     if server.maintenance:
-        return replace(view, state="joining", actionable=True) if gated else replace(view, state="leaving")
+        return replace(view, state="leaving") if leaving else replace(view, state="joining", actionable=True)
     if server.drain:
         if gated:
             return replace(view, state="joining", actionable=_healthy(server) or not server.checked)
@@ -406,7 +407,7 @@ def _view(server: Server, *, gated: bool, in_file: bool) -> MemberView:
         if gated:
             # It serves, but a restart would not know: it has joined once the file says so.
             return replace(view, state="joining", actionable=server.status == "UP")
-        return replace(view, state="serving", actionable=not in_file and server.status == "UP")
+        return replace(view, state="serving")
     return view
 
 

