@@ -1,0 +1,300 @@
+"""What every traffic provider promises. A new one joins `WORLDS` and is held to all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import pytest
+
+from providers.errors import Conflict, GuardRefused, NotFound, Refused
+from providers.traffic import Guard, Member, MemberView, Traffic
+from tests.support.haproxy import HAProxy, Site, Visit, stage
+
+POOL = "web"
+NO_GUARD = Guard(min_healthy=0)
+
+
+class World(Protocol):
+    """A balancer with one pool `web`, in which `a` and `c` serve. `new` can serve and is not in the pool."""
+
+    @property
+    def traffic(self) -> Traffic: ...
+
+    def member(self, name: str) -> Member: ...
+
+    def heal(self, name: str, *, healthy: bool) -> None:
+        """From now on the balancer's check of this server passes, or fails."""
+        ...
+
+    def hold(self, name: str) -> Callable[[], None]:
+        """A user's request is in flight at this server until the returned function is called."""
+        ...
+
+    def request(self) -> None:
+        """One user's request that is answered well."""
+        ...
+
+    def pass_time(self) -> None:
+        """Lets a little of the world's time go by."""
+        ...
+
+
+class HAProxyWorld:
+    def __init__(self, haproxy: HAProxy, sites: dict[str, Site]) -> None:
+        self._haproxy, self._sites = haproxy, {name.lower(): site for name, site in sites.items()}
+        self._visits: list[Visit] = []
+        self.traffic: Traffic = haproxy.traffic()
+
+    def member(self, name: str) -> Member:
+        site = self._sites[name]
+        return Member(name=name, address=site.address, port=site.port)
+
+    def heal(self, name: str, *, healthy: bool) -> None:
+        self._sites[name].healthy = healthy
+
+    def hold(self, name: str) -> Callable[[], None]:
+        site = self._sites[name]
+        for _ in range(10):
+            before, visit = site.served, Visit(self._haproxy.users)
+            self._visits.append(visit)
+            visit.ask("/slow")
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:
+                if site.served > before:
+                    return site.release
+                time.sleep(0.005)
+        raise AssertionError(f"no request reached {name}")
+
+    def request(self) -> None:
+        visit = Visit(self._haproxy.users)
+        self._visits.append(visit)
+        visit.ask("/")
+        assert visit.answer()[0] == 200
+
+    def pass_time(self) -> None:
+        time.sleep(0.01)
+
+    def close(self) -> None:
+        for visit in self._visits:
+            visit.close()
+
+
+@contextlib.contextmanager
+def haproxy_world() -> Iterator[World]:
+    with stage("a", "c", "NEW") as (haproxy, sites, _):
+        world = HAProxyWorld(haproxy, sites)
+        try:
+            yield world
+        finally:
+            world.close()
+
+
+WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
+    "haproxy": haproxy_world,
+}
+
+
+@pytest.fixture(params=sorted(WORLDS))
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    with WORLDS[request.param]() as made:
+        yield made
+
+
+def view_of(world: World, name: str) -> MemberView:
+    return world.traffic.proven([(POOL, name)])[POOL, name]
+
+
+def until(world: World, true: Callable[[], bool], *, seconds: float = 8.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"still not: {world.traffic.members(POOL)}"
+        world.pass_time()
+
+
+def bring_in(world: World, name: str, *, again: bool = False) -> list[MemberView]:
+    """Does what the views say, and nothing else: looks, and advances where a view is actionable."""
+    advance = world.traffic.restore if again else world.traffic.add
+    views = [advance(POOL, world.member(name))]
+
+    def step() -> bool:
+        view = view_of(world, name)
+        views.append(view)
+        if view.actionable:
+            views.append(advance(POOL, world.member(name)))
+        return views[-1].state == "serving" and not views[-1].actionable
+
+    until(world, step)
+    return views
+
+
+def take_out(world: World, name: str, *, guard: Guard = NO_GUARD, cut: bool = False) -> list[str]:
+    states: list[str] = []
+
+    def step() -> bool:
+        states.append(world.traffic.remove(POOL, name, guard=guard, cut=cut).state)
+        return states[-1] == "absent"
+
+    until(world, step)
+    return states
+
+
+def test_the_members_of_a_pool_are_those_that_serve(world: World) -> None:
+    views = {view.name: view for view in world.traffic.members(POOL)}
+    assert {name: view.state for name, view in views.items()} == {"a": "serving", "c": "serving"}
+    a = world.member("a")
+    assert (views["a"].address, views["a"].port) == (a.address, a.port)
+
+
+def test_an_unknown_pool_is_not_found(world: World) -> None:
+    with pytest.raises(NotFound):
+        world.traffic.members("nowhere")
+
+
+def test_a_pool_lives_in_one_lane(world: World) -> None:
+    assert world.traffic.lane(POOL)
+    assert world.traffic.lane(POOL) == world.traffic.lane(POOL)
+
+
+def test_a_new_member_joins_before_it_serves(world: World) -> None:
+    views = bring_in(world, "new")
+    states = [view.state for view in views]
+    assert states[0] == "joining"
+    assert states == sorted(states, key=["joining", "serving"].index)
+    assert "new" in {view.name for view in world.traffic.members(POOL)}
+
+
+def test_a_member_that_is_not_healthy_never_serves(world: World) -> None:
+    world.heal("new", healthy=False)
+    for _ in range(15):
+        assert world.traffic.add(POOL, world.member("new")).state == "joining"
+        world.pass_time()
+    assert not view_of(world, "new").actionable
+    world.heal("new", healthy=True)
+    bring_in(world, "new")
+
+
+def test_adding_a_member_that_serves_changes_nothing(world: World) -> None:
+    for _ in range(3):
+        assert world.traffic.add(POOL, world.member("a")).state == "serving"
+        assert view_of(world, "a").state == "serving"
+
+
+def test_the_name_of_another_address_is_a_conflict(world: World) -> None:
+    a, new = world.member("a"), world.member("new")
+    with pytest.raises(Conflict):
+        world.traffic.add(POOL, Member(name="a", address=new.address, port=new.port))
+    assert (view_of(world, "a").address, view_of(world, "a").state) == (a.address, "serving")
+
+
+def test_an_addition_that_was_abandoned_can_be_taken_back(world: World) -> None:
+    world.traffic.add(POOL, world.member("new"))
+    assert "draining" not in take_out(world, "new")
+    assert view_of(world, "new").state == "absent"
+    bring_in(world, "new")
+
+
+def test_a_member_that_fails_its_check_is_down_and_comes_back(world: World) -> None:
+    world.heal("a", healthy=False)
+    until(world, lambda: view_of(world, "a").state == "down")
+    world.heal("a", healthy=True)
+    until(world, lambda: view_of(world, "a").state == "serving")
+
+
+def test_an_old_member_leaves_when_the_new_one_serves(world: World) -> None:
+    bring_in(world, "new")
+    take_out(world, "a", guard=Guard(min_healthy=2, serving=("new",)))
+    assert {view.name for view in world.traffic.members(POOL)} == {"c", "new"}
+    assert world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=False).state == "absent"
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [Guard(min_healthy=2), Guard(min_healthy=0, serving=("new",)), Guard(min_healthy=1, serving=("c", "nobody"))],
+    ids=["too few", "not proven", "unknown"],
+)
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_guard_that_does_not_hold_changes_nothing(world: World, guard: Guard, cut: bool) -> None:
+    world.heal("new", healthy=False)
+    world.traffic.add(POOL, world.member("new"))
+    with pytest.raises(GuardRefused):
+        world.traffic.remove(POOL, "a", guard=guard, cut=cut)
+    assert view_of(world, "a").state == "serving"
+
+
+def test_the_last_member_that_serves_stays(world: World) -> None:
+    take_out(world, "c")
+    with pytest.raises(GuardRefused):
+        world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=True)
+    assert view_of(world, "a").state == "serving"
+
+
+def test_a_member_leaves_only_when_its_last_request_ended(world: World) -> None:
+    end = world.hold("a")
+    for _ in range(3):
+        view = world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=False)
+        assert (view.state, view.actionable) == ("draining", False)
+        assert view.sessions >= 1
+    idle = world.traffic.idle([(POOL, "a")])[POOL, "a"]
+    assert (idle.state, idle.actionable) == ("draining", False)
+    end()
+    until(world, lambda: world.traffic.idle([(POOL, "a")])[POOL, "a"].actionable)
+    take_out(world, "a")
+    assert world.traffic.idle([(POOL, "a")])[POOL, "a"].state == "absent"
+
+
+def test_a_cut_does_not_wait(world: World) -> None:
+    end = world.hold("a")
+    world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=False)
+    take_out(world, "a", cut=True)
+    end()
+
+
+def test_a_draining_member_is_restored_at_once(world: World) -> None:
+    end = world.hold("a")
+    world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=False)
+    assert world.traffic.restore(POOL, world.member("a")).state == "serving"
+    end()
+
+
+def test_a_removed_member_is_restored_through_its_proof(world: World) -> None:
+    take_out(world, "a")
+    assert bring_in(world, "a", again=True)[0].state == "joining"
+
+
+def test_many_are_looked_at_in_one_go(world: World) -> None:
+    wanted = [(POOL, name) for name in ("a", "c", "new", "nobody")]
+    for look in (world.traffic.proven, world.traffic.idle):
+        found = look(wanted)
+        assert [found[key].state for key in wanted] == ["serving", "serving", "absent", "absent"]
+        assert [found[key].name for key in wanted] == [name for _, name in wanted]
+    assert world.traffic.proven([]) == {}
+
+
+def test_counters_only_grow_within_an_epoch(world: World) -> None:
+    before = world.traffic.counters(POOL)
+    if before is None:
+        pytest.skip("this balancer does not count")
+    for _ in range(3):
+        world.request()
+
+    def counted() -> bool:
+        now = world.traffic.counters(POOL)
+        assert now is not None
+        assert now.epoch == before.epoch
+        return now.requests == before.requests + 3 and now.failed == before.failed
+
+    until(world, counted)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\nb", "a;b", "a/b"])
+def test_a_name_that_is_no_name_is_refused(world: World, name: str) -> None:
+    new = world.member("new")
+    with pytest.raises(Refused):
+        world.traffic.add(POOL, Member(name=name, address=new.address, port=new.port))
+    with pytest.raises(Refused):
+        world.traffic.remove(POOL, name, guard=NO_GUARD, cut=False)
+    assert len(world.traffic.members(POOL)) == 2
