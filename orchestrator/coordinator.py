@@ -26,6 +26,7 @@ log = structlog.get_logger()
 LONGEST_SLEEP = 1.0  # seconds between sweeps when nothing wakes it
 AT_ONCE = 500  # due upgrades that one sweep sends
 RELOAD_SHARE = 20.0  # reading all records of a rollout may take one part in so many of the time
+STALE = 5.0  # seconds after which a rollout is read again though no count of it has changed
 OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begun is sent again
 
 
@@ -79,9 +80,10 @@ class Coordinator:
         tally = self.store.tally(rollout.id)
         now = self.store.now()
         timed = rollout.state == "baking" and rollout.bake_until is not None and now >= rollout.bake_until
-        if (view.version, view.tally) == (rollout.version, tally) and not timed:
-            return
         clock = self.monotonic()
+        known = (view.version, view.tally) == (rollout.version, tally) and clock - view.read_at < STALE
+        if known and not timed:
+            return
         if clock - view.read_at < view.cost * RELOAD_SHARE:
             return
         view.rows = {row.upgrade.server: row for row in self.store.rows(rollout.id)}

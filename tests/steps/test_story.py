@@ -1,0 +1,39 @@
+"""The story of a rollout, told by the real parts in virtual time."""
+
+from __future__ import annotations
+
+from tests.support.runner import PORT, running
+
+
+def test_every_server_is_replaced_and_its_old_one_kept_stopped() -> None:
+    with running(["web-1", "web-2", "web-3"]) as r:
+        r.finish()
+        assert r.record().state == "succeeded"
+        assert r.serving() == {"web-1.g2", "web-2.g2", "web-3.g2"}
+        assert {r.cloud.things[name].view.state for name in ("web-1", "web-2", "web-3")} == {"stopped"}
+        assert not r.made_twice()
+
+
+def test_a_bad_new_server_is_set_aside_while_the_old_one_serves() -> None:
+    with running(["web-1", "web-2"]) as r:
+        r.until(lambda: r.upgrade("web-1").step == "poll_readiness")
+        address = r.cloud.things[r.upgrade("web-1").results["provision"]["server"]].view.address
+        r.sites.fails(address, PORT, status=500)
+        r.until(lambda: r.upgrade("web-1").terminal)
+        assert r.upgrade("web-1").state == "failed"
+        assert "500" in r.upgrade("web-1").cause
+        assert "web-1" in r.serving()
+        assert len(r.alive("target")) <= 1
+        r.until(lambda: r.record().state == "paused")
+
+
+def test_the_old_server_is_ended_when_its_time_is_up() -> None:
+    with running(
+        ["web-1"],
+        retain={"old_servers": "60s"},
+    ) as r:
+        r.finish()
+        r.until(lambda: r.record().closed)
+        assert r.cloud.things["web-1"].view.state == "terminated"
+        assert not r.alive("image")
+        assert r.store.owner_of(f"{r.fleet.lane}/web-1") is None
