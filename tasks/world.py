@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.dispatch import Sender
+from orchestrator.dispatch import Sender, celery_sender
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.plan import FoundServer, Plan, plan_from
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import NotFound
+from orchestrator.messaging import make_app
+from orchestrator.settings import Settings
 from orchestrator.store import Claim, Store
+from orchestrator.store.redis import RedisStore
 from providers import find
 from providers.compute import Compute, Image, Server, Size
 from providers.errors import Busy, Refused
@@ -53,6 +56,13 @@ class World:
     _specs: dict[str, Spec] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(cls, settings: Settings, *, worker: str) -> World:
+        """The world of a real worker."""
+        store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=settings.concurrency + 4)
+        publish = celery_sender(make_app(settings))
+        return cls(store=store, publish=publish, worker=worker, lease=settings.lease, grace=settings.grace)
 
     def spec(self, rollout: str) -> Spec:
         """What this rollout is about; it never changes."""
