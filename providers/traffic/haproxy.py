@@ -13,6 +13,7 @@ In the file, `disabled` on a server that drains therefore means: its gate has be
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -81,7 +82,7 @@ class HAProxyTraffic:
     """Settings: `socket` (absolute path, or host:port; needs `level admin`), `config` (absolute path of haproxy.cfg on
     this machine), `pools` ({pool: {backend: NAME}}; a pool's backend has its name unless said), `check` (options of the
     check where the backend's servers have none), `quiet` (seconds without a new request before a drained server counts
-    as idle; whole seconds in effect; default 0), `binary` (haproxy to check the config with).
+    as idle; at least so many, up to 2 more; default 0), `binary` (haproxy to check the config with).
 
     What it needs from the configuration: `balance` with a dynamic algorithm, `option httpchk` (or another check that
     asks the application), `stats maxconn` well above 10, and no `http-reuse never`.
@@ -200,7 +201,9 @@ class HAProxyTraffic:
         return self._looks([backend])[backend]
 
     def _idle(self, server: Server) -> bool:
-        return server.sessions == 0 and (server.idle_for is None or server.idle_for >= self._quiet)
+        # HAProxy counts in whole seconds, by the clock's ticks: 1 may be a millisecond ago.
+        quiet = math.ceil(self._quiet) + 1 if self._quiet else 0
+        return server.sessions == 0 and (server.idle_for is None or server.idle_for >= quiet)
 
     def _leaving(self, look: _Look, name: str) -> MemberView:
         view, server = look.view(name), look.servers.get(name)

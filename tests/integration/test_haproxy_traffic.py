@@ -131,20 +131,21 @@ def test_asking_again_for_a_ready_server_never_stops_its_traffic(pair: Stage) ->
         users.go_on()
 
 
+# With `fall 1` a server that leaves maintenance looks wholly healthy at once.
+@pytest.mark.parametrize("fall", [1, 2])
 @pytest.mark.parametrize("before", ["state maint", "state drain"])
-def test_a_dead_server_is_not_let_in_on_remembered_results(pair: Stage, before: str) -> None:
-    haproxy, sites, _ = pair
-    traffic, b = haproxy.traffic(), sites["B"]
-    bring_in(traffic, "web", b.member)
-    haproxy.wire.set_server("web", "B", before)
-    b.stop()
-    end = time.monotonic() + 0.5
-    while time.monotonic() < end:
-        view = traffic.add("web", b.member)
-        assert view.state == "joining"
-        assert not haproxy.server("B").ready
-    b.start()
-    bring_in(traffic, "web", b.member)
+def test_a_dead_server_is_not_let_in_on_remembered_results(before: str, fall: int) -> None:
+    with stage("a", "B", server=f"check inter 50ms fastinter 30ms rise 2 fall {fall}") as (haproxy, sites, _):
+        traffic, b = haproxy.traffic(), sites["B"]
+        bring_in(traffic, "web", b.member)
+        haproxy.wire.set_server("web", "B", before)
+        b.stop()
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            assert traffic.add("web", b.member).state == "joining"
+            assert not haproxy.server("B").ready
+        b.start()
+        bring_in(traffic, "web", b.member)
 
 
 def test_a_server_that_serves_unproven_proves_itself_if_another_is_up(pair: Stage) -> None:
@@ -233,10 +234,9 @@ def test_a_quiet_time_waits_for_the_last_request_to_be_old(pair: Stage) -> None:
     traffic = haproxy.traffic(quiet=1)
     visit, others = held_at(haproxy, sites["a"], "/")
     assert visit.answer() == (200, "a")
-    began = time.monotonic()
-    states = take_out(traffic, "web", "a")
-    assert states == ["draining", "absent"]
-    assert time.monotonic() - began > 0.1
+    ended = time.monotonic()
+    assert take_out(traffic, "web", "a") == ["draining", "absent"]
+    assert time.monotonic() - ended > 0.99
     for one in (visit, *others):
         one.close()
 
