@@ -1,0 +1,193 @@
+"""`up`, `down` and `host`: the control plane in one terminal, its end, and the small local cloud under it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.errors import BadInput, ChangeoverError, Unreachable, WaitTimeout
+from orchestrator.settings import Settings
+
+HOST_SOCKET = "host.sock"
+_READY_WITHIN = 30.0  # seconds
+
+
+def say(line: str) -> None:
+    """Talk goes to stderr; stdout is for data."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def up(
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Worker processes.")] = 2,
+    flower: Annotated[bool, typer.Option(help="Serve Flower, which shows every task.")] = True,
+    flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Flower's port; 0: the system chooses.")] = 0,
+) -> None:
+    """Run Redis, workers, the coordinator and Flower here until Ctrl-C.
+
+    Servers and HAProxy belong to `changeover host`, and live on.
+    """
+    from orchestrator.supervisor import Supervisor, start
+
+    settings = Settings()
+    told: list[int] = []
+    supervisor: Supervisor | None = None
+
+    def tell(signum: int, _frame: object) -> None:
+        told.append(signum)
+        if supervisor is not None:
+            supervisor.tell()
+        elif len(told) == 1:
+            raise KeyboardInterrupt  # it is still starting: what has begun is ended on the way out
+
+    for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(which, tell)
+    try:
+        supervisor = start(settings, workers=workers, with_flower=flower, flower_port=flower_port, say=say)
+    except KeyboardInterrupt:
+        say("stopped before it was ready; nothing of it runs")
+        return
+    try:
+        supervisor.wait_ready(_READY_WITHIN)
+        if not supervisor.told:
+            _tell_where(supervisor.redis_url, supervisor.flower_url, supervisor.flower_credentials, settings)
+        supervisor.run()
+        say("stopping: workers finish what they have in hand (Ctrl-C again: at once)")
+    finally:
+        supervisor.stop()
+    say("stopped; nothing of it runs. Servers and HAProxy live on: `changeover down` ends them")
+
+
+def down(
+    host: Annotated[
+        Path | None, typer.Option("--host", help="State folder of the local cloud.", show_default="STATE/host")
+    ] = None,
+    keep_host: Annotated[bool, typer.Option(help="Leave servers and HAProxy as they are.")] = False,
+) -> None:
+    """End what `up` started here, and the local cloud with its servers and HAProxy."""
+    settings = Settings()
+    _end_up(settings)
+    if not keep_host:
+        _end_host(host or host_folder(settings))
+
+
+def host(
+    state: Annotated[Path | None, typer.Option("--state", help="Its state folder.", show_default="STATE/host")] = None,
+    detach: Annotated[bool, typer.Option(help="Return once it is ready.")] = False,
+) -> None:
+    """Run the small local cloud: the server processes and HAProxy of the `local` provider.
+
+    It has a session of its own and survives this terminal. Ctrl-C here ends it with all its servers.
+    """
+    folder = (state or host_folder(Settings())).expanduser().absolute()
+    process = _start_host(folder)
+    say(f"host ready: process {process.pid}, {folder}")
+    if detach:
+        return
+    for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(which, lambda *_: process.terminate())
+    code = process.wait()
+    say("host ended, and its servers and HAProxy with it")
+    raise SystemExit(code)
+
+
+def host_folder(settings: Settings) -> Path:
+    """Where the local cloud lives unless somebody says otherwise."""
+    return settings.state_dir.expanduser().absolute() / "host"
+
+
+def _tell_where(redis_url: str, flower_url: str, credentials: Path | None, settings: Settings) -> None:
+    from orchestrator.store.redis import where
+
+    say(f"ready. Redis   {where(redis_url)}")
+    if flower_url:
+        say(f"       Flower  {flower_url}  user and password: {credentials}")
+    say(f"       logs    {settings.state_dir / 'logs'}")
+    say("       Ctrl-C stops it")
+
+
+def _end_up(settings: Settings) -> None:
+    from orchestrator.state_folder import StateFolder
+
+    folder = StateFolder.open(settings.state_dir)
+    pid = folder.holder()
+    if pid is None:
+        say(f"`up` does not run on {folder.path}")
+        return
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while folder.holder() is not None:
+        if time.monotonic() > deadline:
+            raise WaitTimeout(f"process {pid} on {folder.path} was told to end and has not", next=f"kill -9 {pid}")
+        time.sleep(0.05)
+    say(f"`up` (process {pid}) ended")
+
+
+def _end_host(folder: Path) -> None:
+    where = folder / HOST_SOCKET
+    if not where.exists():
+        say(f"no host runs on {folder}")
+        return
+    try:
+        _ask(where, "DELETE", "/")
+    except ConnectionRefusedError:
+        say(f"no host runs on {folder}: it was killed. `changeover host` on that folder takes up what it left")
+        return
+    except OSError as error:
+        raise Unreachable(f"the host on {folder} does not answer: {error}", next=f"less {folder}/host.log") from None
+    deadline = time.monotonic() + 60
+    while where.exists():
+        if time.monotonic() > deadline:
+            raise WaitTimeout(f"the host on {folder} was told to end and has not", next=f"less {folder}/host.log")
+        time.sleep(0.05)
+    say(f"host on {folder} ended, and its servers and HAProxy with it")
+
+
+def _ask(where: Path, method: str, path: str) -> None:
+    connection = http.client.HTTPConnection("host", timeout=30)
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.sock.settimeout(30)
+    try:
+        connection.sock.connect(str(where))
+        connection.request(method, path)
+        answer = connection.getresponse()
+        if answer.status >= http.client.BAD_REQUEST:
+            raise Unreachable(f"the host refused {method} {path}: {answer.status} {answer.read(500).decode()}")
+    finally:
+        connection.close()
+
+
+def _start_host(folder: Path) -> subprocess.Popen[bytes]:
+    """The daemon as a program of its own, in its own session, once it serves."""
+    heard, said = os.pipe()
+    command = [sys.executable, "-P", "-m", "providers.local_host", "--state", str(folder), "--ready-fd", str(said)]
+    process = subprocess.Popen(  # noqa: S603  # our own module, no shell
+        command, stdin=subprocess.DEVNULL, pass_fds=[said], start_new_session=True, cwd="/"
+    )
+    os.close(said)
+    try:
+        ready, _, _ = select.select([heard], [], [], _READY_WITHIN)
+        if ready and os.read(heard, 16):
+            return process
+    finally:
+        os.close(heard)
+    if not ready:
+        process.terminate()
+        raise WaitTimeout(
+            f"the host on {folder} is not ready after {_READY_WITHIN:g} s", next=f"less {folder}/host.log"
+        )
+    code = process.wait()
+    what = f"no host could be started on {folder}; it said why above"
+    raise BadInput(what, place="--state") if code == BadInput.exit_code else ChangeoverError(what)

@@ -1,0 +1,124 @@
+"""Flower, which shows every task: its configuration, and the process that serves it.
+
+The configuration file holds the password, and the environment the broker's URL, so neither is in the process list.
+`/healthcheck` and `/metrics` answer without a password; everything else asks for it, and nothing can be changed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import BadInput
+from orchestrator.processes import INHERITED
+from orchestrator.state_folder import write_private
+
+USER = "changeover"
+LOOPBACK = "127.0.0.1"
+# A task costs about 5 KB of Flower's memory. A saved state blocks its loop, so it is saved now and then only.
+MAX_TASKS = 20_000
+SAVE_EVERY_MS = 15_000
+
+# The exception of a task in RETRY is what its step waits for.
+COLUMNS = "name,uuid,state,exception,result,kwargs,received,runtime,worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowerFiles:
+    config: Path
+    credentials: Path
+    database: Path
+
+
+def prepare(folder: Path) -> FlowerFiles:
+    """The files that Flower starts from, all readable by their owner alone. A password once made is kept."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    files = FlowerFiles(
+        config=folder / "flowerconfig.py", credentials=folder / "credentials", database=folder / "tasks.db"
+    )
+    write_private(files.config, _configuration(_password(files.credentials), files.database))
+    return files
+
+
+def listen(port: int) -> socket.socket:
+    """The listening socket, on loopback; 0 lets the system choose. It outlives a restart of Flower. `BadInput`."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOOPBACK, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise BadInput(f"{LOOPBACK}:{port}: {error.strerror}", place="--flower-port", next="changeover up") from None
+    return listener
+
+
+def is_healthy(port: int, *, timeout: float = 0.3) -> bool:
+    """Whether Flower answers its health check within that many seconds."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=timeout) as asking:
+            asking.sendall(f"GET /healthcheck HTTP/1.0\r\nHost: {LOOPBACK}\r\n\r\n".encode())
+            return asking.recv(64).split(b" ")[1:2] == [b"200"]
+    except OSError:
+        return False
+
+
+def _password(credentials: Path) -> str:
+    try:
+        user, _, password = credentials.read_text().strip().partition(":")
+    except FileNotFoundError:
+        user = password = ""
+    if user != USER or not password:
+        password = secrets.token_urlsafe(18)
+        write_private(credentials, f"{USER}:{password}\n")
+    return password
+
+
+def _configuration(password: str, database: Path) -> str:
+    settings = {
+        "basic_auth": [f"{USER}:{password}"],
+        "read_only": True,
+        "persistent": True,
+        "db": str(database),
+        "state_save_interval": SAVE_EVERY_MS,
+        "max_tasks": MAX_TASKS,
+        "max_workers": 500,
+        "purge_offline_workers": 300,
+        "natural_time": True,
+        "auto_refresh": True,
+        "tasks_columns": COLUMNS,
+        "inspect_timeout": 1000.0,
+        "logging": "warning",
+    }
+    return "".join(f"{name} = {value!r}\n" for name, value in settings.items())
+
+
+def main(config: str) -> None:
+    """Serve on the socket that was inherited, until SIGTERM."""
+    from flower.app import Flower
+    from flower.command import apply_options, extract_settings, setup_logging
+    from flower.options import options
+    from flower.urls import settings as web
+    from tornado.httpserver import HTTPServer
+
+    from orchestrator.messaging import make_app
+    from orchestrator.settings import Settings
+
+    apply_options("flower", [f"--conf={config}"])
+    extract_settings()
+    setup_logging()
+    app = Flower(capp=make_app(Settings()), options=options, **web)
+    listener = socket.socket(fileno=INHERITED)
+    listener.setblocking(False)
+    HTTPServer(app).add_socket(listener)
+    loop = app.io_loop
+    signal.signal(signal.SIGTERM, lambda *_: loop.add_callback_from_signal(app.stop))
+    app.start()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

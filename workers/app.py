@@ -1,0 +1,50 @@
+"""Builds the worker: our tasks on the shared Celery configuration, in threads."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from celery import signals
+
+from orchestrator import logs
+from orchestrator.messaging import make_app
+from orchestrator.settings import Settings
+from tasks import register
+from tasks.world import World
+from workers import guard
+from workers.lifecycle import Lifecycle
+
+
+def run(name: str, *, concurrency: int | None = None) -> int:
+    """Works until it is told to end; the exit code. Raises `UntestedKombu`, `Unreachable`, `UnsafeStore`."""
+    guard.apply()
+    logs.configure(name)
+    # With a receiver of its own, Celery leaves logging and the standard streams as they are.
+    signals.setup_logging.connect(_keep_logging)
+    settings = Settings()
+    app = make_app(settings)
+    world = World.open(settings, worker=name)
+    world.store.check(dev=settings.dev)
+    register(app, world)
+    lifecycle = Lifecycle(store=world.store, name=name)
+    worker = app.Worker(
+        hostname=f"{name}@{socket.gethostname()}",
+        pool="threads",
+        concurrency=concurrency or settings.concurrency,
+        loglevel="WARNING",
+        quiet=True,
+        # Nobody here asks other workers anything. Without these two it is ready in half the time.
+        without_mingle=True,
+        without_gossip=True,
+    )
+    # Celery installs its own signal handlers here. With threads they ignore a second SIGTERM, and nothing bounds the
+    # first one.
+    worker.install_platform_tweaks = lambda _worker: lifecycle.handle_signals()
+    lifecycle.watch()
+    worker.start()
+    lifecycle.ended()
+    return int(worker.exitcode or os.EX_OK)
+
+
+def _keep_logging(**_: object) -> None: ...
