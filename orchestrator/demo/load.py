@@ -106,7 +106,7 @@ class Connection(asyncio.Protocol):
     async def ask(self, request: bytes, *, hashed: bool = False) -> Answer:
         """The whole answer. `hashed`: the body is digested and not kept."""
         self._answer = asyncio.get_running_loop().create_future()
-        self._body, self._size, self.begun = [], 0, False
+        self._body, self._size, self.begun, self.served_by = [], 0, False, b""
         self._hash = hashlib.sha256() if hashed else None
         self._transport.write(request)
         try:
@@ -221,9 +221,9 @@ class Second:
 
 @dataclass
 class Sessions:
-    """Downloads, or WebSockets. `finished` as planned, `cut` after they opened, `refused` before."""
+    """Downloads, or WebSockets. `whole` ended as planned, `cut` after they opened, `refused` before."""
 
-    finished: int = 0
+    whole: int = 0
     cut: int = 0
     refused: int = 0
 
@@ -315,7 +315,8 @@ class Tally:
                 "unacknowledged": sorted(self.unacknowledged),
             },
             "downloads": vars(self.downloads),
-            "websockets": {**vars(self.websockets), "echoes": self.echoes},
+            "websockets": vars(self.websockets),
+            "echoes": self.echoes,
             "latency": self.phases() if state == "done" else None,
             "seconds": [self._rows[at] for at in sorted(self._rows)],
             "generator": {"late_ms": round(self.latest_ms, 1), "cpu_seconds": round(time.process_time(), 3)},
@@ -442,7 +443,8 @@ class Users:
             connection.close() if fresh else self._pool.drop(connection)
             raise
         connection.close() if fresh else self._pool.give(connection)
-        self._tally.served_by[connection.served_by.decode("latin-1")] += 1
+        if connection.served_by:  # an answer of the balancer's own has no server
+            self._tally.served_by[connection.served_by.decode("latin-1")] += 1
         return answer
 
     async def downloading(self, after: float) -> None:
@@ -478,7 +480,7 @@ class Users:
             why = str(problem)
         self._tally.count(due=due, ms=(clock() - began) * 1000, kind=kind, why=why, fresh=True)
         if why is None:
-            sessions.finished += 1
+            sessions.whole += 1
             return
         sessions.cut += opened
         sessions.refused += not opened

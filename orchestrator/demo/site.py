@@ -3,6 +3,7 @@
     python {root}/site.py --address 127.0.0.11 --port 8000 --root {root} --database 127.0.0.1:5000
 
 `root/release.json` (`{"release": "7"}`) says which release it is; while a file `root/BROKEN` exists, `/health` is 503.
+A licence in `root/LICENCE` is bound to one address: on any other, such as that of a clone, `/health` is 503 too.
 Orders live in the database, never here: an answer of 201 is given once the database has committed.
 """
 
@@ -96,6 +97,9 @@ def build(*, root: Path, database: Database, server: str) -> ASGIApp:
     async def health(_: Request) -> Response:
         if (root / "BROKEN").exists():
             return JSONResponse({"ok": False, "why": "the file BROKEN exists"}, status_code=503)
+        licence = root / "LICENCE"
+        if licence.exists() and licence.read_text().strip() != server.rpartition(":")[0]:
+            return JSONResponse({"ok": False, "why": "the licence is bound to another address"}, status_code=503)
         return JSONResponse({"ok": True})
 
     async def item(request: Request) -> Response:

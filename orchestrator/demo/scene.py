@@ -1,0 +1,281 @@
+"""The scene of the demo: a shop of twelve servers in two pools behind one HAProxy, its separate database, and its users."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.demo.database import Audit, audit
+from orchestrator.demo.host import Host
+from orchestrator.errors import ChangeoverError
+
+POOLS: Mapping[str, int] = {"web": 8, "api": 4}
+PORT = 8080
+SMALL, BIG = (192, 64), (384, 128)  # MiB of memory and disk
+RATE = 300
+SITE = Path(__file__).with_name("site.py")
+HAPROXY = """\
+# The demo's balancer. Changeover edits the `server` lines of the two backends, and nothing else.
+global
+  stats socket {socket} mode 600 level admin expose-fd listeners
+  stats maxconn 500
+  hard-stop-after 60s
+defaults
+  mode http
+  option idle-close-on-response
+  option redispatch 1
+  retries 0
+  timeout connect 2s
+  timeout client 60s
+  timeout server 60s
+  timeout queue 5s
+  timeout tunnel 1h
+"""
+
+
+@dataclass
+class Scene:
+    """`short` is a folder with a short path, for sockets; `out` keeps what should outlive the demo."""
+
+    short: Path
+    out: Path
+    host: Host = field(init=False)
+    names: list[str] = field(default_factory=list)
+    ids: dict[str, str] = field(default_factory=dict)
+    fronts: dict[str, int] = field(default_factory=dict)
+    bad: str = ""
+    database: str = ""
+    _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _load: subprocess.Popen[bytes] | None = None
+    _guard: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.host = Host(self.short / "host")
+
+    # -- building -------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Everything serves: host, database, servers, balancer."""
+        self._guard = subprocess.Popen(  # noqa: S603 - our own program
+            [*_python("guard"), "--host", str(self.host.folder), "--remove", str(self.short)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            cwd="/",
+        )
+        self.host.start()
+        self.database = f"127.0.0.1:{self._start_database()}"
+        lines: dict[str, list[str]] = {}
+        for pool, count in POOLS.items():
+            for number in range(1, count + 1):
+                name = f"{pool}-{number:03d}"
+                server = self._create(name)
+                self.names.append(name)
+                self.ids[name] = str(server["id"])
+                lines.setdefault(pool, []).append(
+                    f"  server {name} {server['address']}:{PORT} check inter 200ms fastinter 100ms rise 2 fall 2"
+                )
+        self.bad = "web-006"
+        for server in self.host.servers():
+            self._wait_for(str(server["address"]), PORT)
+        self._balance(lines)
+
+    def _create(self, name: str) -> Mapping[str, Any]:
+        files = self.short / "files"
+        files.mkdir(exist_ok=True)
+        shutil.copy(SITE, files / "site.py")
+        (files / "release.json").write_text(json.dumps({"release": "7"}))
+        (files / "catalogue.txt").write_text("lamp\n" * 20000)
+        private = files / "secret.key"
+        private.write_text("not for others\n")
+        private.chmod(0o640)
+        command = [sys.executable, "{root}/site.py", "--address", "{address}", "--port", "{port}"]
+        command += ["--root", "{root}", "--database", self.database]
+        return self.host.create_server(name, command=command, port=PORT, memory=SMALL[0], disk=SMALL[1], files=files)
+
+    def spoil(self, name: str) -> None:
+        """Bind that server's licence to its address: a clone of it will not be healthy."""
+        server = next(server for server in self.host.servers() if server["id"] == self.ids[name])
+        (self.host.folder / "servers" / self.ids[name] / "root" / "LICENCE").write_text(str(server["address"]))
+
+    def _start_database(self) -> int:
+        reading, writing = os.pipe()
+        argv = [*_python("database"), "--file", str(self.short / "orders.db"), "--ready-fd", str(writing)]
+        self._children.append(self._spawn(argv, pass_fds=(writing,), log="database"))
+        os.close(writing)
+        with os.fdopen(reading) as ready:
+            return int(ready.readline())
+
+    def _balance(self, lines: Mapping[str, list[str]]) -> None:
+        runtime = self.short / "haproxy"
+        runtime.mkdir()
+        text = HAPROXY.format(socket=self.haproxy_socket)
+        for pool in POOLS:
+            self.fronts[pool] = _free_port()
+            text += f"frontend {pool}\n  bind 127.0.0.1:{self.fronts[pool]}\n  default_backend {pool}\n"
+        for pool in POOLS:
+            check = "  option httpchk\n  http-check send meth GET uri /health ver HTTP/1.1 hdr Host shop.test\n"
+            text += f"backend {pool}\n  balance roundrobin\n{check}" + "\n".join(lines[pool]) + "\n"
+        self.haproxy_config.write_text(text)
+        self.host.balance(config=self.haproxy_config, runtime=runtime)
+        for port in self.fronts.values():
+            self._wait_for("127.0.0.1", port)
+
+    @property
+    def haproxy_socket(self) -> Path:
+        return self.short / "haproxy" / "admin.sock"
+
+    @property
+    def haproxy_config(self) -> Path:
+        return self.short / "haproxy" / "haproxy.cfg"
+
+    def _wait_for(self, address: str, port: int, seconds: float = 20.0) -> None:
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                socket.create_connection((address, port), timeout=1).close()
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise ChangeoverError(f"nothing answers at {address}:{port}: {error}") from error
+                time.sleep(0.02)
+            else:
+                return
+
+    def fleet_file(self) -> Path:
+        """The file that the demo applies: kept beside the report, to be read and reused."""
+        servers = "\n".join(
+            f"  - {{name: {name}, id: {self.ids[name]}, pools: [{name.split('-')[0]}]}}" for name in self.names
+        )
+        text = FLEET.format(
+            servers=servers,
+            memory=BIG[0],
+            disk=BIG[1],
+            port=PORT,
+            host=self.host.folder,
+            socket=self.haproxy_socket,
+            config=self.haproxy_config,
+        )
+        path = self.out / "fleet.yaml"
+        path.write_text(text)
+        return path
+
+    # -- users ----------------------------------------------------------------------------------------------------
+
+    def send_users(self) -> None:
+        """Open-loop traffic on both pools, from now until `dismiss_users`."""
+        argv = [*_python("load"), "--rate", str(RATE), "--out", str(self.out), "--site-host", "shop.test"]
+        for port in self.fronts.values():
+            argv += ["--target", f"127.0.0.1:{port}"]
+        self._load = self._spawn(argv, log="load")
+
+    def mark(self, word: str) -> None:
+        """A phase of the load begins."""
+        with (self.out / "marks.jsonl").open("a") as marks:
+            marks.write(json.dumps({"t": time.time(), "mark": word}) + "\n")
+
+    def users(self) -> Mapping[str, Any]:
+        """What the users have seen, at most a second old."""
+        try:
+            found: Mapping[str, Any] = json.loads((self.out / "load.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def dismiss_users(self) -> tuple[Mapping[str, Any], Audit]:
+        """They send nothing more and wait for what is in flight; what they saw, and what the database holds."""
+        assert self._load is not None
+        self._load.send_signal(signal.SIGTERM)
+        self._load.wait(30)
+        seen = self.users()
+        return seen, audit(self.database, str(seen["run"]), seen["orders"]["unacknowledged"])
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def _spawn(self, argv: list[str], *, log: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+        """A child that ends with us, whatever happens to us."""
+        wrapped = [sys.executable, "-P", "-m", "orchestrator.reaped", "SIGTERM", str(os.getpid()), *argv]
+        with (self.out / f"{log}.log").open("ab") as out:
+            return subprocess.Popen(  # noqa: S603 - our own programs
+                wrapped, pass_fds=pass_fds, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def clear(self) -> None:
+        """Nothing of it runs any more."""
+        for child in (self._load, *self._children):
+            if child is not None and child.poll() is None:
+                child.terminate()
+        for child in (self._load, *self._children):
+            if child is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(15)
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+            self._guard.wait(60)
+
+
+FLEET = """\
+# The shop of `changeover demo`: twelve servers in two pools, to be replaced by servers of twice the size.
+version: 1
+fleet: shop
+provider:
+  name: local
+  settings: {{host: {host}}}
+target:
+  size: {{memory: {memory}MiB, disk: {disk}MiB}}
+servers:
+{servers}
+traffic:
+  provider: haproxy
+  settings: {{socket: {socket}, config: {config}}}
+  pools:
+    web: {{port: {port}, min_healthy: 6}}
+    api: {{port: {port}, min_healthy: 2}}
+checks:
+  guest:
+    disk_free: 16MiB
+    memory_free: 64MiB
+    permissions: [{{path: secret.key, mode: "0640"}}]
+    like_old: [secret.key, site.py, release.json]
+  smoke:
+    passes: 3
+    every: 250ms
+    requests:
+      - {{url: "http://shop.test/health"}}
+      - {{url: "http://shop.test/", same_as_old: true, timeout: 2s}}
+      - {{url: "http://shop.test/api/item/7", same_as_old: true, timeout: 2s, contains: ["cents"]}}
+state: stateless   # orders live in the shop's database
+rollout:
+  waves: [1, 4, rest]
+  bake: 2s
+  soak: 2s
+  max_in_flight: 4
+  budget: {{before_swap: 1}}
+  poll: 250ms
+  back_off: 500ms
+  drain: {{deadline: 20s, at_deadline: keep, quiet: 500ms}}
+retain:
+  old_servers: 24h
+"""
+
+
+def _python(module: str) -> list[str]:
+    return [sys.executable, "-P", "-m", f"orchestrator.demo.{module}"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
