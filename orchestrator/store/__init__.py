@@ -25,8 +25,8 @@ RefusedReason = Literal["frozen", "paused", "aborting", "stopped"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """An upgrade as stored. `version` rises with every change of the record; `epoch` with every new chain;
-    `lease_until` is 0 when nobody holds it. `entry` counts its audit entries, without a gap."""
+    """An upgrade as stored. `version` rises with every change of the record and every `issue`; `epoch` with every new
+    chain; `lease_until` is 0 when nobody holds it. `entry` counts its audit entries, without a gap."""
 
     upgrade: Upgrade
     version: int
@@ -299,7 +299,8 @@ class Store(Protocol):
         ...
 
     def sleep(self, seconds: float, *, cursor: str) -> str:
-        """Returns when somebody woke the coordinators since `cursor`, or after the time; the new cursor."""
+        """Returns when somebody woke the coordinators since `cursor` ("$": since now), or after the time; the new
+        cursor."""
         ...
 
     def queue_wait(self) -> float:

@@ -1,6 +1,6 @@
 """The store in this process, for simulations and tests: every promise of `RedisStore`, except that of outliving it.
 
-One lock makes each method atomic. Records are kept as the same JSON, so that what cannot be stored is found here too.
+One lock makes each method atomic. Records go through the same JSON, so that what cannot be stored is found here too.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ _FLYING = ("running", "waiting", "held")
 
 @dataclass(kw_only=True)
 class _Record:
-    upgrade: Upgrade  # what `doc` says
-    doc: bytes
+    upgrade: Upgrade
     version: int = 0
     epoch: int = 0
     entry: int = 0
@@ -58,7 +57,6 @@ class _Record:
 
 @dataclass(kw_only=True)
 class _Rollout:
-    doc: bytes
     rollout: Rollout
     records: dict[str, _Record]
     counts: dict[str, int]
@@ -121,6 +119,7 @@ class MemoryStore:
 
     def create(self, rollout: Rollout, upgrades: Sequence[Upgrade], *, locks: Mapping[str, str]) -> Rollout:
         check_creation(rollout, upgrades)
+        doc = codec.ROLLOUT.dump(rollout)
         with self._lock:
             if rollout.id in self._rollouts:
                 return self._rollouts[rollout.id].rollout
@@ -130,14 +129,13 @@ class MemoryStore:
                     raise locked(locks[lock], other)
             records = {u.server: _record(u) for u in upgrades}
             stored = _Rollout(
-                doc=codec.ROLLOUT.dump(rollout),
                 rollout=rollout,
                 records=records,
                 counts={"pending": len(records)},
             )
             self._rollouts[rollout.id] = stored
             self._locks.update(dict.fromkeys(locks, rollout.id))
-            self._audit(stored, Entry(event="created", actor=rollout.created_by), stored.doc, was="", now=rollout.state)
+            self._audit(stored, Entry(event="created", actor=rollout.created_by), doc, was="", now=rollout.state)
             self._wake()
             return rollout
 
@@ -162,7 +160,7 @@ class MemoryStore:
             if stored is None or stored.rollout.version != was.version:
                 return None
             before = stored.rollout.state
-            stored.rollout, stored.doc = codec.ROLLOUT.load(doc, key=was.id), doc
+            stored.rollout = codec.ROLLOUT.load(doc, key=was.id)
             if after.closed:
                 self._locks = {lock: owner for lock, owner in self._locks.items() if owner != was.id}
             self._audit(stored, entry, doc, was=before, now=after.state)
@@ -245,7 +243,7 @@ class MemoryStore:
             record.version += 1
             if not same_epoch:
                 record.epoch += 1
-            if not same_epoch or record.sent is None:
+            if record.sent is None:
                 record.sent = now
             record.owner, record.lease = "", 0.0
             self._place(record, now + grace, "")
@@ -261,6 +259,8 @@ class MemoryStore:
             if at_rest(record.upgrade):
                 return self._ignore(Ignored(reason="settled"))
             if record.epoch != epoch:
+                if epoch < record.epoch and record.sent is not None:
+                    self._queue_wait = max(self._queue_wait, round(self.now() - record.sent, 6))
                 return self._ignore(Ignored(reason="stale epoch"))
             if (record.upgrade.step, record.upgrade.direction) != (step, direction):
                 return self._ignore(Ignored(reason="another step"))
@@ -505,9 +505,9 @@ class MemoryStore:
             self._wake()
 
     def sleep(self, seconds: float, *, cursor: str) -> str:
-        cursor = check_cursor(cursor)
         end = time.monotonic() + seconds
         with self._news:
+            cursor = f"{self._woken[0]}-{self._woken[1]}" if cursor == "$" else check_cursor(cursor)
             while self._woken <= _position(cursor):
                 left = end - time.monotonic()
                 if left <= 0:
@@ -571,7 +571,7 @@ class MemoryStore:
             self._place(record, self.now(), "")
 
     def _store(self, record: _Record, to: Upgrade, doc: bytes) -> None:
-        record.upgrade, record.doc = codec.UPGRADE.load(doc, key=to.server), doc
+        record.upgrade = codec.UPGRADE.load(doc, key=to.server)
         record.version += 1
 
     def _change(
@@ -646,8 +646,7 @@ class MemoryStore:
 
 
 def _record(upgrade: Upgrade) -> _Record:
-    doc = codec.UPGRADE.dump(upgrade)
-    return _Record(upgrade=codec.UPGRADE.load(doc, key=upgrade.server), doc=doc)
+    return _Record(upgrade=codec.UPGRADE.load(codec.UPGRADE.dump(upgrade), key=upgrade.server))
 
 
 def _fence_after(previous: int, now: float) -> int:

@@ -519,9 +519,14 @@ class RedisStore:
             self._redis.xadd(self._key("wake"), {"w": "1"}, maxlen=16, approximate=False)
 
     def sleep(self, seconds: float, *, cursor: str) -> str:
-        cursor = check_cursor(cursor)
+        cursor = self._last_wake() if cursor == "$" else check_cursor(cursor)
         found = self._read(self._key("wake"), cursor, limit=16, block=seconds)
         return found[-1][0].decode() if found else cursor
+
+    def _last_wake(self) -> str:
+        with self._told:
+            last = self._redis.xrevrange(self._key("wake"), count=1)
+        return last[0][0].decode() if last else "0"
 
     def queue_wait(self) -> float:
         with self._told:
@@ -719,7 +724,7 @@ def plainly(error: redis.exceptions.RedisError, where: str) -> ChangeoverError:
             return Unreachable(f"Redis at {where} did not answer in time: {text}", next="redis-cli PING")
         case redis.exceptions.ConnectionError():
             return Unreachable(f"Redis at {where} does not answer: {text}", next="redis-cli PING")
-    if "OOM " in text:
+    if "OOM " in text or "used memory > 'maxmemory'" in text:
         return UnsafeStore(f"Redis at {where} is full and refused it; nothing was changed", next=_MORE_MEMORY)
     if "READONLY" in text or "read only replica" in text:
         return UnsafeStore(f"Redis at {where} is a replica that refuses writes", next="name the primary's address")

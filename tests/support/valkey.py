@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from orchestrator.embedded import valkey_arguments, valkey_server
 
@@ -51,21 +53,21 @@ class RunningValkey:
 
     def _wait(self) -> None:
         end = time.monotonic() + 20
-        client = redis.Redis(unix_socket_path=str(self.socket))
+        client = redis.Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0))
         try:
             while True:
-                assert self.process is not None
-                if self.process.poll() is not None or time.monotonic() > end:
-                    raise AssertionError(f"Valkey did not start: {(self._folder / 'log').read_text()[-2000:]}")
-                with contextlib.suppress(redis.exceptions.AuthenticationError):
-                    try:
-                        client.ping()
-                    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-                        if isinstance(error, redis.exceptions.AuthenticationError):
-                            raise
-                        time.sleep(0.01)
-                        continue
-                return
+                try:
+                    client.ping()
+                except redis.exceptions.AuthenticationError:
+                    return
+                except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+                    assert self.process is not None
+                    if self.process.poll() is not None or time.monotonic() > end:
+                        log = (self._folder / "log").read_text()
+                        raise AssertionError(f"Valkey did not start: {log[-2000:]}") from None
+                    time.sleep(0.01)
+                else:
+                    return
         finally:
             client.close()
 

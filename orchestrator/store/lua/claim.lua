@@ -6,11 +6,17 @@ elseif r.epoch ~= a.epoch then reason = 'stale epoch'
 elseif r.step ~= a.step or r.direction ~= a.direction then reason = 'another step'
 elseif live(r) and r.owner ~= a.owner then reason = 'leased'
 end
+local sent = r and tonumber(r.sent)
+local wait = tonumber(call('GET', P .. 'queue_wait') or '0')
 if reason then
   call('HINCRBY', P .. 'ignored', reason, 1)
+  -- What came too late has waited since the first sending that nobody has taken: if that were not learned, messages
+  -- which wait longer than their grace would be replaced for ever, and none of them taken.
+  if reason == 'stale epoch' and sent and a.epoch < r.epoch and now - sent > wait then
+    call('SET', P .. 'queue_wait', stamp(now - sent))
+  end
   return {reason}
 end
-local sent = tonumber(r.sent)
 local before = r.owner
 r.fence = fence_after(r.fence)
 r.lease = tonumber(stamp(now + a.lease))
@@ -21,7 +27,7 @@ if before ~= a.owner then
 end
 r.owner = a.owner
 place(r, r.lease, '')
-local wait = tonumber(call('GET', P .. 'queue_wait') or '0') * 0.98
+wait = wait * 0.98
 if sent then wait = math.max(wait, now - sent) end
 call('SET', P .. 'queue_wait', stamp(wait))
 return {'', unpack(row(r))}

@@ -6,11 +6,11 @@ if live(r) then
   return false
 end
 if r.version ~= a.version then return false end
--- The version rises, so that of several coordinators which saw the same, one sends. What is sent again keeps the time
--- of its first sending: a message that is merely slow has waited that long.
+-- The version rises, so that of several coordinators which saw the same, one sends. The time of the first sending that
+-- nobody has taken stays: a message that is merely slow has waited that long.
 local sent = r.sent
 if not a.same_epoch then r.epoch = r.epoch + 1 end
-if not a.same_epoch or sent == '' then sent = stamp(now) end
+if sent == '' then sent = stamp(now) end
 call('HSET', r.key, 'version', whole(r.version + 1), 'epoch', whole(r.epoch), 'sent', sent, 'lane', '',
   'owner', '', 'lease', '0')
 unown(r)

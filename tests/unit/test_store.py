@@ -1,0 +1,1550 @@
+"""Every promise of the store's protocol, kept by both implementations; and both alike under the same operations."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import pytest
+import redis
+
+from orchestrator.domain.rollout import Rollout, aborting, paused
+from orchestrator.domain.steps import STEPS
+from orchestrator.domain.upgrade import (
+    Admitted,
+    Began,
+    Event,
+    Finished,
+    Held,
+    Intent,
+    Looked,
+    Observe,
+    Released,
+    Seen,
+    Stumbled,
+    TurnedBack,
+    Undone,
+    Upgrade,
+    Waiting,
+    Waits,
+)
+from orchestrator.errors import BadInput, ChangeoverError, Fenced, Locked, NotFound, Unreachable, UnsafeStore
+from orchestrator.store import Claim, Entry, Ignored, LedgerItem, RefusedIntent, Row, Store, codec
+from orchestrator.store.memory import MemoryStore
+from orchestrator.store.redis import RedisStore
+from tests.support.valkey import RunningValkey, running_valkey
+
+START = 1_800_000_000.0
+LANE = "local/host"
+DID = Entry(event="did", actor="test", detail={"n": 1})
+
+
+@dataclass
+class Clock:
+    now: float = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Site:
+    """A store with its clock, and short words for what most tests do."""
+
+    store: Store
+    clock: Clock
+    names: tuple[str, ...] = ("a", "b", "c")
+    rollout: Rollout = field(init=False)
+
+    def create(self, id: str = "r1", *, domains: tuple[str, ...] = (), waves: int = 1, limit: int = 5) -> Rollout:
+        per = len(self.names) // waves
+        self.rollout = Rollout(
+            id=id,
+            plan="p1",
+            fleet="shop",
+            created_at=self.clock.now,
+            created_by="anna",
+            waves=tuple(self.names[i * per : (i + 1) * per] for i in range(waves)),
+            max_in_flight=limit,
+            allowed_failures=0,
+            bake=0.0,
+            on_abort="finish",
+        )
+        upgrades = [
+            Upgrade(rollout=id, server=name, wave=i // per, domain=domains[i] if domains else "")
+            for i, name in enumerate(self.names)
+        ]
+        return self.store.create(self.rollout, upgrades, locks={f"lock/{name}": name for name in self.names})
+
+    def row(self, server: str = "a", rollout: str = "r1") -> Row:
+        row = self.store.row(rollout, server)
+        assert row is not None
+        return row
+
+    def admit(
+        self, server: str = "a", *, limit: int = 5, wave: int = 0, domain: str = "", at: Upgrade | None = None
+    ) -> bool:
+        to = (at or self.row(server).upgrade).after(Admitted(at=self.clock.now))
+        return self.store.admit("r1", server, to=to, limit=limit, wave=wave, domain=domain, entry=DID)
+
+    def issue(self, server: str = "a", *, grace: float = 10.0, same: bool = False) -> int | None:
+        return self.store.issue("r1", server, version=self.row(server).version, grace=grace, same_epoch=same)
+
+    def take(
+        self, server: str = "a", *, owner: str = "w1", lease: float = 60.0, epoch: int | None = None
+    ) -> Claim | Ignored:
+        row = self.row(server)
+        return self.store.claim(
+            "r1",
+            server,
+            epoch=row.epoch if epoch is None else epoch,
+            step=row.upgrade.step,
+            direction=row.upgrade.direction,
+            owner=owner,
+            lease=lease,
+        )
+
+    def claim(self, server: str = "a", *, owner: str = "w1", lease: float = 60.0) -> Claim:
+        claim = self.take(server, owner=owner, lease=lease)
+        assert isinstance(claim, Claim), claim
+        return claim
+
+    def running(self, server: str = "a", *, owner: str = "w1", lease: float = 60.0) -> Claim:
+        """Admitted, sent and claimed."""
+        assert self.admit(server)
+        assert self.issue(server) is not None
+        return self.claim(server, owner=owner, lease=lease)
+
+    def began(self, claim: Claim, *, undo: bool = False, finishing: bool = False) -> Claim | RefusedIntent:
+        to = claim.row.upgrade.after(Began(intent=an_intent(claim.row.upgrade), deadline=None))
+        return self.store.intent(claim, to, entry=DID, ledger=[], undo=undo, finishing=finishing)
+
+    def parked(self, server: str = "a", *, at: float = 5.0) -> Row:
+        """Waits in its lane for what the look at `at` seconds from now will say."""
+        claim = self.began(self.running(server))
+        assert isinstance(claim, Claim)
+        return self.store.commit(
+            claim, waits(claim.row.upgrade, self.clock.now + at), entry=DID, due=self.clock.now + at, look=LANE
+        )
+
+    def become(self, change: Callable[[Rollout], Rollout], event: str = "changed") -> Rollout:
+        was = self.store.rollout("r1")
+        assert was is not None
+        now = self.store.change(was, change(was), entry=Entry(event=event, actor="test"))
+        assert now is not None
+        return now
+
+
+def an_intent(u: Upgrade) -> Intent:
+    return Intent(
+        step=u.step,
+        attempt=u.attempt(u.step),
+        rung=0,
+        token=f"{u.server}-{u.step}",
+        name="co-1",
+        at=START,
+        params={"k": [1]},
+    )
+
+
+def waits(u: Upgrade, at: float) -> Upgrade:
+    return u.after(Waits(wait=Waiting(reason="image", at=at, observe=Observe(kind="image", lane=LANE, ids=("i1",)))))
+
+
+@pytest.fixture(params=["memory", "redis"])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    clock = Clock()
+    if request.param == "memory":
+        yield Site(MemoryStore(clock), clock)
+        return
+    store = a_redis_store(request.getfixturevalue("valkey_url"), clock)
+    yield Site(store, clock)
+    store.close()
+
+
+def a_redis_store(url: str, clock: Clock | None = None) -> RedisStore:
+    return RedisStore(url, namespace=uuid.uuid4().hex[:12], clock=clock)
+
+
+@pytest.fixture
+def redis_site(valkey_url: str) -> Iterator[Site]:
+    clock = Clock()
+    store = a_redis_store(valkey_url, clock)
+    yield Site(store, clock)
+    store.close()
+
+
+# -- creation and locks ------------------------------------------------------------------------------------------------
+
+
+def test_a_created_rollout_is_there_with_its_upgrades_and_locks(site: Site) -> None:
+    created = site.create()
+    assert created == site.rollout == site.store.rollout("r1")
+    assert [row.upgrade.server for row in site.store.rows("r1")] == ["a", "b", "c"]
+    assert site.store.rows("r1", ["c", "a", "nobody"])[0].upgrade == Upgrade(rollout="r1", server="a", wave=0)
+    assert site.store.owner_of("lock/b") == "r1"
+    assert site.store.tally("r1").by_state == {"pending": 3}
+    assert site.store.next_due() is None
+
+
+def test_creating_again_returns_what_is_there(site: Site) -> None:
+    site.create()
+    site.admit("a")
+    later = site.become(lambda r: replace(r, why="moved on"))
+    assert site.create() == later
+    assert site.row("a").upgrade.state == "running"
+    assert len(site.store.rollouts()) == 1
+
+
+def test_a_server_of_another_rollout_is_refused_by_its_name_and_nothing_is_created(site: Site) -> None:
+    site.names = ("a", "b")
+    site.create("r1")
+    site.names = ("b", "c")
+    with pytest.raises(Locked, match=r"b belongs to rollout r1") as refused:
+        site.create("r2")
+    assert "changeover show r1" in str(refused.value)
+    assert site.store.rollout("r2") is None
+    assert site.store.owner_of("lock/c") is None
+    assert [r.id for r in site.store.rollouts()] == ["r1"]
+
+
+def test_of_many_creations_over_the_same_servers_one_wins(site: Site) -> None:
+    names = tuple(f"s{i:03}" for i in range(120))
+
+    def create(n: int) -> bool:
+        mine = Site(site.store, site.clock, names if n % 2 else names[::-1])
+        try:
+            mine.create(f"r{n}")
+        except Locked:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(create, range(6))) == 1
+    (winner,) = site.store.rollouts()
+    assert {site.store.owner_of(f"lock/{name}") for name in names} == {winner.id}
+
+
+def test_a_closed_rollout_gives_its_locks_back(site: Site) -> None:
+    site.names = tuple(f"s{i:03}" for i in range(200))
+    site.create("r1")
+    site.become(lambda r: replace(r, state="aborted", closed=True))
+    assert site.store.owner_of("lock/s000") is None
+    assert site.store.open_rollouts() == []
+    assert site.create("r2").id == "r2"
+    assert site.store.owner_of("lock/s199") == "r2"
+
+
+def test_rollouts_come_newest_first(site: Site) -> None:
+    for n in range(3):
+        site.clock.now += 1
+        site.names = (f"s{n}",)
+        site.create(f"r{n}")
+    assert [r.id for r in site.store.rollouts()] == ["r2", "r1", "r0"]
+    assert [r.id for r in site.store.open_rollouts()] == ["r2", "r1", "r0"]
+
+
+def test_an_id_that_would_break_a_key_is_refused(site: Site) -> None:
+    for id in ("", "a/b", "a:b", "a\nb", "../x"):
+        with pytest.raises(BadInput):
+            site.create(id)
+
+
+def test_a_creation_whose_maker_died_is_invisible_and_can_be_completed(
+    redis_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, store = redis_site, cast(RedisStore, redis_site.store)
+    site.names = tuple(f"s{i:03}" for i in range(120))
+    whole = RedisStore._run
+    died = threading.Event()
+
+    def run(self: RedisStore, name: str, arguments: Any, *documents: bytes) -> Any:
+        if name == "create_rows" and arguments["servers"][0]["server"] == "s050":
+            died.set()
+            raise KeyboardInterrupt
+        return whole(self, name, arguments, *documents)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RedisStore, "_run", run)
+        with pytest.raises(KeyboardInterrupt):
+            site.create("r1")
+    assert died.is_set()
+    assert store.rollout("r1") is None
+    assert store.rollouts() == store.open_rollouts() == []
+    assert store.owner_of("lock/s000") == "r1"
+    with pytest.raises(Locked, match="r1"):
+        Site(store, site.clock, ("s000",)).create("r2")
+    assert site.create("r1") == site.rollout
+    assert len(store.rows("r1")) == 120
+    assert store.tally("r1").by_state == {"pending": 120}
+
+
+def test_locks_of_a_creation_that_was_given_up_are_free_after_a_while(
+    redis_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = redis_site
+    whole = RedisStore._run
+
+    def run(self: RedisStore, name: str, arguments: Any, *documents: bytes) -> Any:
+        if name == "create_end":
+            raise KeyboardInterrupt
+        return whole(self, name, arguments, *documents)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RedisStore, "_run", run)
+        with pytest.raises(KeyboardInterrupt):
+            site.create("r1")
+    site.clock.now += 61
+    assert site.store.owner_of("lock/a") is None
+    assert site.create("r2").id == "r2"
+    with pytest.raises(Locked, match="r2"):
+        site.create("r1")
+    assert site.store.owner_of("lock/a") == "r2"
+
+
+# -- the rollout -------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_from_an_older_version_is_refused(site: Site) -> None:
+    was = site.create()
+    entry = Entry(event="paused", actor="anna")
+    now = site.store.change(was, paused(was, why="lunch", now=START), entry=entry)
+    assert now is not None
+    assert (now.version, now.state) == (was.version + 1, "paused")
+    assert site.store.rollout("r1") == now
+    assert site.store.change(was, replace(was, wave=1), entry=entry) is None
+    assert site.store.rollout("r1") == now
+
+
+def test_a_stop_is_not_lost_to_a_change_that_had_not_seen_it(site: Site) -> None:
+    was = site.create()
+    claim = site.running()
+    site.store.commit(
+        claim, claim.row.upgrade.after(Held(why="x")), entry=DID, due=None, failure="after", stop="a failed"
+    )
+    stopped = site.store.rollout("r1")
+    assert stopped is not None
+    assert stopped.stop == "a failed"
+    assert site.store.change(was, replace(was, wave=1), entry=DID) is None
+    assert site.become(lambda r: replace(r, stop="")).stop == ""
+    again = site.store.rollout("r1")
+    assert again is not None
+    assert again.stop == ""
+
+
+def test_the_first_reason_to_stop_stays(site: Site) -> None:
+    site.create()
+    for server in ("a", "b"):
+        claim = site.running(server) if server == "a" else None
+        if claim is not None:
+            second = site.admit("b")
+            assert second
+            site.store.commit(claim, claim.row.upgrade.after(Held(why="x")), entry=DID, due=None, stop="first")
+        else:
+            row = site.row("b")
+            site.store.turn(row, row.upgrade.after(Held(why="x")), entry=DID, due=None, stop="second")
+    now = site.store.rollout("r1")
+    assert now is not None
+    assert now.stop == "first"
+
+
+def test_frozen_says_why_and_by_whom(site: Site) -> None:
+    site.create()
+    assert site.store.frozen() is None
+    site.store.freeze(True, actor="anna", reason="fire")
+    assert site.store.frozen() == "fire (by anna)"
+    site.store.freeze(False, actor="anna")
+    assert site.store.frozen() is None
+    assert [e.event for e in site.store.events("r1")] == ["created", "frozen", "unfrozen"]
+
+
+# -- admission ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_admitted_server_is_due_at_once(site: Site) -> None:
+    site.create()
+    assert site.admit("a")
+    assert site.store.due(limit=10) == [("r1", "a")]
+    assert site.row("a").entry == 1
+    assert site.store.tally("r1").by_state == {"pending": 2, "running": 1}
+    assert not site.store.admit("r1", "a", to=site.row("a").upgrade, limit=9, wave=0, domain="", entry=DID)
+
+
+@pytest.mark.parametrize("why", ["frozen", "paused", "stopped", "aborting", "wave", "limit", "unknown"])
+def test_nothing_is_admitted(site: Site, why: str) -> None:
+    site.create()
+    wave, limit, server = 0, 5, "a"
+    if why == "frozen":
+        site.store.freeze(True, actor="anna")
+    elif why == "paused":
+        site.become(lambda r: paused(r, why="x", now=START))
+    elif why == "stopped":
+        site.become(lambda r: replace(r, stop="x"))
+    elif why == "aborting":
+        site.become(lambda r: aborting(r, why="x"))
+    elif why == "wave":
+        wave = 1
+    elif why == "limit":
+        assert site.admit("b")
+        limit = 1
+    if why == "unknown":
+        to = Upgrade(rollout="r1", server="z", wave=0).after(Admitted(at=START))
+        assert not site.store.admit("r1", "z", to=to, limit=5, wave=0, domain="", entry=DID)
+    else:
+        assert not site.admit(server, limit=limit, wave=wave)
+        assert site.row("a").upgrade.state == "pending"
+        assert site.row("a").version == 0
+
+
+def test_one_failure_domain_at_a_time(site: Site) -> None:
+    site.create(domains=("x", "y", "x"))
+    assert site.admit("a", domain="x")
+    assert not site.admit("b", domain="y")
+    assert site.admit("c", domain="x")
+    for server in ("a", "c"):
+        row = site.row(server)
+        assert site.store.turn(row, row.upgrade.after(TurnedBack(why="x", at=START, asked=False)), entry=DID, due=None)
+    assert site.admit("b", domain="y")
+
+
+def test_a_held_server_counts_as_in_flight(site: Site) -> None:
+    site.create(domains=("x", "y", ""))
+    assert site.admit("a", domain="x")
+    row = site.row("a")
+    assert site.store.turn(row, row.upgrade.after(Held(why="?")), entry=DID, due=None)
+    assert not site.admit("b", domain="y")
+    assert not site.admit("c", limit=1)
+
+
+def test_any_number_of_coordinators_never_overshoot(site: Site) -> None:
+    site.names = tuple(f"s{i:02}" for i in range(40))
+    site.create()
+
+    def admit(n: int) -> bool:
+        name = site.names[n % 40]
+        return site.admit(name, limit=7, at=Upgrade(rollout="r1", server=name, wave=0))
+
+    with ThreadPoolExecutor(20) as pool:
+        admitted = sum(pool.map(admit, range(80)))
+    assert admitted == 7
+    assert site.store.tally("r1").by_state == {"pending": 33, "running": 7}
+    assert sum(row.upgrade.state == "running" for row in site.store.rows("r1")) == 7
+
+
+def test_an_admission_decided_before_a_retry_does_not_bring_old_tokens_back(site: Site) -> None:
+    site.create()
+    old = site.row("a").upgrade
+    claim = site.running()
+    began = site.began(claim)
+    assert isinstance(began, Claim)
+    back = began.row.upgrade.after(TurnedBack(why="x", at=START, asked=False)).after(Undone(at=START))
+    row = site.store.commit(began, back, entry=DID, due=None)
+    retried = site.store.turn(row, back.after(Released(at=START)), entry=DID, due=None)
+    assert retried is not None
+    assert retried.upgrade.attempts == {"create_image": 1}
+    assert not site.admit("a", at=old)
+    assert site.admit("a")
+    assert site.row("a").upgrade.attempts == {"create_image": 1}
+
+
+# -- issue and claim ---------------------------------------------------------------------------------------------------
+
+
+def test_each_new_chain_has_a_new_epoch_and_is_due_again_after_its_grace(site: Site) -> None:
+    site.create()
+    site.admit()
+    assert site.issue(grace=10) == 1
+    assert site.store.due(limit=10) == []
+    assert site.store.next_due() == START + 10
+    assert site.issue(grace=20) == 2
+    assert site.issue(grace=30, same=True) == 2
+    assert site.store.next_due() == START + 30
+
+
+def test_of_many_that_saw_the_same_one_sends(site: Site) -> None:
+    site.create()
+    site.admit()
+    version = site.row().version
+
+    def issue(n: int) -> int | None:
+        return site.store.issue("r1", "a", version=version, grace=9, same_epoch=n % 2 == 0)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len([epoch for epoch in pool.map(issue, range(16)) if epoch is not None]) == 1
+
+
+def test_what_is_leased_is_not_sent_but_due_when_the_lease_ends(site: Site) -> None:
+    site.create()
+    claim = site.running(lease=60)
+    assert site.store.issue("r1", "a", version=claim.version, grace=1, same_epoch=False) is None
+    assert site.store.next_due() == START + 60
+    site.clock.now += 60
+    assert site.store.due(limit=1) == [("r1", "a")]
+    assert site.issue() == 2
+
+
+def test_what_is_at_rest_is_never_sent(site: Site) -> None:
+    site.create()
+    assert site.issue("a") is None
+    site.admit("b")
+    row = site.row("b")
+    assert site.store.turn(row, row.upgrade.after(Held(why="?")), entry=DID, due=START)
+    assert site.issue("b") is None
+    assert site.store.issue("r1", "z", version=0, grace=1, same_epoch=False) is None
+    assert site.store.next_due() is None
+
+
+def test_a_claim_is_a_lease_that_comes_due_at_its_end(site: Site) -> None:
+    site.create()
+    claim = site.running(lease=30)
+    row = site.row()
+    assert (row.owner, row.lease_until, row.fence) == ("w1", START + 30, claim.fence)
+    assert claim.row == row
+    assert site.store.next_due() == START + 30
+    assert site.store.due_lanes() == []
+    site.clock.now += 30
+    assert (site.row().owner, site.row().lease_until) == ("", 0.0)
+
+
+def test_messages_that_do_not_apply_are_ignored_with_the_reason(site: Site) -> None:
+    site.create()
+
+    def take(server: str = "a", **other: Any) -> Any:
+        asked = {"epoch": 1, "step": "create_image", "direction": "forward", "owner": "w2", "lease": 60, **other}
+        return site.store.claim("r1", server, **asked)
+
+    assert take() == Ignored(reason="settled")
+    assert take("z") == Ignored(reason="unknown")
+    site.running()
+    assert take() == Ignored(reason="leased")
+    assert take(epoch=0) == Ignored(reason="stale epoch")
+    assert take(epoch=2) == Ignored(reason="stale epoch")
+    assert take(step="swap") == Ignored(reason="another step")
+    assert take(direction="undo") == Ignored(reason="another step")
+    before = site.row()
+    assert before.owner == "w1"
+    row = site.store.turn(before, before.upgrade.after(Held(why="?")), entry=DID, due=None)
+    assert row is not None
+    site.clock.now += 60
+    assert take() == Ignored(reason="settled")
+
+
+def test_a_later_claim_has_a_greater_fence_and_fences_the_earlier(site: Site) -> None:
+    site.create()
+    first = site.running(lease=5)
+    site.clock.now += 5
+    second = site.claim(owner="w2")
+    assert second.fence > first.fence
+    to = second.row.upgrade.after(Stumbled(why="x", at=START))
+    with pytest.raises(Fenced):
+        site.store.commit(first, to, entry=DID, due=START)
+    with pytest.raises(Fenced, match="w2"):
+        site.store.renew(first, lease=60)
+    site.store.release(first)
+    assert site.row().owner == "w2"
+    assert site.store.renew(second, lease=60).fence == second.fence
+
+
+def test_the_same_owner_may_claim_again_and_its_older_claim_is_fenced(site: Site) -> None:
+    site.create()
+    first = site.running()
+    second = site.claim(owner="w1")
+    assert second.fence > first.fence
+    with pytest.raises(Fenced):
+        site.began(first)
+    assert isinstance(site.began(second), Claim)
+
+
+def test_a_fence_rises_though_the_clock_goes_back(site: Site) -> None:
+    site.create()
+    first = site.running()
+    site.clock.now -= 1000
+    assert site.claim().fence == first.fence + 1
+
+
+def test_of_many_workers_one_gets_the_claim(site: Site) -> None:
+    site.create()
+    site.admit()
+    site.issue()
+    with ThreadPoolExecutor(12) as pool:
+        taken = list(pool.map(lambda n: site.take(owner=f"w{n}", epoch=1), range(24)))
+    assert sum(isinstance(claim, Claim) for claim in taken) == 1
+
+
+# -- with a claim ------------------------------------------------------------------------------------------------------
+
+
+def test_a_renewed_lease_lasts_from_now(site: Site) -> None:
+    site.create()
+    claim = site.running(lease=10)
+    site.clock.now += 9
+    renewed = site.store.renew(claim, lease=10)
+    assert renewed.lease_until == site.row().lease_until == START + 19
+    assert site.store.next_due() == START + 19
+
+
+def test_nothing_of_a_lease_that_ended_is_accepted(site: Site) -> None:
+    site.create()
+    claim = site.running(lease=10)
+    site.clock.now += 10
+    before = site.row()
+    for call in (
+        lambda: site.store.renew(claim, lease=10),
+        lambda: site.began(claim),
+        lambda: site.store.commit(claim, claim.row.upgrade, entry=DID, due=START, failure="after", stop="x"),
+    ):
+        with pytest.raises(Fenced, match="ended"):
+            call()
+    assert site.row() == before
+    assert site.store.tally("r1").failed_after_swap == 0
+    assert cast(Rollout, site.store.rollout("r1")).stop == ""
+
+
+def test_another_owner_with_the_same_fence_is_fenced(site: Site) -> None:
+    site.create()
+    claim = site.running()
+    with pytest.raises(Fenced):
+        site.store.commit(replace(claim, owner="w2"), claim.row.upgrade, entry=DID, due=START)
+
+
+def test_an_intent_is_stored_and_the_claim_goes_on(site: Site) -> None:
+    site.create()
+    claim = site.running()
+    item = LedgerItem(key="image/1", kind="image", server="a", state="intended")
+    to = claim.row.upgrade.after(Began(intent=an_intent(claim.row.upgrade), deadline=START + 60))
+    after = site.store.intent(claim, to, entry=DID, ledger=[item], undo=False, finishing=False)
+    assert isinstance(after, Claim)
+    assert site.row() == after.row
+    assert site.row().upgrade == to
+    assert (after.version, after.row.entry) == (claim.version + 1, 2)
+    assert site.store.ledger("r1") == [item]
+    assert site.store.next_due() == START + 60
+    with pytest.raises(Fenced):
+        site.began(claim)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "finishing", "undo"),
+    [
+        ("freeze", "frozen", "frozen", "frozen"),
+        ("pause", "paused", "paused", None),
+        ("abort", "aborting", None, None),
+        ("stop", "stopped", "stopped", None),
+        ("roll back", "paused", "paused", None),
+        ("end", "paused", "paused", None),
+        ("bake", None, None, None),
+    ],
+)
+def test_an_intent_is_refused(
+    site: Site, how: str, reason: str | None, finishing: str | None, undo: str | None
+) -> None:
+    site.create()
+    claim = site.running()
+    if how == "freeze":
+        site.store.freeze(True, actor="anna")
+    elif how == "stop":
+        site.admit("b")
+        row = site.row("b")
+        site.store.turn(
+            row, row.upgrade.after(Held(why="?")), entry=DID, due=None, failure="after", stop="b hurt users"
+        )
+    else:
+        states = {
+            "pause": "paused",
+            "abort": "aborting",
+            "roll back": "rolling_back",
+            "end": "succeeded",
+            "bake": "baking",
+        }
+        site.become(lambda r: replace(r, state=cast(Any, states[how])))
+
+    for kwargs, expected in (({}, reason), ({"finishing": True}, finishing), ({"undo": True}, undo)):
+        before = site.row()
+        answer = site.began(claim, **kwargs)
+        if expected is None:
+            assert isinstance(answer, Claim)
+            return
+        assert answer == RefusedIntent(reason=cast(Any, expected))
+        assert site.row() == before
+    assert site.store.renew(claim, lease=60)
+
+
+def test_a_commit_gives_the_lease_back_and_names_the_next_time(site: Site) -> None:
+    site.create()
+    claim = site.began(site.running())
+    assert isinstance(claim, Claim)
+    to = claim.row.upgrade.after(Finished(result={"id": "ami-1"}, at=START))
+    item = LedgerItem(key="image/1", kind="image", server="a", state="live", id="ami-1", until=START + 3600)
+    row = site.store.commit(claim, to, entry=DID, due=START + 9, ledger=[item], locks=["lock/new-a"])
+    assert row == site.row()
+    assert (row.upgrade, row.owner, row.lease_until, row.entry) == (to, "", 0.0, 3)
+    assert site.store.next_due() == START + 9
+    assert site.store.ledger("r1") == [item]
+    assert site.store.owner_of("lock/new-a") == "r1"
+    with pytest.raises(Fenced):
+        site.store.commit(claim, to, entry=DID, due=START)
+    with pytest.raises(Fenced):
+        site.store.renew(claim, lease=1)
+
+
+def test_the_next_step_of_a_chain_is_claimed_under_the_same_epoch(site: Site) -> None:
+    site.create()
+    claim = site.began(site.running())
+    assert isinstance(claim, Claim)
+    site.store.commit(claim, claim.row.upgrade.after(Finished(result={}, at=START)), entry=DID, due=START + 9)
+    following = site.claim(owner="w2")
+    assert following.row.upgrade.step == "provision"
+    assert following.row.epoch == 1
+
+
+def test_a_commit_takes_no_lock_of_another_rollout(site: Site) -> None:
+    site.create()
+    Site(site.store, site.clock, ("z",)).create("r2")
+    claim = site.running()
+    before = site.row()
+    with pytest.raises(Locked, match="r2"):
+        site.store.commit(claim, claim.row.upgrade, entry=DID, due=START, locks=["lock/new", "lock/z"])
+    assert site.row() == before
+    assert site.store.owner_of("lock/new") is None
+
+
+def test_failures_are_counted_with_the_commit(site: Site) -> None:
+    site.create()
+    claim = site.running()
+    site.store.commit(claim, claim.row.upgrade.after(Held(why="x")), entry=DID, due=None, failure="before")
+    site.admit("b")
+    row = site.row("b")
+    assert site.store.turn(row, row.upgrade.after(Held(why="x")), entry=DID, due=None, failure="after", stop="b")
+    tally = site.store.tally("r1")
+    assert (tally.failed_before_swap, tally.failed_after_swap) == (1, 1)
+    assert tally.by_state == {"held": 2, "pending": 1}
+
+
+def test_what_is_not_at_rest_cannot_be_left_out_of_every_agenda(site: Site) -> None:
+    site.create()
+    claim = site.running()
+    before = site.row()
+    with pytest.raises(ValueError, match="due time"):
+        site.store.commit(claim, claim.row.upgrade, entry=DID, due=None)
+    with pytest.raises(ValueError, match="due time"):
+        site.store.turn(before, before.upgrade, entry=DID, due=None)
+    assert site.row() == before
+
+
+def test_a_released_lease_is_due_now_and_releasing_late_harms_nobody(site: Site) -> None:
+    site.create()
+    claim = site.running()
+    site.store.release(claim)
+    assert site.store.due(limit=9) == [("r1", "a")]
+    assert site.row().owner == ""
+    site.store.release(claim)
+    other = site.claim(owner="w2")
+    site.store.release(claim)
+    assert site.row().owner == "w2"
+    assert site.store.renew(other, lease=60)
+    site.store.release(replace(claim, server="z"))
+
+
+def test_a_reaped_workers_leases_are_given_back_at_once(site: Site) -> None:
+    site.names = tuple(f"s{i:02}" for i in range(70))
+    site.create()
+    for i, name in enumerate(site.names[:64]):
+        assert site.admit(name, limit=99)
+        site.issue(name)
+        site.claim(name, owner=f"host:1:{i}" if i < 60 else f"host:11:{i}")
+    assert site.store.due(limit=99) == []
+    assert site.store.release_owner("host:1:") == 60
+    assert len(site.store.due(limit=99)) == 60
+    assert site.row("s63").owner == "host:11:63"
+    assert site.store.release_owner("host:1:") == 0
+    assert site.claim("s00", owner="host:2:1").owner == "host:2:1"
+    assert site.store.release_owner("host:1:") == 0
+
+
+# -- turn --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_fences_the_holder_and_waits_for_the_end_of_its_lease(site: Site) -> None:
+    site.create()
+    claim = site.began(site.running(lease=60))
+    assert isinstance(claim, Claim)
+    row = site.row()
+    turned = site.store.turn(
+        row, row.upgrade.after(TurnedBack(why="x", at=START, asked=True)), entry=DID, due=START + 1
+    )
+    assert turned is not None
+    assert turned == site.row()
+    assert turned.upgrade.direction == "undo"
+    assert (turned.owner, turned.lease_until) == ("w1", START + 60)
+    assert site.store.next_due() == START + 60
+    with pytest.raises(Fenced, match="changed"):
+        site.store.renew(claim, lease=60)
+    with pytest.raises(Fenced):
+        site.store.commit(claim, claim.row.upgrade, entry=DID, due=START)
+    assert site.issue() is None
+    site.store.release(claim)
+    assert site.store.due(limit=9) == [("r1", "a")]
+    assert site.issue() == 2
+    assert site.claim(owner="w2").row.upgrade.direction == "undo"
+
+
+def test_a_turn_from_an_older_record_does_nothing(site: Site) -> None:
+    site.create()
+    row = site.row()
+    site.admit()
+    assert (
+        site.store.turn(row, row.upgrade.after(TurnedBack(why="x", at=START, asked=True)), entry=DID, due=None) is None
+    )
+    assert site.row().upgrade.state == "running"
+
+
+def test_a_pending_server_is_turned_back_to_rest(site: Site) -> None:
+    site.create()
+    row = site.row()
+    turned = site.store.turn(row, row.upgrade.after(TurnedBack(why="x", at=START, asked=True)), entry=DID, due=None)
+    assert turned is not None
+    assert turned.upgrade.state == "rolled_back"
+    assert site.store.next_due() is None
+    assert site.store.tally("r1").by_state == {"pending": 2, "rolled_back": 1}
+
+
+# -- waits -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_look_is_due_in_its_lane_only_and_postponed_for_others(site: Site) -> None:
+    site.create()
+    site.parked("a", at=5)
+    site.parked("b", at=3)
+    assert site.store.next_due() == START + 3
+    assert site.store.due_lanes() == []
+    site.clock.now += 5
+    assert site.store.due(limit=9) == []
+    assert site.store.due_lanes() == [LANE]
+    assert [row.upgrade.server for row in site.store.due_in_lane(LANE, limit=9, postpone=2)] == ["b", "a"]
+    assert site.store.due_in_lane(LANE, limit=9, postpone=2) == []
+    assert site.store.due_lanes() == []
+    assert site.store.next_due() == START + 7
+    site.clock.now += 2
+    assert len(site.store.due_in_lane(LANE, limit=1, postpone=2)) == 1
+    assert site.store.due_in_lane("no lane", limit=1, postpone=2) == []
+
+
+def test_what_was_seen_is_stored_without_an_audit_entry(site: Site) -> None:
+    site.create()
+    row = site.parked()
+    site.clock.now += 5
+    seen = Seen(kind="image", at=site.clock.now, answers={"i1": {"state": "pending"}})
+    to = row.upgrade.after(Looked(seen=seen, again=site.clock.now + 1))
+    after = site.store.looked(row, to, due=site.clock.now + 1)
+    assert after == site.row()
+    assert after is not None
+    assert (after.version, after.entry, after.upgrade) == (row.version + 1, row.entry, to)
+    assert site.store.next_due() == site.clock.now + 1
+    assert site.store.looked(row, to, due=START) is None
+
+
+@pytest.mark.parametrize("how", ["turned", "sent", "claimed", "claimed and lost"])
+def test_a_look_at_what_has_moved_on_is_dropped(site: Site, how: str) -> None:
+    site.create()
+    row = site.parked()
+    if how == "turned":
+        site.store.turn(row, row.upgrade.after(TurnedBack(why="x", at=START, asked=True)), entry=DID, due=START)
+    elif how == "sent":
+        site.issue()
+    else:
+        site.claim(lease=10)
+        site.clock.now += 10 if how == "claimed and lost" else 0
+    before = site.row()
+    assert site.store.looked(row, row.upgrade, due=START + 1) is None
+    assert site.row() == before
+    assert site.store.due_lanes() == []
+
+
+def test_a_wait_for_time_is_due_without_a_lane(site: Site) -> None:
+    site.create()
+    claim = site.running()
+    site.store.commit(claim, claim.row.upgrade.after(Stumbled(why="x", at=START + 4)), entry=DID, due=START + 4)
+    assert site.store.due(limit=9) == []
+    site.clock.now += 4
+    assert site.store.due(limit=9) == [("r1", "a")]
+    assert site.store.due_lanes() == []
+
+
+def test_due_comes_oldest_first_and_no_more_than_asked(site: Site) -> None:
+    site.create()
+    for name in ("c", "a", "b"):
+        site.admit(name)
+        site.clock.now += 1
+    assert site.store.due(limit=2) == [("r1", "c"), ("r1", "a")]
+
+
+# -- audit -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_audit_log_is_without_a_gap_and_folds_to_the_record(site: Site) -> None:
+    site.create()
+    claim = site.began(site.running())
+    assert isinstance(claim, Claim)
+    row = site.store.commit(claim, waits(claim.row.upgrade, START + 1), entry=DID, due=START + 1, look=LANE)
+    site.store.note("r1", Entry(event="remark", actor="anna", detail={"text": "ä\n"}), server="a")
+    turned = site.store.turn(row, row.upgrade.after(TurnedBack(why="x", at=START, asked=True)), entry=DID, due=START)
+    assert turned is not None
+    site.store.note("r1", Entry(event="remark", actor="anna"))
+    paused_now = site.become(lambda r: paused(r, why="x", now=START), "paused")
+    log = site.store.events("r1")
+    mine = [e for e in log if e.server == "a"]
+    assert [e.n for e in mine] == [1, 2, 3, 4, 5]
+    assert [(e.was, e.now) for e in mine] == [
+        ("pending", "running"),
+        ("running", "running"),
+        ("running", "waiting"),
+        ("waiting", "waiting"),
+        ("waiting", "running"),
+    ]
+    assert mine[3].detail == {"text": "ä\n"}
+    assert mine[3].after == {}
+    assert codec.UPGRADE.of(mine[-1].after) == site.row().upgrade
+    assert site.row().entry == 5
+    own = [e for e in log if not e.server]
+    assert [(e.event, e.n) for e in own] == [("created", 0), ("remark", 0), ("paused", 0)]
+    assert codec.ROLLOUT.of(own[-1].after) == paused_now
+    assert {e.at for e in log} == {START}
+
+
+def test_events_go_on_after_an_id_and_no_more_than_asked(site: Site) -> None:
+    site.create()
+    for n in range(5):
+        site.store.note("r1", Entry(event=f"e{n}", actor="x"))
+    first = site.store.events("r1", limit=3)
+    rest = site.store.events("r1", after=first[-1].id)
+    assert [e.event for e in (*first, *rest)] == ["created", "e0", "e1", "e2", "e3", "e4"]
+    assert site.store.events("r1", after=rest[-1].id) == []
+    assert site.store.events("no such") == []
+    with pytest.raises(BadInput, match="nonsense"):
+        site.store.events("r1", after="nonsense")
+
+
+def test_events_wait_for_the_first(site: Site) -> None:
+    site.create()
+    last = site.store.events("r1")[-1].id
+    begun = time.monotonic()
+    assert site.store.events("r1", after=last, block=0.05) == []
+    assert time.monotonic() - begun >= 0.04
+    found: list[str] = []
+    reader = threading.Thread(
+        target=lambda: found.extend(e.event for e in site.store.events("r1", after=last, block=20))
+    )
+    reader.start()
+    site.store.note("r1", Entry(event="news", actor="x"))
+    reader.join(10)
+    assert found == ["news"]
+
+
+def test_a_note_about_nobody_is_refused(site: Site) -> None:
+    site.create()
+    with pytest.raises(NotFound, match="z in rollout r1"):
+        site.store.note("r1", DID, server="z")
+    with pytest.raises(NotFound, match="r9"):
+        site.store.note("r9", DID)
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_document_never_changes(site: Site) -> None:
+    site.store.put_document("plan", "p1", {"a": [1, None, "ä"]})
+    site.store.put_document("plan", "p1", {"other": 1})
+    assert site.store.document("plan", "p1") == {"a": [1, None, "ä"]}
+    assert site.store.document("survey", "p1") is None
+
+
+def test_a_ledger_keeps_the_last_word_about_a_key(site: Site) -> None:
+    site.create()
+    first = LedgerItem(key="k2", kind="server", server="a", state="intended")
+    other = LedgerItem(key="k1", kind="image", server="a", state="live")
+    site.store.put_ledger("r1", [first, other])
+    site.store.put_ledger("r1", [replace(first, state="deleted", id="i-1")])
+    site.store.put_ledger("r1", [])
+    assert site.store.ledger("r1") == [other, replace(first, state="deleted", id="i-1")]
+    assert site.store.ledger("r9") == []
+
+
+def test_a_named_lease_has_one_owner_and_its_fence_rises_with_each(site: Site) -> None:
+    first = site.store.lease("lb:web", owner="x", seconds=10)
+    assert first is not None
+    assert site.store.lease("lb:web", owner="x", seconds=20) == first
+    assert site.store.lease("lb:web", owner="y", seconds=10) is None
+    site.store.unlease("lb:web", owner="y")
+    assert site.store.lease("lb:web", owner="y", seconds=10) is None
+    site.store.unlease("lb:web", owner="x")
+    second = site.store.lease("lb:web", owner="y", seconds=10)
+    assert second is not None
+    assert second > first
+    site.clock.now += 10
+    third = site.store.lease("lb:web", owner="x", seconds=10)
+    assert third is not None
+    assert third > second
+    site.store.unlease("nobody", owner="x")
+
+
+def test_a_worker_is_known_while_it_beats(site: Site) -> None:
+    site.store.beat("w1", {"pid": 1}, ttl=10)
+    site.clock.now += 6
+    site.store.beat("w2", {"pid": 2}, ttl=10)
+    assert site.store.workers() == {"w1": {"pid": 1}, "w2": {"pid": 2}}
+    site.clock.now += 4
+    assert site.store.workers() == {"w2": {"pid": 2}}
+
+
+def test_the_wait_of_messages_is_measured_and_decays(site: Site) -> None:
+    site.create()
+    site.admit()
+    site.issue()
+    site.clock.now += 8
+    claim = site.began(site.claim(lease=60))
+    assert isinstance(claim, Claim)
+    assert site.store.queue_wait() == 8
+    site.store.commit(claim, claim.row.upgrade.after(Finished(result={}, at=START)), entry=DID, due=START + 99)
+    site.clock.now += 2
+    site.claim()
+    assert site.store.queue_wait() == pytest.approx(8 * 0.98)
+    site.claim()
+    assert site.store.queue_wait() == pytest.approx(8 * 0.98**2)
+
+
+def test_a_message_that_came_after_its_replacement_tells_how_long_messages_wait(site: Site) -> None:
+    site.create()
+    site.admit()
+    site.issue(grace=5)
+    site.clock.now += 5
+    assert site.issue(grace=5) == 2
+    site.clock.now += 4
+    assert site.take(epoch=1) == Ignored(reason="stale epoch")
+    assert site.store.queue_wait() == 9
+
+
+def test_a_wait_is_not_taken_for_a_slow_message(site: Site) -> None:
+    site.create()
+    site.parked(at=5)
+    site.clock.now += 100
+    site.issue()
+    site.claim()
+    assert site.store.queue_wait() == 0
+
+
+def test_sleepers_wake_when_told_and_miss_nothing_between_sleeps(site: Site) -> None:
+    site.create()
+    cursor = site.store.sleep(0, cursor="$")
+    assert site.store.sleep(0.01, cursor=cursor) == cursor
+    site.store.wake()
+    begun = time.monotonic()
+    after = site.store.sleep(20, cursor=cursor)
+    assert after != cursor
+    site.admit()
+    assert site.store.sleep(20, cursor=after) != after
+    assert time.monotonic() - begun < 10
+    latest = site.store.sleep(20, cursor="")
+    assert site.store.sleep(0, cursor=latest) == latest
+    woken: list[str] = []
+    sleeper = threading.Thread(target=lambda: woken.append(site.store.sleep(20, cursor=latest)))
+    sleeper.start()
+    site.store.wake()
+    sleeper.join(10)
+    assert woken
+
+
+def test_a_settled_server_is_in_no_agenda_and_a_kept_old_server_is(site: Site) -> None:
+    site.create()
+    site.admit()
+    at = START
+    for step in STEPS:
+        site.issue()
+        claim = site.began(site.claim())
+        assert isinstance(claim, Claim)
+        at += 1
+        done = claim.row.upgrade.after(Finished(result={"step": step}, at=at, retain_until=START + 500))
+        site.store.commit(claim, done, entry=DID, due=START + 500)
+    assert site.row().upgrade.state == "upgraded"
+    assert site.store.next_due() == START + 500
+    site.issue()
+    retire = site.began(site.claim(), undo=True)
+    assert isinstance(retire, Claim)
+    gone = retire.row.upgrade.after(Finished(result={}, at=at))
+    site.store.commit(retire, gone, entry=DID, due=START + 1)
+    assert site.row().upgrade.settled
+    assert site.store.next_due() is None
+    assert site.take() == Ignored(reason="settled")
+
+
+# -- what Redis can do to us -------------------------------------------------------------------------------------------
+
+
+def test_a_full_redis_refuses_everything_and_nothing_has_changed() -> None:
+    with running_valkey("--maxmemory", "100mb") as valkey:
+        site = Site(RedisStore(valkey.url), Clock())
+        site.create()
+        claim = site.running()
+        parked = site.parked("b")
+        raw = redis.Redis.from_url(valkey.url)
+        before = dump(raw)
+        raw.config_set("maxmemory", "1mb")
+        to = claim.row.upgrade.after(Stumbled(why="x", at=START))
+        calls: list[Callable[[], Any]] = [
+            lambda: site.admit("c"),
+            lambda: site.store.issue("r1", "b", version=parked.version, grace=1, same_epoch=False),
+            lambda: site.take("b", owner="w2"),
+            lambda: site.store.renew(claim, lease=99),
+            lambda: site.began(claim),
+            lambda: site.store.commit(claim, to, entry=DID, due=START, failure="after", stop="x"),
+            lambda: site.store.turn(parked, parked.upgrade, entry=DID, due=START),
+            lambda: site.store.looked(parked, parked.upgrade, due=START),
+            lambda: site.store.release(claim),
+            lambda: site.store.release_owner("w"),
+            lambda: site.become(lambda r: replace(r, closed=True)),
+            lambda: site.create("r2"),
+            lambda: site.store.note("r1", DID),
+            lambda: site.store.freeze(True, actor="x"),
+            lambda: site.store.lease("x", owner="x", seconds=1),
+            lambda: site.store.beat("w", {}, ttl=1),
+            site.store.wake,
+            lambda: site.store.put_document("plan", "p", {}),
+            lambda: site.store.put_ledger("r1", [LedgerItem(key="k", kind="image", server="a", state="live")]),
+            lambda: site.store.check(dev=False),
+        ]
+        for call in calls:
+            with pytest.raises(UnsafeStore, match="full"):
+                call()
+        assert dump(raw) == before
+        assert site.store.rollout("r1") is not None
+        raw.config_set("maxmemory", "100mb")
+        assert isinstance(site.began(claim), Claim)
+        raw.close()
+
+
+def dump(raw: Any) -> dict[bytes, bytes]:
+    return {key: raw.dump(key) for key in raw.scan_iter()}
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        ("{not json", "no JSON"),
+        ('{"schema":2,"rollout":"r1"}', "schema 2"),
+        ('{"rollout":"r1"}', "names no schema"),
+        ('{"schema":1,"rollout":"r1","server":"a","wave":0,"state":"dancing"}', "state"),
+        ('{"schema":1,"rollout":"r1","wave":0}', "server"),
+        ('{"schema":1,"rollout":"r1","server":"a","wave":"x"}', "wave"),
+        ("[]", "names no schema"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named_by_its_key(
+    redis_site: Site, valkey_url: str, stored: str, says: str
+) -> None:
+    redis_site.create()
+    key = cast(RedisStore, redis_site.store)._key("sv", "r1", "a")
+    with redis.Redis.from_url(valkey_url) as raw:
+        raw.hset(key, "doc", stored)
+    for read in (lambda: redis_site.row("a"), lambda: redis_site.store.rows("r1")):
+        with pytest.raises(UnsafeStore, match=says) as told:
+            read()
+        assert key in str(told.value)
+    assert redis_site.row("b")
+
+
+def test_a_key_of_the_wrong_type_is_named(redis_site: Site, valkey_url: str) -> None:
+    redis_site.create()
+    store = cast(RedisStore, redis_site.store)
+    key = store._key("sv", "r1", "a")
+    to = redis_site.row("a").upgrade.after(Admitted(at=START))
+    with redis.Redis.from_url(valkey_url) as raw:
+        raw.delete(key)
+        raw.set(key, "x")
+        with pytest.raises(UnsafeStore, match="WRONGTYPE") as told:
+            store.admit("r1", "a", to=to, limit=5, wave=0, domain="", entry=DID)
+        assert key in str(told.value)
+        with pytest.raises(UnsafeStore) as told:
+            store.rows("r1")
+        assert key in str(told.value)
+        raw.delete(key)
+        raw.hset(key, mapping={"version": "many", "doc": "{}"})
+    with pytest.raises(UnsafeStore, match="GARBAGE") as told:
+        store.admit("r1", "a", to=to, limit=5, wave=0, domain="", entry=DID)
+    assert key in str(told.value)
+
+
+def test_scripts_come_back_after_the_server_forgot_them(redis_site: Site, valkey_url: str) -> None:
+    redis_site.create()
+    with redis.Redis.from_url(valkey_url) as raw:
+        raw.script_flush()
+    assert redis_site.admit("a")
+
+
+def test_the_stores_own_time_is_the_servers(valkey_url: str) -> None:
+    store = a_redis_store(valkey_url)
+    assert abs(store.now() - time.time()) < 5
+    fence = store.lease("x", owner="x", seconds=1)
+    assert fence is not None
+    assert abs(fence / 1e6 - time.time()) < 5
+    store.close()
+
+
+def test_namespaces_do_not_see_each_other(valkey_url: str) -> None:
+    one, two = Site(a_redis_store(valkey_url), Clock()), Site(a_redis_store(valkey_url), Clock())
+    one.create()
+    assert two.store.rollouts() == []
+    two.create()
+    cast(RedisStore, one.store).close()
+    cast(RedisStore, two.store).close()
+
+
+def test_nothing_answers_is_said_without_the_password() -> None:
+    store = RedisStore("redis://anna:secret@127.0.0.1:1/3")
+    with pytest.raises(Unreachable, match=r"redis://127\.0\.0\.1:1/3 does not answer") as told:
+        store.check(dev=True)
+    assert "secret" not in str(told.value)
+    with pytest.raises(Unreachable):
+        store.rollouts()
+    with pytest.raises(Unreachable):
+        RedisStore("unix:///tmp/co-there-is-no-such.sock").now()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "http://x:secret@y", "redis://x:port/0", "redis://h:1/0?socket_timeout=x"]
+)
+def test_what_is_no_address_is_refused_plainly(url: str) -> None:
+    with pytest.raises(BadInput) as told:
+        RedisStore(url)
+    assert "secret" not in str(told.value)
+
+
+def test_a_wrong_password_is_said_so() -> None:
+    with running_valkey("--requirepass", "right") as valkey:
+        with pytest.raises(Unreachable, match="refused our password") as told:
+            RedisStore(valkey.url.replace("unix://", "unix://:wrong@")).check(dev=False)
+        assert "wrong" not in str(told.value)
+        with pytest.raises(Unreachable, match="wants a password"):
+            RedisStore(valkey.url).check(dev=False)
+        RedisStore(valkey.url.replace("unix://", "unix://:right@")).check(dev=False)
+
+
+@pytest.fixture(scope="module")
+def strange() -> Iterator[RunningValkey]:
+    """One that tests may set up badly; each puts it right again."""
+    with running_valkey() as valkey:
+        yield valkey
+
+
+@pytest.mark.parametrize(
+    ("setting", "bad", "good", "says"),
+    [
+        ("maxmemory-policy", "allkeys-lru", "noeviction", "evict"),
+        ("appendonly", "no", "yes", "append-only"),
+        ("replicaof", "127.0.0.1 1", "no one", "replica"),
+        ("maxmemory", "1mb", "0", "full"),
+    ],
+)
+def test_a_redis_that_would_lose_what_it_is_told_is_unsafe(
+    strange: RunningValkey, setting: str, bad: str, good: str, says: str
+) -> None:
+    store = RedisStore(strange.url)
+    store.check(dev=False)
+    with redis.Redis.from_url(strange.url) as raw:
+
+        def put(value: str) -> None:
+            if setting == "replicaof":
+                raw.execute_command("REPLICAOF", *value.split())
+            else:
+                raw.config_set(setting, value)
+
+        put(bad)
+        with pytest.raises(UnsafeStore, match=says):
+            store.check(dev=False)
+        store.check(dev=True)
+        if setting == "replicaof":
+            with pytest.raises(UnsafeStore, match="replica"):
+                store.wake()
+        put(good)
+    store.check(dev=False)
+    store.close()
+
+
+def test_a_user_that_may_see_little_is_checked_by_what_it_may_see(strange: RunningValkey) -> None:
+    base = ["on", "nopass", "~*", "&*", "+@all"]
+    with redis.Redis.from_url(strange.url) as raw:
+        for name, denied in (("noconfig", ["-config"]), ("noinfo", ["-info"]), ("blind", ["-config", "-info"])):
+            raw.execute_command("ACL", "SETUSER", name, *base, *denied)
+        raw.execute_command("ACL", "SETUSER", "reader", *base, "-@write")
+    at = strange.url.replace("unix://", "unix://{}:x@")
+    RedisStore(at.format("noconfig")).check(dev=False)
+    RedisStore(at.format("noinfo")).check(dev=False)
+    with pytest.raises(UnsafeStore, match="does not let our user see"):
+        RedisStore(at.format("blind")).check(dev=False)
+    with pytest.raises(Unreachable, match="does not let our user"):
+        RedisStore(at.format("reader")).wake()
+
+
+def test_what_was_answered_outlives_the_servers_death() -> None:
+    with running_valkey() as valkey:
+        site = Site(RedisStore(valkey.url), Clock())
+        site.create()
+        claim = site.running()
+        valkey.kill()
+        with pytest.raises(Unreachable):
+            site.row()
+        valkey.start()
+        assert isinstance(site.began(claim), Claim)
+        assert site.store.release_owner("w1") == 1
+
+
+def test_a_large_rollout_is_created_in_small_scripts(redis_site: Site, valkey_url: str) -> None:
+    redis_site.names = tuple(f"web-{i:05}" for i in range(2000))
+    with redis.Redis.from_url(valkey_url) as raw:
+        raw.config_set("slowlog-log-slower-than", "100000")
+        raw.execute_command("SLOWLOG", "RESET")
+        redis_site.create()
+        assert raw.execute_command("SLOWLOG", "LEN") == 0
+    assert len(redis_site.store.rows("r1")) == 2000
+
+
+# -- both alike --------------------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """The same operations on two stores under one clock: every answer must be equal."""
+
+    def __init__(self, seed: int, one: Store, two: Store, clock: Clock) -> None:
+        self.random = random.Random(seed)
+        self.stores = (one, two)
+        self.clock = clock
+        self.names = ("a", "b", "c", "d")
+        self.claims: list[tuple[Claim, Claim]] = []
+        self.seen: list[tuple[Row, Row]] = []
+        self.rollouts: list[tuple[Rollout, Rollout]] = []
+
+    def both(self, ask: Callable[[Store], Any]) -> tuple[Any, Any]:
+        answers = []
+        for store in self.stores:
+            try:
+                answers.append(ask(store))
+            except (ChangeoverError, ValueError) as error:
+                answers.append(f"{type(error).__name__}: {error}")
+        assert answers[0] == answers[1]
+        return answers[0], answers[1]
+
+    def step(self) -> None:
+        pick = self.random
+        name = pick.choice(self.names)
+        self.clock.now += pick.choice((0, 0, 0.25, 1, 3.5))
+        row = self.both(lambda s: s.row("r1", name))[0]
+        assert isinstance(row, Row)
+        if pick.random() < 0.3:
+            self.seen.append((row, row))
+        old = pick.choice(self.seen)[0] if self.seen and pick.random() < 0.3 else row
+        now = self.clock.now
+        due = now + pick.choice((-1, 0, 0.5, 2))
+        match pick.randrange(15):
+            case 0:
+                to = old.upgrade if old.upgrade.state != "pending" else old.upgrade.after(Admitted(at=now))
+                domain = pick.choice(("", row.upgrade.domain))
+                limit, wave = pick.randrange(1, 4), pick.choice((0, 0, 0, 1))
+                self.both(
+                    lambda s: s.admit("r1", old.upgrade.server, to=to, limit=limit, wave=wave, domain=domain, entry=DID)
+                )
+            case 1 | 2:
+                grace, same = pick.choice((1, 5)), pick.random() < 0.3
+                server = old.upgrade.server
+                self.both(lambda s: s.issue("r1", server, version=old.version, grace=grace, same_epoch=same))
+            case 3 | 4 | 5:
+                owner, lease = pick.choice(("w1", "w1:x", "w2")), pick.choice((1, 4))
+                u = old.upgrade
+                step = u.step if pick.random() < 0.9 else "swap"
+                taken = self.both(
+                    lambda s: s.claim(
+                        "r1", u.server, epoch=old.epoch, step=step, direction=u.direction, owner=owner, lease=lease
+                    )
+                )
+                if isinstance(taken[0], Claim):
+                    self.claims.append(taken)
+            case 6 | 7 | 8 | 9 if self.claims:
+                self.act(pick.choice(self.claims[-3:]), due)
+            case 10:
+                to = self.moved(old.upgrade, now)
+                stop, at = pick.choice(("", "", "", "hurt")), pick.choice((due, due, None))
+                failure: Any = pick.choice(("", "before", "after"))
+                self.both(lambda s: s.turn(old, to, entry=DID, due=at, failure=failure, stop=stop))
+            case 11:
+                waiting = old.upgrade
+                if waiting.wait is not None and waiting.wait.observe is not None:
+                    seen = Seen(kind="image", at=now, answers={"i1": {"n": pick.random()}})
+                    to = waiting.after(Looked(seen=seen, again=due))
+                    self.both(lambda s: s.looked(old, to, due=due))
+            case 12:
+                lane, limit = pick.choice((LANE, "other")), pick.randrange(1, 4)
+                self.both(lambda s: s.due_in_lane(lane, limit=limit, postpone=1.5))
+            case 13:
+                self.roll()
+            case _:
+                prefix = pick.choice(("w1", "w1:", "w", "x"))
+                self.both(lambda s: s.release_owner(prefix))
+        self.compare()
+
+    def act(self, claims: tuple[Claim, Claim], due: float) -> None:
+        pick, now = self.random, self.clock.now
+        claim = claims[0]
+        mine = dict(zip(map(id, self.stores), claims, strict=True))
+        to = self.moved(claim.row.upgrade, now)
+        what = pick.randrange(6)
+        item = LedgerItem(key=f"k{pick.randrange(3)}", kind="image", server=claim.server, state="live")
+        if what == 0:
+            renewed = self.both(lambda s: s.renew(mine[id(s)], lease=3))
+            if isinstance(renewed[0], Claim):
+                self.claims.append(renewed)
+        elif what in (1, 2):
+            undo, finishing = pick.random() < 0.3, pick.random() < 0.3
+            after = self.both(
+                lambda s: s.intent(mine[id(s)], to, entry=DID, ledger=[item], undo=undo, finishing=finishing)
+            )
+            if isinstance(after[0], Claim):
+                self.claims.append(after)
+        elif what in (3, 4):
+            look, at = pick.choice((None, LANE, "other")), pick.choice((due, due, None))
+            failure: Any = pick.choice(("", "", "before", "after"))
+            locks = [pick.choice(("lock/a", "lock/n", "lock/z"))]
+            stop = pick.choice(("", "", "", "hurt"))
+            self.both(
+                lambda s: s.commit(
+                    mine[id(s)],
+                    to,
+                    entry=DID,
+                    due=at,
+                    look=look,
+                    ledger=[item],
+                    locks=locks,
+                    failure=failure,
+                    stop=stop,
+                )
+            )
+        else:
+            self.both(lambda s: s.release(mine[id(s)]))
+
+    def moved(self, u: Upgrade, now: float) -> Upgrade:
+        """The record after some event that applies."""
+        wait = Waiting(reason="w", at=now, observe=Observe(kind="image", lane=LANE, ids=("i1",)))
+        events: list[Event] = [
+            Began(intent=replace(an_intent(u), at=now), deadline=now + 9),
+            Waits(wait=wait),
+            Finished(result={"x": 1}, at=now, retain_until=now + 5),
+            Stumbled(why="s", at=now),
+            TurnedBack(why="t", at=now, asked=self.random.random() < 0.5),
+            Undone(at=now),
+            Held(why="h"),
+            Released(at=now),
+        ]
+        self.random.shuffle(events)
+        for event in events:
+            try:
+                return u.after(event)
+            except ChangeoverError:
+                continue
+        return u
+
+    def roll(self) -> None:
+        pick = self.random
+        current = self.both(lambda s: s.rollout("r1"))[0]
+        self.rollouts.append((current, current))
+        was = pick.choice(self.rollouts[-2:])[0]
+        state: Any = pick.choice(("running", "running", "running", "paused", "aborting", "baking"))
+        to = replace(was, state=state, stop="", wave=0)
+        what = pick.randrange(4)
+        if what == 0:
+            on = pick.random() < 0.3
+            self.both(lambda s: s.freeze(on, actor="x"))
+        elif what == 1:
+            server = pick.choice(("", "a", "z"))
+            self.both(lambda s: s.note("r1", DID, server=server))
+        else:
+            self.both(lambda s: s.change(was, to, entry=DID))
+
+    def compare(self) -> None:
+        self.both(lambda s: s.rows("r1"))
+        self.both(lambda s: s.tally("r1"))
+        self.both(lambda s: s.rollout("r1"))
+        self.both(lambda s: s.due(limit=9))
+        self.both(lambda s: s.due_lanes())
+        self.both(lambda s: s.next_due())
+        self.both(lambda s: s.queue_wait())
+        self.both(lambda s: s.owner_of("lock/n"))
+
+    def settle(self) -> None:
+        """What must hold at the end, in each by itself."""
+        self.both(lambda s: s.ledger("r1"))
+        self.both(lambda s: [replace(e, id="") for e in s.events("r1", limit=10_000)])
+        for store in self.stores:
+            rows = store.rows("r1")
+            counted: dict[str, int] = {}
+            for row in rows:
+                counted[row.upgrade.state] = counted.get(row.upgrade.state, 0) + 1
+                mine = [e for e in store.events("r1", limit=10_000) if e.server == row.upgrade.server]
+                assert [e.n for e in mine] == list(range(1, row.entry + 1))
+                if records := [e.after for e in mine if e.after]:
+                    last = codec.UPGRADE.of(records[-1])
+                    assert replace(last, seen=None, wait=None) == replace(row.upgrade, seen=None, wait=None)
+            assert store.tally("r1").by_state == counted
+        agendas(self.stores[1], self.clock)
+
+
+def agendas(store: Store, clock: Clock) -> None:
+    """Each upgrade is in exactly one agenda, or at rest and in none."""
+    assert isinstance(store, RedisStore)
+    found: list[str] = [m.decode() for m in store._redis.zrange(store._key("due"), 0, -1)]
+    for lane in store._redis.smembers(store._key("lanes")):
+        found += [m.decode() for m in store._redis.zrange(store._key("look", lane.decode()), 0, -1)]
+    active = [
+        f"r1/{row.upgrade.server}"
+        for row in store.rows("r1")
+        if not (row.upgrade.state in ("pending", "held") or row.upgrade.settled)
+    ]
+    assert sorted(found) == active
+    held = [m.decode() for m in store._redis.zrange(store._key("owners"), 0, -1)]
+    assert {f"{row.owner}\nr1/{row.upgrade.server}" for row in store.rows("r1") if row.owner} <= set(held)
+    assert len(held) <= len(store.rows("r1"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_both_stores_answer_the_same(valkey_url: str, seed: int) -> None:
+    clock = Clock()
+    both = (MemoryStore(clock), a_redis_store(valkey_url, clock))
+    for store in both:
+        Site(store, clock, ("a", "b", "c", "d")).create(domains=("x", "x", "", "y"))
+        Site(store, clock, ("z",)).create("r2")
+    pair = Pair(seed, *both, clock)
+    for _ in range(250):
+        pair.step()
+    pair.settle()
+    both[1].close()
+
+
+def test_a_record_with_everything_in_it_comes_back_as_it_was() -> None:
+    full = replace(
+        waits(Upgrade(rollout="r1", server="ä b", wave=3, domain="d").after(Admitted(at=1.25)), 2.5),
+        begun=(an_intent(Upgrade(rollout="r1", server="a", wave=0)),),
+        seen=Seen(kind="image", at=1.5, answers={"i": {"x": [1, {"y": None}]}}),
+        results={"create_image": {"id": "i", "n": 1}},
+        attempts={"provision": 2},
+        retain_until=9.125,
+        old_gone=True,
+    )
+    text = codec.UPGRADE.dump(full)
+    assert codec.UPGRADE.load(text, key="k") == full
+    assert codec.UPGRADE.of(json.loads(text)) == full
+    with pytest.raises(ValueError, match="schema"):
+        codec.UPGRADE.dump(replace(full, schema=2))
+    with pytest.raises(ValueError, match="serialize"):
+        codec.UPGRADE.dump(replace(full, notes={"x": object()}))
