@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class Part:
 
 @dataclass(kw_only=True)
 class _Run:
-    """How that part fares. `after`: when it may start again; `log_from`: where its log begins this time, in bytes."""
+    """How that part fares. `after`: when it may start again; `log_from`: where its log begins this time, in bytes;
+    `words`: the last lines of the one that ended last."""
 
     part: Part
     pid: int = 0
@@ -59,6 +60,7 @@ class _Run:
     failures: int = 0
     after: float = 0.0
     log_from: int = 0
+    words: list[str] = field(default_factory=list)
 
 
 def start(
@@ -138,7 +140,7 @@ class Supervisor:
                 return
             loops = [run for run in waiting if run.failures >= LOOP and not run.ever_ready]
             if loops or time.monotonic() > end:
-                said = "; ".join(self._last_words(run.part.name) for run in loops or waiting)
+                said = "; ".join(self._last_words(run) for run in loops or waiting)
                 raise WaitTimeout(f"not ready: {said}", next=f"less {self._folder.path / 'logs'}")
             self.step(LOOK_EVERY)
 
@@ -154,13 +156,15 @@ class Supervisor:
         end = time.monotonic() + 60  # a large append-only file takes its time
         while not run.ready:
             if run.failures:
-                raise ChangeoverError(f"Valkey does not start: {self._why_no_valkey(data)}", next=self._see(VALKEY))
+                raise ChangeoverError(
+                    f"Valkey does not start: {self._why_no_valkey(run, data)}", next=self._see(VALKEY)
+                )
             if time.monotonic() > end:
-                raise WaitTimeout(f"Valkey is still not ready: {self._last_words(VALKEY)}", next=self._see(VALKEY))
+                raise WaitTimeout(f"Valkey is still not ready: {self._last_words(run)}", next=self._see(VALKEY))
             self.step(LOOK_EVERY)
 
-    def _why_no_valkey(self, data: Path) -> str:
-        said = " ".join(self._said(VALKEY, lines=12))
+    def _why_no_valkey(self, run: _Run, data: Path) -> str:
+        said = " ".join(run.words)
         if "No space left" in said:
             return f"the disk of {data} is full"
         if "Bad file format" in said or "unexpected end of file" in said.lower() or "corrupt" in said.lower():
@@ -168,7 +172,7 @@ class Supervisor:
                 f"its append-only file in {data} is damaged, and was left as it is. Keep a copy of that folder, then "
                 "repair it with valkey-check-aof --fix"
             )
-        return self._last_words(VALKEY)
+        return self._last_words(run)
 
     def _worker(self, number: int) -> Part:
         # On a Redis that others use too, a name must be ours alone.
@@ -278,6 +282,7 @@ class Supervisor:
     def _ended(self, ended: Ended) -> None:
         run = self._runs[ended.name]
         run.pid, run.ready = 0, False
+        run.words = self._said(run, lines=12)
         if self._is_worker(ended.name):
             self._unreleased.append(f"{ended.name}/{ended.pid}:")
             self._release()
@@ -293,7 +298,7 @@ class Supervisor:
         else:
             self._say(
                 f"{run.part.name} {what}, {run.failures} times in a row: it will not run like this. "
-                f"{self._last_words(run.part.name)}. Next try in {pause:g} s"
+                f"{self._last_words(run)}. Next try in {pause:g} s"
             )
 
     def _release(self) -> None:
@@ -395,13 +400,13 @@ class Supervisor:
             }
         )
 
-    def _last_words(self, name: str) -> str:
-        said = self._said(name, lines=1)
-        last = f"its last words: {said[0][-300:]}" if said else f"see {self._folder.log(name)}"
-        return f"{name} {_state(self._runs[name])}, {last}"
+    def _last_words(self, run: _Run) -> str:
+        said = self._said(run, lines=1) or run.words[-1:]
+        last = f"its last words: {said[0][-300:]}" if said else f"see {self._folder.log(run.part.name)}"
+        return f"{run.part.name} {_state(run)}, {last}"
 
-    def _said(self, name: str, *, lines: int) -> list[str]:
-        return last_lines(self._folder.log(name), lines=lines, since=self._runs[name].log_from)
+    def _said(self, run: _Run, *, lines: int) -> list[str]:
+        return last_lines(self._folder.log(run.part.name), lines=lines, since=run.log_from)
 
     def _see(self, name: str) -> str:
         return f"less {self._folder.log(name)}"
