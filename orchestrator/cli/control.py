@@ -1,0 +1,234 @@
+"""`pause`, `resume`, `abort`, `rollback`, `retry`, `freeze`, `unfreeze` and `gc`: what a person decides."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import output, session
+from orchestrator.cli.looking import Id
+from orchestrator.cli.output import Format, Output
+
+if TYPE_CHECKING:
+    from orchestrator.operations import Answer, Frozen
+
+Why = Annotated[str, typer.Option("--why", help="Kept in the audit log.")]
+Server = Annotated[str, typer.Option("--server", metavar="NAME", help="Only this server.")]
+
+
+def pause(id: Id, why: Why = "", form: Output = Format.text) -> int:
+    """Begin nothing new; what is under way finishes its step and waits."""
+    from orchestrator import operations
+
+    with session.opened() as s:
+        answer = operations.pause(s.store, id, actor=session.actor(), why=why)
+    told = (
+        f"Each finishes the step it is in and waits there: {_flying(answer)}."
+        if answer.in_flight
+        else "No server is under way."
+    )
+    return _tell(
+        answer,
+        "pause",
+        form,
+        f"Rollout {id} is paused. {told}",
+        traffic="every server serves; one in the middle of its swap is served by its old and its new one",
+        next=f"changeover resume {id}",
+    )
+
+
+def resume(id: Id, form: Output = Format.text) -> int:
+    """Go on where it was paused. Failures so far are forgiven, and deadlines move by the pause."""
+    from orchestrator import operations
+
+    with session.opened() as s:
+        answer = operations.resume(s.store, id, actor=session.actor())
+    return _tell(
+        answer,
+        "resume",
+        form,
+        f"Rollout {id} is {answer.rollout.state} again. {len(answer.in_flight)} servers under way go on at once.",
+        traffic="every server serves; each is replaced only after its new one is proven",
+        next=f"changeover watch {id}",
+    )
+
+
+def abort(id: Id, why: Why = "", form: Output = Format.text) -> int:
+    """Begin nothing new and undo what has begun; upgraded servers stay upgraded."""
+    from orchestrator import operations
+
+    with session.opened() as s:
+        answer = operations.abort(s.store, id, actor=session.actor(), why=why)
+    behind = "finish" if answer.rollout.on_abort == "finish" else "go back too"
+    told = (
+        f"{_flying(answer)}: those before their swap go back, those behind it {behind}."
+        if answer.in_flight
+        else "No server is under way."
+    )
+    return _tell(
+        answer,
+        "abort",
+        form,
+        f"Rollout {id} is {answer.rollout.state}. {told} What is upgraded stays so (rollback undoes it).",
+        traffic="every server serves; a new one leaves only after its old one is proven back",
+        next=f"changeover watch {id}",
+    )
+
+
+def rollback(id: Id, server: Server = "", why: Why = "", form: Output = Format.text) -> int:
+    """Put the old servers back, of one server or of the whole rollout, as long as they are kept."""
+    from orchestrator import operations
+
+    with session.opened() as s:
+        if server:
+            answer = operations.rollback_server(s.store, id, server, actor=session.actor(), why=why)
+        else:
+            answer = operations.rollback(s.store, id, actor=session.actor(), why=why)
+    if server:
+        u = answer.servers[0]
+        going = "is back on its old server" if u.terminal else "goes back to its old server"
+        return _tell(
+            answer, "rollback", form, f"{server} {going}.", traffic=u.traffic, next=f"changeover explain {server}"
+        )
+    return _tell(
+        answer,
+        "rollback",
+        form,
+        f"Rollout {id} is {answer.rollout.state.replace('_', ' ')}: every server goes back, newest first.",
+        traffic="each old server is proven to serve again before its new one leaves",
+        next=f"changeover watch {id}",
+    )
+
+
+def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
+    """Let a held server go on, or try a failed one anew. Without --server: every held or failed one."""
+    from orchestrator import operations
+
+    with session.opened() as s:
+        answer = operations.retry(s.store, id, [server] if server else None, actor=session.actor())
+    names = ", ".join(u.server for u in answer.servers[:10])
+    more = f" and {len(answer.servers) - 10} more" if len(answer.servers) > 10 else ""
+    told = f"Tried again: {names}{more}." if answer.changed else f"Rollout {id} has no server to try again."
+    if server and not answer.changed:
+        told = f"{server} is {answer.servers[0].state}: there is nothing to try again."
+    return _tell(
+        answer,
+        "retry",
+        form,
+        told,
+        traffic="their old servers serve until their new ones are proven",
+        next=f"changeover watch {id}",
+        unchanged=told,
+    )
+
+
+def freeze(
+    reason: Annotated[str, typer.Option("--reason", help="Shown to everybody.")] = "", form: Output = Format.text
+) -> int:
+    """Begin no step of any rollout, forward or back, until `unfreeze`."""
+    from orchestrator import operations
+
+    with session.opened() as s:
+        frozen = operations.freeze(s.store, actor=session.actor(), reason=reason)
+    told = (
+        f"Frozen: {frozen.why}. {frozen.in_flight} servers under way finish what they have in hand; no step begins."
+        if frozen.changed
+        else f"It was frozen already: {frozen.why}."
+    )
+    return _tell_frozen(frozen, form, told, "changeover unfreeze")
+
+
+def unfreeze(form: Output = Format.text) -> int:
+    """Let steps begin again."""
+    from orchestrator import operations
+
+    with session.opened() as s:
+        frozen = operations.unfreeze(s.store, actor=session.actor())
+    told = (
+        f"No longer frozen. {frozen.in_flight} servers under way go on within seconds."
+        if frozen.changed
+        else "It was not frozen."
+    )
+    return _tell_frozen(frozen, form, told, "changeover rollouts")
+
+
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send what is due to go on its way now.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds to wait for a worker's answer.")] = 20.0,
+    form: Output = Format.text,
+) -> int:
+    """List what we made and keep, what is due to go, and what no ledger accounts for. A dry run unless --yes."""
+    from orchestrator import operations
+    from orchestrator.cli import pictures
+
+    with session.opened() as s:
+        found = operations.gc(
+            s.store,
+            s.ask,
+            s.publish,
+            collect=yes,
+            grace=s.settings.grace,
+            waiter=operations.Waiter(timeout=timeout),
+        )
+        now = s.store.now()
+    if form is Format.json:
+        output.emit(
+            "gc",
+            {
+                "kept": [{"rollout": each.rollout, **asdict(each.item)} for each in found.kept],
+                "due": [{"rollout": rollout, "server": server} for rollout, server in found.due],
+                "sent": [{"rollout": rollout, "server": server} for rollout, server in found.sent],
+                "orphans": [asdict(orphan) for orphan in found.orphans],
+                "unread": dict(found.unread),
+            },
+        )
+        return 0
+    output.console().print(pictures.inventory(found, now))
+    if found.due and not yes:
+        output.say("Nothing was touched.\nNext: changeover gc --yes")
+    return 0
+
+
+def _flying(answer: Answer) -> str:
+    from orchestrator.cli import words
+
+    return f"{words.many(len(answer.in_flight), 'server')} under way, {words.names(answer.in_flight)}"
+
+
+def _tell(answer: Answer, verb: str, form: Format, told: str, *, traffic: str, next: str, unchanged: str = "") -> int:
+    if form is Format.json:
+        from orchestrator.cli import schema
+
+        output.emit(
+            "answer",
+            {
+                "verb": verb,
+                "changed": answer.changed,
+                "rollout": schema.rollout(answer.rollout),
+                "in_flight": [schema.upgrade(u) for u in answer.in_flight],
+                "servers": [schema.upgrade(u) for u in answer.servers],
+                "next": next,
+            },
+        )
+        return 0
+    if not answer.changed and not unchanged:
+        told += " It was so already."
+    output.tell(told)
+    output.say(f"Traffic: {traffic}")
+    output.say(f"Next: {next}")
+    return 0
+
+
+def _tell_frozen(frozen: Frozen, form: Format, told: str, next: str) -> int:
+    if form is Format.json:
+        output.emit(
+            "freeze",
+            {"frozen": frozen.why, "changed": frozen.changed, "in_flight": frozen.in_flight, "next": next},
+        )
+        return 0
+    output.tell(told)
+    output.say("Traffic: every server serves; one in the middle of its swap is served by its old and its new one")
+    output.say(f"Next: {next}")
+    return 0

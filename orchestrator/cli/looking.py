@@ -1,0 +1,143 @@
+"""`rollouts`, `show`, `watch`, `explain`, `events` and `report`: reading what is and what was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import output, session
+from orchestrator.cli.output import Format, Output
+from orchestrator.errors import BadInput
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The rollout.", show_default=False)]
+
+
+def rollouts(form: Output = Format.text) -> int:
+    """List the rollouts, newest first."""
+    from orchestrator.cli import schema
+
+    with session.opened() as s:
+        found = [(each, s.store.tally(each.id)) for each in s.store.rollouts()]
+        frozen, now = s.store.frozen(), s.store.now()
+    if form is Format.json:
+        listed = [{**schema.rollout(each), "counts": dict(tally.by_state)} for each, tally in found]
+        output.emit("rollouts", {"frozen": frozen, "rollouts": listed})
+        return 0
+    if not found:
+        output.say("No rollout yet.\nNext: changeover plan FILE")
+        return 0
+    from orchestrator.cli import pictures
+
+    output.console().print(pictures.rollouts(found, frozen, now))
+    return 0
+
+
+def show(
+    id: Id,
+    servers: Annotated[bool, typer.Option("--servers", help="List every server.")] = False,
+    form: Output = Format.text,
+) -> int:
+    """Show a rollout: what needs you first, then waves, servers under way and those set aside."""
+    from orchestrator import operations
+    from orchestrator.cli.watching import rollout_body
+
+    with session.opened() as s:
+        view, now = operations.view(s.store, id), s.store.now()
+    if form is Format.json:
+        output.emit("rollout", rollout_body(view))
+    else:
+        from orchestrator.cli import pictures
+
+        output.console().print(pictures.rollout(view, now=now, whole=servers))
+    return 0
+
+
+def watch(
+    id: Id,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds to wait at most; then end with 124.", show_default="none")
+    ] = None,
+    form: Output = Format.text,
+) -> int:
+    """Follow a rollout until it ends or needs a person. Ctrl-C detaches; the rollout goes on.
+
+    Ends with 0 when it succeeded, 1 failed, 3 paused or waiting for a person, 4 rolled back or aborted.
+    """
+    from orchestrator.cli.watching import follow
+
+    with session.opened() as s:
+        return follow(s.store, id, form, timeout=timeout)
+
+
+def explain(
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="Its name in the fleet file.", show_default=False)],
+    rollout: Annotated[str, typer.Option("--rollout", metavar="ID", help="Of this rollout; else of its newest.")] = "",
+    form: Output = Format.text,
+) -> int:
+    """Tell one server's story: what was asked, what was seen, where its traffic is, and what to do next."""
+    from orchestrator import operations
+    from orchestrator.cli import schema, words
+
+    with session.opened() as s:
+        told = operations.explain(s.store, server, rollout=rollout or None)
+    if form is Format.json:
+        output.emit(
+            "story",
+            {
+                "rollout": schema.rollout(told.rollout),
+                "server": schema.upgrade(told.upgrade),
+                "events": [schema.event(entry) for entry in told.entries],
+                "next": words.next_for(told.rollout, told.upgrade),
+            },
+        )
+        return 0
+    from orchestrator.cli import pictures
+
+    output.console().print(pictures.story(told))
+    return 0
+
+
+def events(
+    id: Id,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they happen, until Ctrl-C.")] = False,
+    form: Output = Format.text,
+) -> int:
+    """Print the audit log of a rollout, oldest first; with JSON one object a line."""
+    from orchestrator import operations
+    from orchestrator.cli.watching import BLOCK, tell_event
+
+    with session.opened() as s:
+        operations.find(s.store, id)
+        cursor = "0"
+        while (found := s.store.events(id, after=cursor, block=BLOCK if follow else 0.0)) or follow:
+            for entry in found:
+                tell_event(entry, form)
+            cursor = found[-1].id if found else cursor
+    return 0
+
+
+def report(
+    id: Id,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write to.", show_default=False)],
+    form: Output = Format.text,
+) -> int:
+    """Write what happened as one HTML page and as JSON."""
+    from orchestrator import operations
+    from orchestrator.cli.reporting import document
+    from orchestrator.report import html
+
+    with session.opened() as s:
+        view, entries, now = operations.view(s.store, id), operations.events(s.store, id), s.store.now()
+        spec = s.store.document("spec", id)
+    try:
+        files = html.write(document(view, entries, spec, now=now), out)
+    except OSError as error:
+        raise BadInput(f"cannot be written: {error.strerror}", place=str(out), next="choose another --out") from None
+    if form is Format.json:
+        output.emit("report", {"files": [str(file) for file in files]})
+    else:
+        for file in files:
+            output.tell(str(file))
+    return 0

@@ -1,0 +1,120 @@
+"""How the command line speaks: data on stdout, talk on stderr, text for people or JSON for programs.
+
+Every JSON document is one object on one line with `schema` first, `changeover/v1/<what>`; streams (`events`, `watch`)
+are one such object a line. Keys are only ever added within v1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.errors import BadInput, ChangeoverError, Conflict, NotFound, Unreachable, UnsafeStore, WaitTimeout
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 140  # columns where there is no terminal: a log or a pipe
+USAGE = 64
+CANCELLED = 130
+PIPE_CLOSED = 141
+
+
+class Format(StrEnum):
+    text = "text"
+    json = "json"
+
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="Text for people, or JSON for programs.")]
+
+
+def emit(what: str, body: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps({"schema": f"changeover/v1/{what}", **body}, ensure_ascii=False), flush=True)
+
+
+def tell(text: str) -> None:
+    """A line for people on stdout, where it is what was asked for."""
+    print(clean(text, lines=True), flush=True)
+
+
+def say(text: str) -> None:
+    """Talk, beside the data."""
+    print(clean(text, lines=True), file=sys.stderr, flush=True)
+
+
+def console() -> Console:
+    """Colour only on a terminal, and not with NO_COLOR; elsewhere wide enough not to cut names."""
+    from rich.console import Console
+
+    tty = sys.stdout.isatty()
+    return Console(width=None if tty else WIDTH, highlight=False, markup=False, emoji=False, soft_wrap=not tty)
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """Printable: what a server answered must not steer the terminal."""
+    return "".join(c if c.isprintable() or (lines and c == "\n") else repr(c)[1:-1] for c in text)
+
+
+def wants_json(argv: list[str]) -> bool:
+    """Whether these arguments ask for JSON, for errors that happen before they are parsed."""
+    pairs = zip(argv, [*argv[1:], ""][: len(argv)], strict=True)
+    return any((a in ("--output", "-o") and b == "json") or a in ("--output=json", "-ojson") for a, b in pairs)
+
+
+def fail(error: ChangeoverError, *, as_json: bool) -> int:
+    """What happened, where traffic is, and the next command, on stderr; the exit code."""
+    traffic, next = error.traffic or _traffic(error), error.next or _next(error)
+    if as_json:
+        body = {
+            "schema": "changeover/v1/error",
+            "error": type(error).__name__,
+            "message": error.message,
+            "traffic": traffic,
+            "next": next,
+            "exit_code": error.exit_code,
+        }
+        print(json.dumps(body, ensure_ascii=False), file=sys.stderr, flush=True)
+        return error.exit_code
+    lines = error.message.splitlines() or [type(error).__name__]
+    red, bold, plain = ("\x1b[31;1m", "\x1b[1m", "\x1b[0m") if _coloured() else ("", "", "")
+    print(f"{red}Error:{plain} {clean(lines[0])}", file=sys.stderr)
+    for line in lines[1:]:
+        print(f"       {clean(line)}", file=sys.stderr)
+    print(f"{bold}Traffic:{plain} {clean(traffic)}", file=sys.stderr)
+    print(f"{bold}Next:{plain} {clean(next)}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def _coloured() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _traffic(error: ChangeoverError) -> str:
+    match error:
+        case BadInput() | NotFound():
+            return "unchanged; nothing was created"
+        case Unreachable() | UnsafeStore():
+            return "every site goes on serving as it is; nothing was left half done"
+        case WaitTimeout():
+            return "unchanged by this command"
+        case Conflict():
+            return "unchanged; nothing was done"
+        case _:
+            return "unchanged by this command; the record says where it is"
+
+
+def _next(error: ChangeoverError) -> str:
+    match error:
+        case BadInput():
+            return "changeover --help"
+        case Unreachable() | UnsafeStore():
+            return "changeover up, or set CHANGEOVER_REDIS_URL"
+        case _:
+            return "changeover rollouts"

@@ -1,0 +1,423 @@
+"""What a person sees on a terminal. Every function returns something for rich to print; nothing is printed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli import words
+from orchestrator.cli.output import clean
+from orchestrator.domain.rollout import Rollout, in_flight
+from orchestrator.domain.upgrade import Upgrade
+
+if TYPE_CHECKING:
+    from orchestrator.domain.plan import Plan
+    from orchestrator.operations import Check, Inventory, Story, View
+    from orchestrator.store import AuditEntry, Tally
+
+COLOURS: Mapping[str, str] = {
+    "pending": "bright_black",
+    "running": "cyan",
+    "baking": "cyan",
+    "waiting": "blue",
+    "held": "bold yellow",
+    "paused": "bold yellow",
+    "aborting": "magenta",
+    "rolling_back": "magenta",
+    "upgraded": "green",
+    "succeeded": "bold green",
+    "rolled_back": "magenta",
+    "aborted": "magenta",
+    "failed": "bold red",
+}
+ORDER = ("upgraded", "running", "waiting", "held", "failed", "rolled_back", "pending")
+MOST = 30  # rows of a table before "and N more"
+
+
+def state(word: str) -> Text:
+    return Text(word.replace("_", " "), style=COLOURS.get(word, ""))
+
+
+def text(line: object, style: str = "") -> Text:
+    return Text(clean(str(line)), style=style)
+
+
+def next_line(command: str) -> Text:
+    return Text.assemble(("Next: ", "bold"), (clean(command), "cyan"))
+
+
+def counts(by_state: Mapping[str, int]) -> Text:
+    """`5 upgraded · 2 running · 1 held`."""
+    parts: list[Text] = []
+    for word in ORDER:
+        if number := by_state.get(word, 0):
+            parts.append(Text(f"{number} {word.replace('_', ' ')}", style=COLOURS[word]))
+    return Text(" · ", style="bright_black").join(parts)
+
+
+def _table(*columns: str, title: str = "") -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+# -- rollouts --------------------------------------------------------------------------------------------------------
+
+
+def rollouts(found: Sequence[tuple[Rollout, Tally]], frozen: str | None, now: float) -> RenderableType:
+    parts: list[RenderableType] = []
+    if frozen is not None:
+        parts += [_frozen(frozen), Text()]
+    table = _table("rollout", "fleet", "state", "wave", "servers", "age", "by", "")
+    for each, tally in found:
+        table.add_row(
+            text(each.id, "bold"),
+            text(each.fleet),
+            state(each.state),
+            f"{each.wave + 1}/{len(each.waves)}",
+            counts(tally.by_state),
+            words.span(now - each.created_at),
+            text(each.created_by),
+            text(_short(each.why or each.stop)),
+        )
+    parts.append(table)
+    return Group(*parts)
+
+
+def _short(line: str, most: int = 60) -> str:
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def _frozen(why: str) -> Text:
+    return Text.assemble(
+        ("FROZEN ", "bold yellow"), clean(f"no step begins anywhere: {why}. "), next_line("changeover unfreeze")
+    )
+
+
+def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
+    """The rollout with what needs a person first."""
+    r = view.rollout
+    parts: list[RenderableType] = [_head(view, now)]
+    if view.frozen is not None:
+        parts.append(_frozen(view.frozen))
+    if view.held or r.state == "paused":
+        parts += [Text(), *_needs_you(view)]
+    parts += [Text(), _waves(view)]
+    flying = [u for u in view.upgrades if in_flight(u) and u.state != "held"]
+    if flying:
+        parts += [Text(), _under_way(flying, now)]
+    aside = [u for u in view.upgrades if u.state in ("failed", "rolled_back")]
+    if aside:
+        parts += [Text(), _set_aside(aside)]
+    if whole:
+        parts += [Text(), _all(view.upgrades)]
+    parts += [Text(), next_line(words.next_of(r, view.held))]
+    return Group(*parts)
+
+
+def _head(view: View, now: float) -> RenderableType:
+    r = view.rollout
+    total = len(view.upgrades)
+    done = sum(u.state == "upgraded" for u in view.upgrades)
+    head = Text.assemble(("Rollout ", "bold"), (clean(r.id), "bold"), "  ", clean(r.fleet), "  ")
+    head.append_text(state(r.state))
+    head.append(f"  wave {r.wave + 1} of {len(r.waves)}, {done} of {total} upgraded")
+    if r.state == "baking" and r.bake_until:
+        head.append(f", bakes for {words.span(r.bake_until - now)} more")
+    took = words.span((r.ended_at or now) - r.created_at)
+    lines = [head, text(f"began {words.moment(r.created_at)} by {r.created_by}, {took}, plan {r.plan}", "bright_black")]
+    if (r.why or r.stop) and r.state != "paused":
+        lines.append(text(r.why or r.stop))
+    return Group(*lines)
+
+
+def _needs_you(view: View) -> Iterable[RenderableType]:
+    yield Rule(Text("NEEDS YOU", style="bold yellow"), align="left", style="yellow")
+    r = view.rollout
+    if r.state == "paused":
+        yield text(f"The rollout is paused: {r.why}")
+        yield Padding(next_line(f"changeover resume {r.id}   or   changeover rollback {r.id}"), (0, 0, 0, 2))
+    for u in view.held[:MOST]:
+        yield Text.assemble((clean(u.server), "bold"), f" held at {words.where(u)}: ", clean(u.why))
+        yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2))
+        yield Padding(next_line(words.next_for(r, u)), (0, 0, 0, 2))
+    if len(view.held) > MOST:
+        yield text(f"and {len(view.held) - MOST} more")
+
+
+def _waves(view: View) -> Table:
+    table = _table("wave", "servers", "done", "", title="Waves")
+    for index, wave in enumerate(view.rollout.waves):
+        inside = [u for u in view.upgrades if u.wave == index]
+        by_state: dict[str, int] = {}
+        for u in inside:
+            by_state[u.state] = by_state.get(u.state, 0) + 1
+        now = index == view.rollout.wave and not view.rollout.ended
+        table.add_row(
+            Text(f"{'▸' if now else ' '} {index + 1}", style="bold" if now else ""),
+            f"{len(wave):,}",
+            ProgressBar(total=max(1, len(inside)), completed=by_state.get("upgraded", 0), width=24),
+            counts(by_state),
+        )
+    return table
+
+
+def _under_way(flying: Sequence[Upgrade], now: float) -> RenderableType:
+    table = _table("server", "state", "step", "for", "what", title="Under way")
+    for u in flying[:MOST]:
+        since = words.span(now - u.admitted_at) if u.admitted_at else ""
+        table.add_row(text(u.server, "bold"), state(u.state), text(words.progress(u)), since, text(_short(u.why, 70)))
+    return Group(table, *_more(len(flying)))
+
+
+def _set_aside(aside: Sequence[Upgrade]) -> RenderableType:
+    table = _table("server", "state", "why", title="Set aside (their old servers serve)")
+    for u in aside[:MOST]:
+        table.add_row(text(u.server, "bold"), state(u.state), text(u.why))
+    return Group(table, *_more(len(aside)))
+
+
+def _all(upgrades: Sequence[Upgrade]) -> RenderableType:
+    table = _table("server", "wave", "state", "step", "traffic", title="All servers")
+    for u in upgrades:
+        table.add_row(text(u.server, "bold"), str(u.wave + 1), state(u.state), text(words.where(u)), text(u.traffic))
+    return table
+
+
+def _more(total: int) -> list[RenderableType]:
+    return [text(f"and {total - MOST:,} more", "bright_black")] if total > MOST else []
+
+
+# -- one server ------------------------------------------------------------------------------------------------------
+
+
+def story(told: Story) -> RenderableType:
+    """The timeline of one server, with the evidence under each line."""
+    u, r = told.upgrade, told.rollout
+    head = Text.assemble((clean(u.server), "bold"), f"  rollout {clean(r.id)}  ")
+    head.append_text(state(u.state))
+    head.append(f"  {words.progress(u)}" if words.progress(u) else "")
+    parts: list[RenderableType] = [head]
+    if u.why:
+        parts.append(text(u.why))
+    parts += [Text.assemble(("Traffic: ", "bold"), clean(u.traffic)), Text()]
+    before: float | None = None
+    for entry, times in _folded(told.entries):
+        parts.append(_line(entry, before, times))
+        before = entry.at
+        parts += [Padding(line, (0, 0, 0, 22)) for line in evidence(entry.detail)]
+    if u.wait is not None:
+        parts.append(text(f"waits for: {u.wait.reason} (looks again at {words.clock(u.wait.at)})", "blue"))
+    parts += [Text(), next_line(words.next_for(r, u))]
+    return Group(*parts)
+
+
+def _folded(entries: Sequence[AuditEntry]) -> Iterable[tuple[AuditEntry, int]]:
+    """Waits that say the same one after the other are one line."""
+    last: AuditEntry | None = None
+    times = 0
+    for entry in entries:
+        if last is not None and entry.event == last.event == "Waits" and words.happened(entry) == words.happened(last):
+            times += 1
+            last = entry
+            continue
+        if last is not None:
+            yield last, times
+        last, times = entry, 1
+    if last is not None:
+        yield last, times
+
+
+def _line(entry: AuditEntry, before: float | None, times: int) -> Text:
+    after = "" if before is None else f"+{words.span(entry.at - before)}"
+    line = Text.assemble((words.clock(entry.at), "bright_black"), f" {after:>10}  ")
+    line.append(clean(words.happened(entry)), style=_STYLES.get(entry.event, ""))
+    if times > 1:
+        line.append(f"  ({times} times)", style="bright_black")
+    if entry.event in ("TurnedBack", "Released", "Shifted"):
+        line.append(f"  by {clean(entry.actor)}", style="bright_black")
+    return line
+
+
+_STYLES = {
+    "Finished": "green",
+    "Undone": "magenta",
+    "UndoBegan": "magenta",
+    "TurnedBack": "bold red",
+    "Held": "bold yellow",
+    "Stumbled": "yellow",
+    "AttemptEnded": "yellow",
+    "Waits": "blue",
+}
+_TOLD = ("step", "why", "reason", "attempt", "notes")  # in the line already, or a step's own scratch
+
+
+def evidence(detail: Mapping[str, Any]) -> list[Text]:
+    """What was asked and seen: probes, differences, the balancer's words, and whatever else was written down."""
+    lines: list[Text] = []
+    for key, value in detail.items():
+        if key in _TOLD or value in (None, "", [], {}):
+            continue
+        if key == "result" and isinstance(value, Mapping):
+            lines += evidence(value)
+        elif key == "answers" and isinstance(value, Sequence):
+            lines += [line for answer in value for line in _probe(answer)]
+        elif key == "balancer" and isinstance(value, Sequence):
+            lines += [_member(view) for view in value]
+        elif key == "differences" and isinstance(value, Sequence):
+            lines += [_difference(str(line)) for line in value]
+        else:
+            lines.append(Text.assemble((f"{clean(key)}: ", "bright_black"), clean(_flat(value))))
+    return lines
+
+
+def _probe(answer: Mapping[str, Any]) -> list[Text]:
+    passed = bool(answer.get("passed")) and answer.get("same_as_old", True)
+    took = f" in {float(answer['latency']) * 1000:.0f} ms" if answer.get("latency") else ""
+    said = f"{answer.get('status') or 'no answer'}{took}"
+    line = Text.assemble(("✓ " if passed else "✗ ", "green" if passed else "bold red"))
+    line.append(clean(f"{answer.get('request', '')}  pool {answer.get('pool', '')} → {said}"))
+    if answer.get("same_as_old"):
+        line.append("  same as the old server", style="green")
+    lines = [line]
+    if answer.get("why"):
+        lines.append(text(f"  {answer['why']}", "red"))
+    lines += [
+        Text.assemble((f"  {clean(str(name))}: ", "bright_black"), clean(_flat(value)))
+        for name, value in dict(answer.get("evidence") or {}).items()
+    ]
+    return lines + [_difference(str(each)) for each in answer.get("differences") or ()]
+
+
+def _member(view: Mapping[str, Any]) -> Text:
+    serving = view.get("state") == "serving"
+    line = Text.assemble(("balancer: ", "bright_black"))
+    line.append(clean(f"{view.get('name')} in {view.get('pool')} is "))
+    line.append(clean(str(view.get("state"))), style="green" if serving else "yellow")
+    if view.get("detail"):
+        line.append(clean(f" ({view['detail']})"), style="bright_black")
+    return line
+
+
+def _difference(line: str) -> Text:
+    style = {"+": "green", "-": "red", "@": "bright_black"}.get(line[:1], "")
+    return text(f"  {line}", style)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, str):
+        return _short(value, 300)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return _short(json.dumps(value, ensure_ascii=False, default=str), 300)
+
+
+# -- plans, doctor, what is left over --------------------------------------------------------------------------------
+
+
+def plan(p: Plan) -> RenderableType:
+    """What would happen."""
+    from orchestrator.domain.plan import human
+
+    size = p.fleet["target"]["size"]
+    target = f"{_size(size['memory'])} memory, {_size(size['disk'])} disk" + (
+        f", {size['type']}" if size.get("type") else ""
+    )
+    parts: list[RenderableType] = [
+        Text.assemble(("Plan ", "bold"), (p.id, "bold"), f"  {clean(str(p.fleet['fleet']))}"),
+        text(
+            f"{words.many(p.changes, 'server')} to replace in {words.many(len(p.waves), 'wave')}, "
+            f"at least {words.span(p.least_seconds)} of soaking and baking, about {p.provider_calls:,} provider calls"
+        ),
+        text(f"each becomes: {target}"),
+        Text(),
+    ]
+    table = _table("wave", "server", "address", "memory", "disk", "in pools", "problem")
+    rows = 0
+    for index, wave in enumerate(p.waves):
+        for name in wave:
+            rows += 1
+            if rows > 2 * MOST:
+                continue
+            s = p.server(name)
+            table.add_row(
+                str(index + 1),
+                text(name, "bold"),
+                text(s.address),
+                f"{human(s.memory_used)} of {human(s.memory)}" if s.memory else "",
+                f"{human(s.disk_used)} of {human(s.disk)}" if s.disk else "",
+                text(", ".join(f"{seat.pool}:{seat.port}" for seat in s.seats)),
+                text(s.problem, "red"),
+            )
+    parts += [table]
+    if rows > 2 * MOST:
+        parts.append(text(f"and {rows - 2 * MOST:,} more servers", "bright_black"))
+    for title, style, lines in (("Blockers", "bold red", p.blockers), ("To know", "bold", p.caveats)):
+        if lines:
+            parts += [
+                Text(),
+                Text(title, style=style),
+                *(text(f"  {line}") for line in lines[:MOST]),
+                *_more(len(lines)),
+            ]
+    return Group(*parts)
+
+
+def _size(written: object) -> str:
+    from orchestrator.domain.plan import human
+
+    return human(int(str(written).removesuffix("B")))
+
+
+def checks(found: Sequence[Check]) -> RenderableType:
+    lines: list[RenderableType] = []
+    for check in found:
+        mark = ("✓ ", "green") if check.ok else ("✗ ", "bold red")
+        lines.append(Text.assemble(mark, (clean(check.name), "bold"), f"  {clean(check.detail)}"))
+        if not check.ok and check.fix:
+            lines.append(Padding(next_line(check.fix), (0, 0, 0, 2)))
+    return Group(*lines)
+
+
+def inventory(found: Inventory, now: float) -> RenderableType:
+    parts: list[RenderableType] = []
+    table = _table("rollout", "server", "kind", "state", "id", "kept for", title="Made by us, or ours to end")
+    alive = [each for each in found.kept if each.item.state != "deleted"]
+    for each in alive[: 4 * MOST]:
+        item = each.item
+        left = "" if item.until is None else words.span(item.until - now) if item.until > now else "due"
+        table.add_row(text(each.rollout), text(item.server), item.kind, item.state, text(item.id), left)
+    parts.append(table)
+    gone = len(found.kept) - len(alive)
+    parts.append(text(f"{words.many(len(alive), 'thing')} kept, {gone:,} deleted already", "bright_black"))
+    if found.orphans:
+        orphans = _table(
+            "lane", "kind", "id", "name", "state", "rollout", "server", title="Carries our mark, in no ledger"
+        )
+        for o in found.orphans:
+            orphans.add_row(*(text(v) for v in (o.lane, o.kind, o.id, o.name, o.state, o.rollout, o.server)))
+        parts += [Text(), orphans]
+    parts += [text(f"{lane} could not be asked: {why}", "yellow") for lane, why in found.unread.items()]
+    if found.sent:
+        parts.append(text(f"{words.many(len(found.sent), 'retirement')} sent on their way", "green"))
+    elif found.due:
+        due = ", ".join(server for _, server in found.due[:5])
+        parts.append(text(f"{words.many(len(found.due), 'old server')} due to go: {due}"))
+    return Group(*parts)

@@ -1,0 +1,117 @@
+"""The document of a rollout's report, read off its audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli import words
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.steps import RETIRE, STEPS
+from orchestrator.domain.upgrade import Upgrade
+
+if TYPE_CHECKING:
+    from orchestrator.domain.plan import Plan
+    from orchestrator.operations import View
+    from orchestrator.store import AuditEntry
+
+# Events of the rollout that a reader of the timeline should see, and which of them tell of a fault.
+_MARKS: Mapping[str, str] = {
+    "created": "note",
+    "next wave": "note",
+    "paused": "note",
+    "resumed": "note",
+    "aborting": "note",
+    "rolling back": "note",
+    "reopened": "note",
+    "frozen": "note",
+    "unfrozen": "note",
+    "stopped": "fault",
+    "budget spent": "fault",
+}
+_CLOSING = {"Finished": "done", "Undone": "undo", "AttemptEnded": "failed", "TurnedBack": "failed"}
+
+
+def document(
+    view: View, entries: Sequence[AuditEntry], spec: Mapping[str, Any] | None, *, now: float
+) -> dict[str, Any]:
+    """What `orchestrator.report` shows. `spec` is the rollout's own, with its plan."""
+    from orchestrator.domain.plan import plan_from
+
+    r = view.rollout
+    plan = plan_from(spec["plan"]) if spec else None
+    by_server: dict[str, list[AuditEntry]] = {}
+    for entry in entries:
+        by_server.setdefault(entry.server, []).append(entry)
+    ended = max([r.ended_at or now, r.created_at, *(entry.at for entry in entries)])
+    return {
+        "schema": 1,
+        "rollout": r.id,
+        "fleet": r.fleet,
+        "state": r.state,
+        "started": r.created_at,
+        "ended": ended,
+        "summary": _summary(view),
+        "steps": [*STEPS, RETIRE],
+        "servers": [_server(u, by_server.get(u.server, []), plan, ended) for u in view.upgrades],
+        "marks": [
+            {"t": entry.at, "label": words.happened(entry), "kind": _MARKS[entry.event]}
+            for entry in by_server.get("", [])
+            if entry.event in _MARKS
+        ],
+        "facts": _facts(r, plan),
+    }
+
+
+def _summary(view: View) -> str:
+    states = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in view.tally.by_state.items())
+    return f"{states}{f'; {view.rollout.why}' if view.rollout.why else ''}"
+
+
+def _facts(r: Rollout, plan: Plan | None) -> list[dict[str, str]]:
+    found = {
+        "Plan": r.plan,
+        "Begun by": r.created_by,
+        "Waves": ", ".join(str(len(wave)) for wave in r.waves),
+        "At once": str(r.max_in_flight),
+        "Failures allowed before the swap": str(r.allowed_failures),
+    }
+    if plan is not None:
+        found["To know"] = "; ".join(plan.caveats)
+    return [{"label": label, "value": value} for label, value in found.items() if value]
+
+
+def _server(u: Upgrade, entries: Sequence[AuditEntry], plan: Plan | None, end: float) -> dict[str, Any]:
+    found = plan.server(u.server) if plan is not None else None
+    return {
+        "name": u.server,
+        "outcome": u.state,
+        "wave": u.wave,
+        "pool": ", ".join(seat.pool for seat in found.seats) if found else "",
+        "reason": u.why or u.cause,
+        "before": found.address if found else "",
+        "after": str(u.results.get("provision", {}).get("address", "")),
+        "steps": _steps(entries, end),
+    }
+
+
+def _steps(entries: Sequence[AuditEntry], end: float) -> list[dict[str, Any]]:
+    """A stretch from each beginning of a step, or of its undo, to what ended it."""
+    stretches: list[dict[str, Any]] = []
+    begun: tuple[str, float] | None = None
+    outcome = "running"
+    for entry in entries:
+        step = str(entry.detail.get("step") or entry.after.get("step") or STEPS[0])
+        match entry.event:
+            case "Began" | "UndoBegan":
+                begun, outcome = (step, entry.at), "running"
+            case "Waits" | "Held" | "Stumbled":
+                outcome = "waiting"
+            case "Finished" | "Undone" | "AttemptEnded" | "TurnedBack" if begun is not None:
+                note = str(entry.detail.get("why", ""))
+                ended = _CLOSING[entry.event]
+                stretches.append({"step": begun[0], "start": begun[1], "end": entry.at, "outcome": ended, "note": note})
+                begun = None
+    if begun is not None:
+        stretches.append({"step": begun[0], "start": begun[1], "end": max(end, begun[1]), "outcome": outcome})
+    return stretches

@@ -1,0 +1,108 @@
+"""The JSON documents of `--output json`: what is promised to programs, apart from how records are stored.
+
+Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
+
+    plan        id, hash, fleet, created_at, waves [[server]], servers [{name, id, address, problem, ...}],
+                target {memory, disk}, blockers [text], caveats [text], least_seconds, provider_calls, changes
+    applied     rollout, next
+    rollouts    frozen (why, or null), rollouts [{...rollout, counts}]
+    rollout     rollout, counts {state: number}, frozen, servers [upgrade], exit_code, next
+    story       rollout, server (upgrade), events [event], next
+    event       id, at, server ("" for the rollout's own), n, event, actor, was, now, detail
+    answer      verb, changed, rollout, in_flight [upgrade], servers [upgrade], next
+    freeze      frozen, changed, in_flight, next
+    doctor      ok, checks [{name, ok, detail, fix}]
+    gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, orphans, unread {lane: why}
+    report      files [path]
+    version     version
+    error       (on stderr) error, message, traffic, next, exit_code
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.upgrade import Upgrade
+from orchestrator.store import AuditEntry
+
+if TYPE_CHECKING:
+    from orchestrator.domain.plan import Plan
+
+
+def rollout(r: Rollout) -> dict[str, Any]:
+    return {
+        "id": r.id,
+        "fleet": r.fleet,
+        "plan": r.plan,
+        "state": r.state,
+        "why": r.why or r.stop,
+        "wave": r.wave,
+        "waves": [list(wave) for wave in r.waves],
+        "max_in_flight": r.max_in_flight,
+        "allowed_failures": r.allowed_failures,
+        "created_at": r.created_at,
+        "created_by": r.created_by,
+        "paused_at": r.paused_at,
+        "bake_until": r.bake_until,
+        "ended_at": r.ended_at,
+        "closed": r.closed,
+    }
+
+
+def upgrade(u: Upgrade) -> dict[str, Any]:
+    return {
+        "server": u.server,
+        "wave": u.wave,
+        "domain": u.domain,
+        "state": u.state,
+        "direction": u.direction,
+        "step": u.step,
+        "why": u.why,
+        "cause": u.cause,
+        "traffic": u.traffic,
+        "attempts": dict(u.attempts),
+        "tries": u.tries,
+        "deadline": u.deadline,
+        "waits_for": u.wait.reason if u.wait else None,
+        "looks_at": u.wait.at if u.wait else None,
+        "results": {step: dict(result) for step, result in u.results.items()},
+        "admitted_at": u.admitted_at,
+        "ended_at": u.ended_at,
+        "retain_until": u.retain_until,
+        "old_gone": u.old_gone,
+    }
+
+
+def event(entry: AuditEntry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "at": entry.at,
+        "server": entry.server,
+        "n": entry.n,
+        "event": entry.event,
+        "actor": entry.actor,
+        "was": entry.was,
+        "now": entry.now,
+        "detail": dict(entry.detail),
+    }
+
+
+def plan(p: Plan) -> dict[str, Any]:
+    size = p.fleet["target"]["size"]
+    return {
+        "id": p.id,
+        "hash": p.hash,
+        "fleet": p.fleet["fleet"],
+        "created_at": p.created_at,
+        "waves": [list(wave) for wave in p.waves],
+        "target": size,
+        "servers": [asdict(server) for server in p.survey.servers],
+        "pools": [asdict(pool) for pool in p.survey.pools],
+        "blockers": list(p.blockers),
+        "caveats": list(p.caveats),
+        "least_seconds": p.least_seconds,
+        "provider_calls": p.provider_calls,
+        "changes": p.changes,
+    }

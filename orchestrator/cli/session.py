@@ -1,0 +1,85 @@
+"""What a command needs of its surroundings, opened when it is needed."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import BadInput
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from orchestrator.dispatch import Sender
+    from orchestrator.operations import Asker
+    from orchestrator.settings import Settings
+    from orchestrator.store import Store
+
+
+@dataclass(frozen=True)
+class Session:
+    """The store, and ways to send messages; these are made only by who sends some."""
+
+    store: Store
+    settings: Settings
+
+    @cached_property
+    def _app(self) -> Celery:
+        from orchestrator.messaging import make_app
+
+        app = make_app(self.settings)
+        # A person waits: an absent broker is told at once instead of being tried for ever.
+        app.conf.update(broker_connection_max_retries=2, broker_connection_timeout=3)
+        return app
+
+    @cached_property
+    def ask(self) -> Asker:
+        from orchestrator.operations import celery_asker
+
+        return celery_asker(self._app)
+
+    def publish(self) -> Sender:
+        from orchestrator.dispatch import celery_sender
+
+        return celery_sender(self._app)
+
+
+def settings() -> Settings:
+    """Raises `BadInput` naming the variable that is wrong."""
+    from pydantic import ValidationError
+
+    from orchestrator.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        name = f"CHANGEOVER_{'_'.join(str(part) for part in found['loc']).upper()}"
+        raise BadInput(found["msg"], place=name, next=f"unset {name}") from None
+
+
+@contextmanager
+def opened() -> Iterator[Session]:
+    """Raises `Unreachable` when no Redis is known or it does not answer."""
+    from orchestrator.store.redis import RedisStore
+
+    found = settings()
+    store = RedisStore(found.store_url(), namespace=found.namespace)
+    try:
+        yield Session(store, found)
+    finally:
+        store.close()
+
+
+def actor() -> str:
+    """Who asks, for the audit log."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        name = "somebody"
+    return f"{name}@{socket.gethostname()}"

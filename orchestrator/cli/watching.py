@@ -1,0 +1,131 @@
+"""Following a rollout: a live picture on a terminal, one line an event elsewhere, until it ends or needs a person."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+from orchestrator import operations
+from orchestrator.cli import output, schema, words
+from orchestrator.cli.output import Format
+from orchestrator.errors import WaitTimeout
+from orchestrator.store import AuditEntry, Store
+
+BLOCK = 0.5  # seconds that one wait for events takes
+SETTLED = 2.0  # seconds for which nothing but held servers must be under way, before a person is needed
+FRAME = 0.25  # seconds between two pictures, at least
+
+
+@dataclass
+class _Watched:
+    """Whether to go on. A held server does not end it as long as others are under way."""
+
+    store: Store
+    id: str
+    timeout: float | None
+    began: float
+    still_since: float | None = None
+
+    def over(self) -> bool:
+        rollout = operations.find(self.store, self.id)
+        if rollout.ended or rollout.state == "paused":
+            return True
+        states = self.store.tally(self.id).by_state
+        still = bool(states.get("held")) and not states.get("running") and not states.get("waiting")
+        now = time.monotonic()
+        if not still:
+            self.still_since = None
+        elif self.still_since is None:
+            self.still_since = now
+        elif now - self.still_since >= SETTLED:
+            return True
+        if self.timeout is not None and now - self.began >= self.timeout:
+            raise WaitTimeout(
+                f"rollout {self.id} is {rollout.state} after {self.timeout:g} s; it goes on",
+                traffic="every server is served by its old or its new one",
+                next=f"changeover watch {self.id}",
+            )
+        return False
+
+
+def follow(store: Store, id: str, form: Format, *, timeout: float | None) -> int:
+    """The exit code of how it ended. Ctrl-C detaches: the rollout goes on."""
+    watched = _Watched(store, id, timeout, time.monotonic())
+    operations.find(store, id)
+    try:
+        if form is Format.text and sys.stdout.isatty():
+            _live(watched)
+        else:
+            _lines(watched, form)
+    except KeyboardInterrupt:
+        view = operations.view(store, id)
+        output.say(f"\nDetached. Rollout {id} goes on without you; it is {view.rollout.state}.")
+        output.say(f"Next: changeover watch {id}   or   changeover pause {id}")
+        return view.exit_code
+    view = operations.view(store, id)
+    if form is Format.json:
+        output.emit("rollout", rollout_body(view))
+    elif not sys.stdout.isatty():
+        end(view)
+    return view.exit_code
+
+
+def rollout_body(view: operations.View) -> dict[str, object]:
+    return {
+        "rollout": schema.rollout(view.rollout),
+        "counts": dict(view.tally.by_state),
+        "frozen": view.frozen,
+        "servers": [schema.upgrade(u) for u in view.upgrades],
+        "exit_code": view.exit_code,
+        "next": words.next_of(view.rollout, view.held),
+    }
+
+
+def end(view: operations.View) -> None:
+    """How it stands, in plain lines."""
+    r = view.rollout
+    states = ", ".join(f"{number} {state}" for state, number in view.tally.by_state.items())
+    output.tell(f"Rollout {r.id} is {r.state}: {states}" + (f"; {r.why}" if r.why else ""))
+    for u in view.held:
+        output.tell(f"{u.server} needs you: {u.why}. Traffic: {u.traffic}. Next: {words.next_for(r, u)}")
+    output.say(f"Next: {words.next_of(r, view.held)}")
+
+
+def _live(watched: _Watched) -> None:
+    from rich.live import Live
+
+    from orchestrator.cli import pictures
+
+    told = operations.events(watched.store, watched.id)
+    cursor = told[-1].id if told else "0"
+    with Live(console=output.console(), auto_refresh=False, vertical_overflow="ellipsis") as live:
+        while True:
+            over = watched.over()
+            view = operations.view(watched.store, watched.id)
+            live.update(pictures.rollout(view, now=watched.store.now()), refresh=True)
+            if over:
+                return
+            time.sleep(FRAME)
+            if news := watched.store.events(watched.id, after=cursor, block=BLOCK):
+                cursor = news[-1].id
+
+
+def _lines(watched: _Watched, form: Format) -> None:
+    cursor = "0"
+    while True:
+        over = watched.over()  # asked before the log is read: what led there is in it
+        while news := watched.store.events(watched.id, after=cursor, block=0.0 if over else BLOCK):
+            for entry in news:
+                tell_event(entry, form)
+            cursor = news[-1].id
+            over = over or watched.over()
+        if over:
+            return
+
+
+def tell_event(entry: AuditEntry, form: Format) -> None:
+    if form is Format.json:
+        output.emit("event", schema.event(entry))
+    else:
+        output.tell(f"{words.clock(entry.at)}  {entry.server or 'rollout':<20}  {words.happened(entry)}")

@@ -1,0 +1,130 @@
+"""How records read to a person: one line an event, the next command, durations and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.steps import STEPS
+from orchestrator.domain.upgrade import Upgrade
+from orchestrator.store import AuditEntry
+
+
+def clock(at: float) -> str:
+    """Local time of day."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S")
+
+
+def moment(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def span(seconds: float) -> str:
+    """A length of time as a person says it."""
+    seconds = max(0.0, seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172800:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 86400:.0f} days"
+
+
+def many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def names(upgrades: tuple[Upgrade, ...], *, most: int = 5) -> str:
+    """Who and where: `web-1 (swap), web-2 (provision) and 3 more`."""
+    told = ", ".join(f"{u.server} ({where(u)})" for u in upgrades[:most])
+    return told + (f" and {len(upgrades) - most} more" if len(upgrades) > most else "")
+
+
+def where(u: Upgrade) -> str:
+    """The step that an upgrade is at, and in which direction."""
+    if u.state == "upgraded":
+        return "done" if u.old_gone else "old server kept"
+    return f"undo {u.step}" if u.direction == "undo" else u.step
+
+
+def progress(u: Upgrade) -> str:
+    """`3/6 poll_readiness`."""
+    if u.state not in ("running", "waiting", "held") or u.step not in STEPS:
+        return ""
+    return f"{STEPS.index(u.step) + 1}/{len(STEPS)} {where(u)}"
+
+
+def happened(entry: AuditEntry) -> str:
+    """One line, without time and server."""
+    detail: Mapping[str, Any] = entry.detail
+    why = str(detail.get("why") or detail.get("reason") or "")
+    if not entry.server:
+        wave = f" (wave {int(detail['wave']) + 1})" if entry.event == "next wave" and "wave" in detail else ""
+        change = f"{entry.was} → {entry.now}" if entry.was and entry.was != entry.now else ""
+        return ": ".join(part for part in (f"{entry.event}{wave}", why or change) if part)
+    step = str(detail.get("step") or entry.after.get("step") or STEPS[0])
+    match entry.event:
+        case "Admitted":
+            return "starts"
+        case "Began":
+            attempt = int(detail.get("attempt", 0))
+            return f"{step} begins" + (f", attempt {attempt + 1}" if attempt else "")
+        case "UndoBegan":
+            return f"undo of {step} begins"
+        case "Waits":
+            return f"{step}: {why}"
+        case "Finished":
+            return f"{step} done"
+        case "Undone":
+            return f"undo of {step} done"
+        case "Stumbled":
+            return f"{step} will be tried again: {why}"
+        case "AttemptEnded":
+            return f"{step} was refused, a new attempt follows: {why}"
+        case "TurnedBack":
+            return f"turned back: {why}"
+        case "Held":
+            return f"NEEDS YOU at {step}: {why}"
+        case "Released":
+            return f"released{f': {why}' if why else ''}"
+        case "Shifted":
+            return "deadline moved by the pause"
+        case _:
+            return f"{entry.event}{f': {why}' if why else ''}"
+
+
+def next_for(rollout: Rollout, u: Upgrade) -> str:
+    """The one next command for a server."""
+    match u.state:
+        case "held":
+            return f"changeover retry {rollout.id} --server {u.server}"
+        case "failed" | "rolled_back" if not rollout.closed and rollout.state in ("running", "baking", "failed"):
+            return f"changeover retry {rollout.id} --server {u.server}"
+        case "upgraded" if not u.beyond_return:
+            return f"changeover rollback {rollout.id} --server {u.server}"
+        case "pending" | "running" | "waiting" if rollout.state == "paused":
+            return f"changeover resume {rollout.id}"
+        case "pending" | "running" | "waiting" if not rollout.ended:
+            return f"changeover watch {rollout.id}"
+        case _:
+            return f"changeover show {rollout.id}"
+
+
+def next_of(rollout: Rollout, held: tuple[Upgrade, ...]) -> str:
+    """The one next command for a rollout."""
+    if held:
+        return next_for(rollout, held[0])
+    match rollout.state:
+        case "paused":
+            return f"changeover resume {rollout.id}"
+        case "failed" if not rollout.closed:
+            return f"changeover retry {rollout.id}"
+        case "succeeded" | "failed" | "aborted" | "rolled_back":
+            return f"changeover report {rollout.id} --out DIR"
+        case _:
+            return f"changeover watch {rollout.id}"

@@ -1,0 +1,644 @@
+"""What people and programs can ask of Changeover. The command line asks here, and so would any other door.
+
+Each verb takes what it works on, returns values and prints nothing. Asking twice is the same as asking once: a verb
+that finds its work done says so with `changed=False`. None of them touches the world: they change the record, and
+workers and coordinators follow it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from orchestrator.domain import rollout as decisions
+from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.upgrade import Released, Shifted, TurnedBack, Upgrade
+from orchestrator.errors import ChangeoverError, Conflict, NotFound, PlanMoved, Unreachable, WaitTimeout
+from orchestrator.store import AuditEntry, Entry, LedgerItem, Row, Store, Tally
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from orchestrator.dispatch import Sender
+    from orchestrator.domain.fleet import Fleet
+    from orchestrator.domain.plan import Plan, Survey
+
+TRIES = 20  # of a compare-and-set that others keep winning
+PATIENCE = 60.0  # seconds to wait for a worker's answer
+WITHOUT_WORKERS = 10.0  # seconds after which a lack of any living worker is the answer
+LEASED = 3.0  # seconds to let a worker finish what it holds, before its record is changed under it
+KEEP_PLANS = 30 * 86400.0
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # in the order of their codes, without i, l, o and u
+
+
+# -- the world, read by a worker ---------------------------------------------------------------------------------------
+
+
+class Asker(Protocol):
+    """Sends a reading task (`survey`, `doctor`, `inventory`) to the workers; its answer is a document of that kind."""
+
+    def __call__(self, task: str, *, request: str, fleet: Mapping[str, Any]) -> None: ...
+
+
+def celery_asker(app: Celery) -> Asker:
+    """Raises `Unreachable` when the broker does not take the message."""
+
+    def ask(task: str, *, request: str, fleet: Mapping[str, Any]) -> None:
+        from kombu.exceptions import OperationalError
+
+        try:
+            app.send_task(
+                f"tasks.{task}",
+                kwargs={"request": request, "fleet": fleet},
+                task_id=f"{task}:{request}",
+                priority=0,
+                ignore_result=True,
+            )
+        except OperationalError as error:
+            raise Unreachable(f"the broker does not take messages: {error}", next="changeover doctor FILE") from error
+
+    return ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiter:
+    """How to wait for an answer. `timeout` and `every` in seconds."""
+
+    timeout: float = PATIENCE
+    every: float = 0.05
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def request_survey(store: Store, ask: Asker, fleet: Fleet) -> str:
+    """A worker is asked to read the world as far as this fleet goes; the id under which it will answer."""
+    return _request(store, ask, "survey", fleet)
+
+
+def await_survey(store: Store, id: str, waiter: Waiter | None = None) -> Survey:
+    """Raises `WaitTimeout` saying whether any worker lives, and `ChangeoverError` when the world cannot be read."""
+    from orchestrator.domain.plan import survey_from
+
+    return survey_from(_answer(store, "survey", id, waiter or Waiter())["survey"])
+
+
+def _request(store: Store, ask: Asker, kind: str, fleet: Fleet) -> str:
+    request = new_id("q", store.now())
+    ask(kind, request=request, fleet=fleet.canonical())
+    return request
+
+
+def _answer(store: Store, kind: str, request: str, waiter: Waiter) -> Mapping[str, Any]:
+    start = waiter.monotonic()
+    while True:
+        found = store.document(kind, request)
+        if found is not None:
+            break
+        waited = waiter.monotonic() - start
+        if waited >= waiter.timeout or (waited >= WITHOUT_WORKERS and not store.workers()):
+            raise _unanswered(store, kind, waited)
+        waiter.sleep(min(waiter.every, max(0.001, waiter.timeout - waited)))
+    if not found.get("ok"):
+        raise ChangeoverError(
+            f"the worker could not read the world: {found.get('error', 'it did not say why')}",
+            traffic="unchanged; nothing was created",
+            next="changeover doctor FILE",
+        )
+    return found
+
+
+def _unanswered(store: Store, kind: str, waited: float) -> WaitTimeout:
+    workers = store.workers()
+    if not workers:
+        return WaitTimeout(
+            f"no worker is alive, so the {kind} was not answered in {waited:.0f} s", next="changeover up"
+        )
+    alive = "1 worker is" if len(workers) == 1 else f"{len(workers)} workers are"
+    return WaitTimeout(
+        f"{alive} alive and the {kind} was not answered in {waited:.0f} s; "
+        f"messages have lately waited {store.queue_wait():.1f} s",
+        next="try again with a longer --timeout",
+    )
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+def plan(store: Store, ask: Asker, fleet: Fleet, waiter: Waiter | None = None) -> Plan:
+    """What would happen, computed from the world as it is now, and saved under its id."""
+    from orchestrator.domain.plan import make_plan
+
+    made = make_plan(fleet, await_survey(store, request_survey(store, ask, fleet), waiter))
+    store.put_document("plan", made.id, asdict(made), ttl=KEEP_PLANS)
+    return made
+
+
+def saved_plan(store: Store, id: str) -> Plan:
+    from orchestrator.domain.plan import plan_from
+
+    found = store.document("plan", id)
+    if found is None:
+        raise NotFound(f"there is no plan {id}", next="changeover plan FILE")
+    return plan_from(found)
+
+
+def apply(
+    store: Store,
+    ask: Asker,
+    fleet: Fleet,
+    *,
+    agreed: Plan | None,
+    actor: str,
+    id: str = "",
+    waiter: Waiter | None = None,
+) -> Rollout:
+    """The rollout is created, with a lock on every server; coordinators admit from then on. The world is read anew.
+
+    `agreed` is the plan that somebody said yes to. With an `id` that exists, that rollout is returned. Raises
+    `PlanMoved` when the world or the file is no longer what the plan saw, `Conflict` for blockers, `Locked` when
+    another rollout owns one of the servers; in each case nothing was created.
+    """
+    if id and (there := store.rollout(id)) is not None:
+        return there
+    fresh = plan(store, ask, fleet, waiter)
+    if agreed is not None and agreed.hash != fresh.hash:
+        raise moved(agreed, fresh)
+    refuse_blockers(fresh)
+    return create(store, fleet, fresh, actor=actor, id=id)
+
+
+def moved(agreed: Plan, fresh: Plan) -> PlanMoved:
+    from orchestrator.domain.plan import differences
+
+    lines = differences(agreed.survey, fresh.survey)
+    if agreed.fleet != fresh.fleet:
+        lines.insert(0, "the fleet file is another one, or was changed")
+    told = "".join(f"\n  {line}" for line in lines[:20])
+    more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+    return PlanMoved(
+        f"plan {agreed.id} no longer holds:{told}{more}",
+        traffic="unchanged; nothing was created",
+        next="changeover plan FILE",
+    )
+
+
+def refuse_blockers(plan: Plan) -> None:
+    if not plan.blockers:
+        return
+    told = "".join(f"\n  {line}" for line in plan.blockers[:20])
+    more = f"\n  and {len(plan.blockers) - 20} more" if len(plan.blockers) > 20 else ""
+    raise Conflict(
+        f"plan {plan.id} cannot be applied:{told}{more}",
+        traffic="unchanged; nothing was created",
+        next="changeover plan FILE",
+    )
+
+
+def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") -> Rollout:
+    """The rollout of this plan, its upgrades and its locks. Raises `Locked`."""
+    now = store.now()
+    policy = fleet.rollout
+    rollout = Rollout(
+        id=id or new_id("r", now),
+        plan=plan.id,
+        fleet=fleet.fleet,
+        created_at=now,
+        created_by=actor,
+        waves=plan.waves,
+        max_in_flight=policy.max_in_flight,
+        allowed_failures=policy.budget.allowed(len(fleet.servers)),
+        bake=policy.bake,
+        on_abort=policy.on_abort,
+    )
+    domains = {server.name: server.domain or "" for server in fleet.servers}
+    upgrades = [
+        Upgrade(rollout=rollout.id, server=name, wave=wave, domain=domains[name])
+        for wave, names in enumerate(plan.waves)
+        for name in names
+    ]
+    locks = {f"{fleet.lane}/{fleet.id_of(server)}": server.name for server in fleet.servers}
+    # The spec first: whoever finds the rollout finds what it is about.
+    store.put_document("spec", rollout.id, {"plan": asdict(plan)})
+    made = store.create(rollout, upgrades, locks=locks)
+    store.wake()
+    return made
+
+
+def new_id(prefix: str, now: float) -> str:
+    """Sorts by time, and is unlike any other: the second in seven digits, then twenty random bits."""
+    number = (int(now) << 20) | secrets.randbits(20)
+    digits = [_DIGITS[(number >> shift) & 31] for shift in range(50, -1, -5)]
+    return prefix + "".join(digits)
+
+
+# -- to look at --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A rollout as it is now. `held` wait for a person."""
+
+    rollout: Rollout
+    upgrades: tuple[Upgrade, ...]
+    tally: Tally
+    frozen: str | None
+
+    @property
+    def held(self) -> tuple[Upgrade, ...]:
+        return tuple(u for u in self.upgrades if u.state == "held")
+
+    @property
+    def exit_code(self) -> int:
+        return decisions.exit_code(self.rollout, len(self.held))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """What happened to one server, oldest first."""
+
+    rollout: Rollout
+    upgrade: Upgrade
+    entries: tuple[AuditEntry, ...]
+
+
+def find(store: Store, id: str) -> Rollout:
+    found = store.rollout(id)
+    if found is None:
+        raise NotFound(f"there is no rollout {id}", next="changeover rollouts")
+    return found
+
+
+def view(store: Store, id: str) -> View:
+    rollout = find(store, id)
+    rows = store.rows(id)
+    place = {name: n for n, name in enumerate(name for wave in rollout.waves for name in wave)}
+    upgrades = sorted((row.upgrade for row in rows), key=lambda u: place.get(u.server, 0))
+    return View(rollout=rollout, upgrades=tuple(upgrades), tally=store.tally(id), frozen=store.frozen())
+
+
+def explain(store: Store, server: str, *, rollout: str | None) -> Story:
+    """The server's way through that rollout, or through the newest that has it."""
+    among = [find(store, rollout)] if rollout else store.rollouts()
+    for each in among:
+        if any(server in wave for wave in each.waves):
+            row = _row(store, each.id, server)
+            entries = tuple(entry for entry in events(store, each.id) if entry.server == server)
+            return Story(rollout=each, upgrade=row.upgrade, entries=entries)
+    where = f"rollout {rollout}" if rollout else "any rollout"
+    raise NotFound(
+        f"there is no server {server} in {where}",
+        next=f"changeover show {rollout}" if rollout else "changeover rollouts",
+    )
+
+
+def events(store: Store, rollout: str, *, after: str = "0") -> Sequence[AuditEntry]:
+    """The whole audit log after that id."""
+    found: list[AuditEntry] = []
+    while batch := store.events(rollout, after=after):
+        found += batch
+        after = batch[-1].id
+    return found
+
+
+# -- the rollout as a whole --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a verb did to a rollout. `in_flight`: the servers under way when it was asked."""
+
+    rollout: Rollout
+    changed: bool
+    in_flight: tuple[Upgrade, ...] = ()
+    servers: tuple[Upgrade, ...] = ()
+
+
+def pause(store: Store, id: str, *, actor: str, why: str = "") -> Answer:
+    """Nothing new begins; what a worker has in hand finishes its step. Raises `IllegalTransition`."""
+    reason = why or f"paused by {actor}"
+    return _ask(store, id, lambda r: decisions.paused(r, why=reason, now=store.now()), "paused", actor, reason)
+
+
+def resume(store: Store, id: str, *, actor: str) -> Answer:
+    """It goes on where it was. Deadlines of open upgrades move by the pause, before anything may begin again, so that
+    none is judged by the time in which it was not allowed to work."""
+    was = find(store, id)
+    if was.state == "paused":
+        decisions.resumed(was, failed_before_swap=0, now=store.now())
+        _shift(store, was, actor=actor)
+
+    def to(r: Rollout) -> Rollout:
+        return decisions.resumed(r, failed_before_swap=store.tally(id).failed_before_swap, now=store.now())
+
+    return _ask(store, id, to, "resumed", actor, "")
+
+
+def _shift(store: Store, rollout: Rollout, *, actor: str) -> None:
+    patience = time.monotonic() + LEASED
+    for row in store.rows(rollout.id):
+        if row.upgrade.state not in ("running", "waiting"):
+            continue
+
+        def shifted(u: Upgrade, now: float) -> Upgrade:
+            if u.state not in ("running", "waiting"):
+                return u
+            return u.after(Shifted(seconds=max(0.0, now - (rollout.paused_at or now))))
+
+        unleased = _unleased(store, row, patience)
+        entry = Entry(event="Shifted", actor=actor, detail={"why": "the rollout was resumed"})
+        _turn(store, unleased, shifted, entry, always=True)
+
+
+def _unleased(store: Store, row: Row, until: float) -> Row:
+    """The row once its worker has given it back, or at that time the row as it is."""
+    while row.lease_until > store.now() and time.monotonic() < until:
+        time.sleep(0.05)
+        row = _row(store, row.upgrade.rollout, row.upgrade.server)
+    return row
+
+
+def abort(store: Store, id: str, *, actor: str, why: str = "") -> Answer:
+    """Nothing new begins, and what was begun is undone (or finished behind its swap, as the fleet file says)."""
+    reason = why or f"aborted by {actor}"
+    return _ask(store, id, lambda r: decisions.aborting(r, why=reason), "aborting", actor, reason)
+
+
+def rollback(store: Store, id: str, *, actor: str, why: str = "") -> Answer:
+    """Every server whose old one is still there goes back to it."""
+    reason = why or f"rolled back by {actor}"
+    return _ask(store, id, lambda r: decisions.rolling_back(r, why=reason), "rolling back", actor, reason)
+
+
+def rollback_server(store: Store, id: str, server: str, *, actor: str, why: str = "") -> Answer:
+    """This server goes back to its old one. Raises `PointOfNoReturn` once that is terminated or about to be."""
+    rollout = find(store, id)
+    reason = why or f"rolled back by {actor}"
+    entry = Entry(event="TurnedBack", actor=actor, detail={"why": reason})
+    row, changed = _turn(
+        store,
+        _row(store, id, server),
+        lambda u, now: u.after(TurnedBack(why=reason, at=now, asked=True)),
+        entry,
+    )
+    return Answer(rollout=rollout, changed=changed, servers=(row.upgrade,))
+
+
+def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str) -> Answer:
+    """A held server goes on where it was; a failed or rolled back one starts anew, with new attempts. None: every
+    server that is held or failed."""
+    find(store, id)
+    if servers is None:
+        servers = [row.upgrade.server for row in store.rows(id) if row.upgrade.state in ("held", "failed")]
+    done = [_retry(store, id, server, actor=actor) for server in servers]
+    return Answer(
+        rollout=find(store, id), changed=any(changed for _, changed in done), servers=tuple(u for u, _ in done)
+    )
+
+
+def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, bool]:
+    row = _row(store, id, server)
+    if row.upgrade.state not in ("held", "failed", "rolled_back"):
+        return row.upgrade, False
+    entry = Entry(event="Released", actor=actor, detail={"why": f"retried by {actor}"})
+    if row.upgrade.state == "held":
+        row, changed = _turn(store, row, _released, entry)
+        return row.upgrade, changed
+
+    def reopen() -> None:
+        upgrades = [row.upgrade for row in store.rows(id)]
+        _ask(store, id, lambda r: decisions.reopened(r, upgrades, server), "reopened", actor, f"retry of {server}")
+
+    # Before, so that nobody closes the rollout meanwhile; after, since it may have moved past the server's wave.
+    reopen()
+    row, changed = _turn(store, row, _released, entry)
+    reopen()
+    return row.upgrade, changed
+
+
+def _released(u: Upgrade, now: float) -> Upgrade:
+    return u.after(Released(at=now)) if u.state in ("held", "failed", "rolled_back") else u
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """`why` is None when not frozen; `in_flight` counts servers under way in all rollouts."""
+
+    why: str | None
+    changed: bool
+    in_flight: int
+
+
+def freeze(store: Store, *, actor: str, reason: str = "") -> Frozen:
+    """From its return on no step of any rollout begins, forward or back."""
+    before = store.frozen()
+    if before is None:
+        store.freeze(True, actor=actor, reason=reason)
+    return Frozen(why=store.frozen(), changed=before is None, in_flight=_flying(store))
+
+
+def unfreeze(store: Store, *, actor: str) -> Frozen:
+    before = store.frozen()
+    if before is not None:
+        store.freeze(False, actor=actor)
+        store.wake()
+    return Frozen(why=store.frozen(), changed=before is not None, in_flight=_flying(store))
+
+
+def _flying(store: Store) -> int:
+    tallies = (store.tally(rollout.id).by_state for rollout in store.open_rollouts())
+    return sum(states.get("running", 0) + states.get("waiting", 0) for states in tallies)
+
+
+# -- compare and set ---------------------------------------------------------------------------------------------------
+
+
+def _ask(store: Store, id: str, to: Callable[[Rollout], Rollout], event: str, actor: str, why: str) -> Answer:
+    for _ in range(TRIES):
+        was = find(store, id)
+        flying = tuple(row.upgrade for row in store.rows(id) if decisions.in_flight(row.upgrade))
+        now = to(was)
+        if now == was:
+            return Answer(rollout=was, changed=False, in_flight=flying)
+        stored = store.change(was, now, entry=Entry(event=event, actor=actor, detail={"why": why} if why else {}))
+        if stored is not None:
+            return Answer(rollout=stored, changed=True, in_flight=flying)
+    raise _contended(f"rollout {id}", f"changeover show {id}")
+
+
+def _turn(
+    store: Store, row: Row, to: Callable[[Upgrade, float], Upgrade], entry: Entry, *, always: bool = False
+) -> tuple[Row, bool]:
+    """The record moved on, and due at once. `always`: made due even where nothing of it changes."""
+    for _ in range(TRIES):
+        now = store.now()
+        moved = to(row.upgrade, now)
+        if moved == row.upgrade and not (always and moved.state in ("running", "waiting")):
+            return row, False
+        at_rest = moved.state in ("pending", "held") or moved.settled
+        stored = store.turn(row, moved, entry=entry, due=None if at_rest else now)
+        if stored is not None:
+            return stored, True
+        row = _row(store, row.upgrade.rollout, row.upgrade.server)
+    raise _contended(row.upgrade.server, f"changeover explain {row.upgrade.server}")
+
+
+def _row(store: Store, rollout: str, server: str) -> Row:
+    row = store.row(rollout, server)
+    if row is None:
+        raise NotFound(f"there is no server {server} in rollout {rollout}", next=f"changeover show {rollout}")
+    return row
+
+
+def _contended(what: str, next: str) -> Conflict:
+    return Conflict(f"{what} was changed by others {TRIES} times in a row; nothing was done", next=next)
+
+
+# -- what is left over -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """One entry of a rollout's ledger."""
+
+    rollout: str
+    item: LedgerItem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orphan:
+    """Something at a provider that carries our mark and that no ledger accounts for."""
+
+    lane: str
+    kind: str
+    id: str
+    name: str
+    state: str
+    rollout: str
+    server: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """`due`: (rollout, server) whose old server's time is up; `sent`: those sent on their way now. `unread`: lanes that
+    could not be asked, and why."""
+
+    kept: tuple[Kept, ...]
+    due: tuple[tuple[str, str], ...]
+    sent: tuple[tuple[str, str], ...] = ()
+    orphans: tuple[Orphan, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+
+def gc(
+    store: Store,
+    ask: Asker,
+    publish: Callable[[], Sender],
+    *,
+    collect: bool,
+    grace: float,
+    waiter: Waiter | None = None,
+) -> Inventory:
+    """Every billable thing that we know of, what is due to go, and what nobody accounts for. With `collect` the
+    retirements that are due are sent on their way now; nothing else is touched."""
+    rollouts = store.rollouts()
+    kept = tuple(Kept(rollout=r.id, item=item) for r in rollouts for item in store.ledger(r.id))
+    now = store.now()
+    due = [
+        row
+        for rollout in rollouts
+        if not rollout.closed
+        for row in store.rows(rollout.id)
+        if row.upgrade.state == "upgraded" and not row.upgrade.old_gone and (row.upgrade.retain_until or now) <= now
+    ]
+    sent = [row for row in due if collect and _send(store, publish, row, grace)]
+    orphans, unread = _orphans(store, ask, rollouts, kept, waiter or Waiter(timeout=20.0))
+    return Inventory(
+        kept=kept,
+        due=tuple((row.upgrade.rollout, row.upgrade.server) for row in due),
+        sent=tuple((row.upgrade.rollout, row.upgrade.server) for row in sent),
+        orphans=orphans,
+        unread=unread,
+    )
+
+
+def _send(store: Store, publish: Callable[[], Sender], row: Row, grace: float) -> bool:
+    from orchestrator import dispatch
+
+    return dispatch.send(store, publish(), row, grace=grace) is not None
+
+
+def _orphans(
+    store: Store, ask: Asker, rollouts: Sequence[Rollout], kept: Sequence[Kept], waiter: Waiter
+) -> tuple[tuple[Orphan, ...], Mapping[str, str]]:
+    from orchestrator.domain.fleet import Fleet
+
+    lanes: dict[str, Fleet] = {}
+    for rollout in rollouts:  # the newest fleet file knows best how to reach a lane
+        spec = store.document("spec", rollout.id)
+        if spec is not None:
+            fleet = Fleet.model_validate_json(json.dumps(spec["plan"]["fleet"]))
+            lanes.setdefault(fleet.lane, fleet)
+    known = {kept.item.id for kept in kept if kept.item.state != "deleted"}
+    working = {rollout.id for rollout in rollouts if not rollout.closed}
+    found: list[Orphan] = []
+    unread: dict[str, str] = {}
+    for lane, fleet in lanes.items():
+        try:
+            items = _answer(store, "inventory", _request(store, ask, "inventory", fleet), waiter)["items"]
+        except ChangeoverError as error:
+            unread[lane] = error.message
+            continue
+        found += [
+            Orphan(lane=lane, **item) for item in items if item["id"] not in known and item["rollout"] not in working
+        ]
+    return tuple(found), unread
+
+
+# -- doctor ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at. `fix` is what to do when it is not ok."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def doctor(store: Store, ask: Asker, fleet: Fleet, *, dev: bool, waiter: Waiter | None = None) -> tuple[Check, ...]:
+    """Store, workers, and what a worker sees of the fleet. Raises nothing that it can tell as a check."""
+    checks: list[Check] = []
+    try:
+        store.check(dev=dev)
+        checks.append(Check(name="Redis", ok=True, detail="answers, keeps what it is told"))
+    except ChangeoverError as error:
+        checks.append(Check(name="Redis", ok=False, detail=error.message, fix=error.next))
+        if isinstance(error, Unreachable):
+            return tuple(checks)
+    workers = store.workers()
+    if not workers:
+        checks.append(
+            Check(name="workers", ok=False, detail="none is alive", fix="changeover up, or changeover worker")
+        )
+        return tuple(checks)
+    checks.append(Check(name="workers", ok=True, detail=", ".join(sorted(workers))))
+    frozen = store.frozen()
+    if frozen is not None:
+        checks.append(
+            Check(name="freeze", ok=False, detail=f"everything is frozen: {frozen}", fix="changeover unfreeze")
+        )
+    try:
+        answer = _answer(store, "doctor", _request(store, ask, "doctor", fleet), waiter or Waiter())
+    except ChangeoverError as error:
+        return (*checks, Check(name="providers", ok=False, detail=error.message, fix=error.next))
+    checks += [
+        Check(name=str(c["name"]), ok=bool(c["ok"]), detail=str(c.get("detail", "")), fix=str(c.get("fix", "")))
+        for c in answer["checks"]
+    ]
+    return tuple(checks)
