@@ -7,6 +7,7 @@ the old one.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
@@ -60,6 +61,19 @@ def text(value: Any) -> bytes:
         return to_json(value)
     except PydanticSerializationError as error:
         raise ValueError(str(error)) from error
+
+
+def pack(doc: bytes) -> bytes:
+    """A third of the size: the audit log holds every version of every record."""
+    return zlib.compress(doc, 6)
+
+
+def unpack(packed: bytes, *, key: str) -> bytes:
+    """Raises `UnsafeStore` naming `key`."""
+    try:
+        return zlib.decompress(packed)
+    except zlib.error as error:
+        raise _unreadable("document", key, str(error)) from error
 
 
 def mapping(stored: bytes, *, key: str) -> dict[str, Any]:

@@ -180,12 +180,14 @@ class RedisStore:
             said = self._text("create_rows", {**whole, "servers": servers}, *(codec.UPGRADE.dump(u) for u in some))
             if said != "ok":
                 return said
+        doc = codec.ROLLOUT.dump(rollout)
         return self._text(
             "create_end",
             {**whole, **_rollout(rollout), "created_at": rollout.created_at, "version": rollout.version}
             | {"entry": {"event": "created", "actor": rollout.created_by}},
-            codec.ROLLOUT.dump(rollout),
+            doc,
             b"{}",
+            codec.pack(doc),
         )
 
     def _give_up(self, rollout: str) -> None:
@@ -226,11 +228,13 @@ class RedisStore:
 
     def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
         after = replace(now, version=was.version + 1)
+        doc = codec.ROLLOUT.dump(after)
         done = self._run(
             "change",
             {"rollout": was.id, "version": was.version, "entry": _entry(entry), **_rollout(after)},
-            codec.ROLLOUT.dump(after),
+            doc,
             codec.text(entry.detail),
+            codec.pack(doc),
         )
         if not done:
             return None
@@ -302,8 +306,10 @@ class RedisStore:
         self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
     ) -> bool:
         return bool(
-            self._run(
+            self._change(
                 "admit",
+                to,
+                entry,
                 {
                     "rollout": rollout,
                     "server": server,
@@ -311,11 +317,7 @@ class RedisStore:
                     "wave": wave,
                     "domain": domain,
                     "from": attempts(to),
-                    "to": target(to),
-                    "entry": _entry(entry),
                 },
-                codec.UPGRADE.dump(to),
-                codec.text(entry.detail),
             )
         )
 
@@ -364,18 +366,18 @@ class RedisStore:
     def intent(
         self, claim: Claim, to: Upgrade, *, entry: Entry, ledger: Sequence[LedgerItem], undo: bool, finishing: bool
     ) -> Claim | RefusedIntent:
-        said, *values = self._texts(
-            "intent",
-            {
-                **_claim(claim),
-                "undo": undo,
-                "finishing": finishing,
-                "to": target(to),
-                "entry": _entry(entry),
-                "ledger": _ledger(ledger),
-            },
-            codec.UPGRADE.dump(to),
-            codec.text(entry.detail),
+        said, *values = _texts(
+            self._change(
+                "intent",
+                to,
+                entry,
+                {
+                    **_claim(claim),
+                    "undo": undo,
+                    "finishing": finishing,
+                    "ledger": _ledger(ledger),
+                },
+            )
         )
         if said == "fenced":
             raise fenced(claim, values[0])
@@ -398,22 +400,22 @@ class RedisStore:
         stop: str = "",
     ) -> Row:
         due = check_agenda(to, due)
-        said, *values = self._texts(
-            "commit",
-            {
-                **_claim(claim),
-                **_due(due),
-                "look": (look or "") if due is not None else "",
-                "handed_on": handed_on(to, look),
-                "to": target(to),
-                "entry": _entry(entry),
-                "ledger": _ledger(ledger),
-                "locks": list(locks),
-                "failure": failure,
-                "stop": stop,
-            },
-            codec.UPGRADE.dump(to),
-            codec.text(entry.detail),
+        said, *values = _texts(
+            self._change(
+                "commit",
+                to,
+                entry,
+                {
+                    **_claim(claim),
+                    **_due(due),
+                    "look": (look or "") if due is not None else "",
+                    "handed_on": handed_on(to, look),
+                    "ledger": _ledger(ledger),
+                    "locks": list(locks),
+                    "failure": failure,
+                    "stop": stop,
+                },
+            )
         )
         if said == "fenced":
             raise fenced(claim, values[0])
@@ -442,18 +444,16 @@ class RedisStore:
         failure: Failure = "",
         stop: str = "",
     ) -> Row | None:
-        values = self._run(
+        values = self._change(
             "turn",
+            to,
+            entry,
             {
                 **_seen(row),
                 **_due(check_agenda(to, due)),
-                "to": target(to),
-                "entry": _entry(entry),
                 "failure": failure,
                 "stop": stop,
             },
-            codec.UPGRADE.dump(to),
-            codec.text(entry.detail),
         )
         return None if values is None else self._row(self._key("sv", to.rollout, to.server), values)
 
@@ -574,11 +574,16 @@ class RedisStore:
             except redis.exceptions.NoScriptError:
                 return self._redis.eval(source, 1, *rest)
 
+    def _change(self, name: str, to: Upgrade, entry: Entry, arguments: Mapping[str, Any]) -> Any:
+        doc = codec.UPGRADE.dump(to)
+        rest = {"to": target(to), "entry": _entry(entry)}
+        return self._run(name, {**arguments, **rest}, doc, codec.text(entry.detail), codec.pack(doc))
+
     def _text(self, name: str, arguments: Mapping[str, Any], *documents: bytes) -> str:
         return cast(bytes, self._run(name, arguments, *documents)).decode()
 
     def _texts(self, name: str, arguments: Mapping[str, Any], *documents: bytes) -> list[str]:
-        return [value.decode() for value in self._run(name, arguments, *documents)]
+        return _texts(self._run(name, arguments, *documents))
 
 
 # -- scripts ---------------------------------------------------------------------------------------------------------
@@ -641,6 +646,10 @@ def _ledger(items: Sequence[LedgerItem]) -> list[tuple[str, str]]:
     return [(item.key, codec.LEDGER.dump(item).decode()) for item in items]
 
 
+def _texts(values: Sequence[bytes]) -> list[str]:
+    return [value.decode() for value in values]
+
+
 def _pair(member: str) -> tuple[str, str]:
     rollout, _, server = member.partition("/")
     return rollout, server
@@ -659,7 +668,7 @@ def _audit(id: bytes, fields: Mapping[bytes, bytes], key: str) -> AuditEntry:
             was=fields[b"w"].decode(),
             now=fields[b"x"].decode(),
             detail=codec.mapping(fields[b"d"], key=key),
-            after={} if after is None else codec.mapping(after, key=key),
+            after={} if after is None else codec.mapping(codec.unpack(after, key=key), key=key),
         )
     except (KeyError, ValueError) as error:
         raise UnsafeStore(f"the audit entry {id.decode()} at {key} cannot be read: {error!r}") from error

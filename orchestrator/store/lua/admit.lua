@@ -14,7 +14,7 @@ if a.domain ~= '' then
     if domain ~= a.domain then return 0 end
   end
 end
-change(r, ARGV[3], ARGV[4], {'lane', '', 'sent', ''})
+change(r, {'lane', '', 'sent', ''})
 place(r, now, '')
 wake()
 return 1

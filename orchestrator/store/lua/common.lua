@@ -124,14 +124,15 @@ local function audit(rid, sid, n, was, is, entry, detail, doc)
   call('XADD', P .. 'audit:' .. rid, '*', unpack(fields))
 end
 
--- The record's next version, its audit entry, counters and ledger. `more` are further fields of the hash.
-local function change(r, doc, detail, more)
+-- The record's next version, its audit entry, counters and ledger, from ARGV: 3 the record, 4 the entry's detail, 5 the
+-- record again, compressed, for the entry. `more` are further fields of the hash.
+local function change(r, more)
   local to = a.to
   r.version = r.version + 1
   r.entry = r.entry + 1
-  call('HSET', r.key, 'doc', doc, 'version', whole(r.version), 'entry', whole(r.entry), 'state', to.state,
+  call('HSET', r.key, 'doc', ARGV[3], 'version', whole(r.version), 'entry', whole(r.entry), 'state', to.state,
     'rest', to.rest, 'direction', to.direction, 'step', to.step, 'attempts', to.attempts, unpack(more))
-  audit(r.rid, r.sid, r.entry, r.state, to.state, a.entry, detail, doc)
+  audit(r.rid, r.sid, r.entry, r.state, to.state, a.entry, ARGV[4], ARGV[5])
   count(r, to.state)
   for _, item in ipairs(a.ledger or {}) do
     call('HSET', P .. 'ledger:' .. r.rid, item[1], item[2])

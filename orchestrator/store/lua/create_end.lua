@@ -8,6 +8,6 @@ call('HDEL', ro, 'until')
 call('HSET', P .. 'cnt:' .. a.rollout, 'pending', whole(call('SCARD', P .. 'servers:' .. a.rollout)))
 call('ZADD', P .. 'rollouts', stamp(a.created_at), a.rollout)
 call('SADD', P .. 'open', a.rollout)
-audit(a.rollout, '', 0, '', a.state, a.entry, ARGV[4], ARGV[3])
+audit(a.rollout, '', 0, '', a.state, a.entry, ARGV[4], ARGV[5])
 wake()
 return 'ok'

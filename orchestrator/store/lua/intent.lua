@@ -12,5 +12,5 @@ if not a.undo then
     return {'refused', 'stopped'}
   end
 end
-change(r, ARGV[3], ARGV[4], {})
+change(r, {})
 return {'ok', whole(r.version), whole(r.entry)}

@@ -8,7 +8,7 @@ if held and due then due = math.max(due, r.lease) end
 if not held then
   more = {'lane', '', 'sent', '', 'owner', '', 'lease', '0'}
 end
-change(r, ARGV[3], ARGV[4], more)
+change(r, more)
 if not held then
   unown(r)
   r.owner = ''
