@@ -6,8 +6,8 @@ servers.py    a server is a folder and a process on its own loopback address
 images.py     an image is a compressed archive of a server's folder
 haproxy.py    load balancers that are kept running from their configuration file
 guest.py      what a look inside a server finds
-processes.py  starting, finding and reaping processes; launch.py and freezer.py are the two small programs it runs
-tree.py       copying and measuring folders; archive.py packs and unpacks them
+processes.py  starting, finding and reaping processes; launch.py becomes a server's process
+chores.py     heavy work on folders, in processes of its own: tree.py copies and measures, archive.py packs and unpacks
 records.py    what is kept on disk; addresses.py who gets which address
 
 Nothing of it belongs to a worker or to a terminal: it survives the death of the whole control plane.

@@ -34,6 +34,7 @@ from providers import errors
 from providers.compute import Size
 from providers.errors import ProviderError, Refused
 from providers.local_host import guest
+from providers.local_host.addresses import listeners
 from providers.local_host.haproxy import Balancers
 from providers.local_host.images import Images
 from providers.local_host.records import BalancerRecord, ImageRecord, Program, ServerRecord
@@ -249,11 +250,13 @@ class Api:
         ids, paths = body["ids"], body["paths"]
         if len(ids) > BATCH or len(paths) > 1000 or not all(isinstance(text, str) for text in [*ids, *paths]):
             raise Refused(f"body: at most {BATCH} ids and 1000 paths, all of them texts")
-        found = []
+        found, heard = [], listeners()
         for record in self._host.servers.all():
             proc = self._host.servers.proc(record.id)
             if record.id in ids and record.state == "running" and proc:
-                look = guest.facts(record, self._host.servers.root(record.id), proc, paths)
+                look = guest.facts(
+                    record, self._host.servers.root(record.id), proc, paths, heard.get(record.address, ())
+                )
                 found += [look] if look else []
         return found
 

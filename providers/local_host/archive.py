@@ -14,20 +14,53 @@ import zstandard
 from providers.errors import Refused
 from providers.local_host import tree
 
+_TIME = "CHANGEOVER.mtime"  # nanoseconds: tarfile keeps a float, which is too short for today's times
+_PIECE = 1 << 20
 _LEVEL = 3  # 0.2 s for 50 MB; higher levels cost more time than they save disk
 
 
-def pack(folder: Path, target: Path) -> None:
-    """After it returns the archive is on disk. The folder must not change meanwhile."""
-    with target.open("xb") as raw:
-        with (
-            zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).stream_writer(raw, closefd=False) as packed,
-            tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-        ):
-            tar.add(folder, arcname=".", recursive=False)
-            for path, info in tree.walk(folder):
-                if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode) or stat.S_ISLNK(info.st_mode):
-                    tar.add(folder / path, arcname=path, recursive=False)
+def collect(folder: Path, target: Path) -> None:
+    """Writes the folder into one plain file. The folder must not change meanwhile, so its server stands still: one file
+    is written and none made, which on a busy disk is many times faster than a copy. Sockets, pipes and devices are
+    left out."""
+    linked: dict[tuple[int, int], str] = {}
+    with (
+        target.open("xb") as raw,
+        tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        tar.addfile(_member(".", folder.stat()))
+        for path, info in tree.walk(folder):
+            member, here = _member(path, info), f"{folder}/{path}"
+            first = linked.setdefault((info.st_dev, info.st_ino), path) if info.st_nlink > 1 else path
+            if first != path and not member.isdir():
+                member.type, member.linkname, member.size = tarfile.LNKTYPE, first, 0
+                tar.addfile(member)
+            elif member.isreg():
+                with open(here, "rb") as file:  # noqa: PTH123  a text path, since this is done once a file
+                    tar.addfile(member, file)
+            elif member.issym():
+                member.linkname = os.readlink(here)  # noqa: PTH115  as above
+                tar.addfile(member)
+            elif member.isdir():
+                tar.addfile(member)
+
+
+def _member(name: str, info: os.stat_result) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    kinds = {stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE}
+    member.type = kinds.get(stat.S_IFMT(info.st_mode), tarfile.FIFOTYPE)
+    member.size = info.st_size if member.isreg() else 0
+    member.mode, member.uid, member.gid = stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
+    member.mtime = info.st_mtime_ns // 1_000_000_000
+    member.pax_headers = {_TIME: str(info.st_mtime_ns)}
+    return member
+
+
+def compress(source: Path, target: Path) -> None:
+    """After it returns the archive is on disk, compressed."""
+    packer = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    with source.open("rb") as plain, target.open("xb") as raw:
+        packer.copy_stream(plain, raw, size=source.stat().st_size, read_size=_PIECE, write_size=_PIECE)
         raw.flush()
         os.fsync(raw.fileno())
 
@@ -106,5 +139,5 @@ def _dress(parent: int, last: str, member: tarfile.TarInfo) -> None:
         os.chown(last, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
     if not member.issym():
         os.chmod(last, stat.S_IMODE(member.mode), dir_fd=parent)
-    when = int(member.mtime * 1_000_000) * 1000
+    when = int(member.pax_headers.get(_TIME) or member.mtime * 1_000_000_000)
     os.utime(last, ns=(when, when), dir_fd=parent, follow_symlinks=False)

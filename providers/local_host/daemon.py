@@ -114,7 +114,7 @@ def _build(state: Path, options: Options, ending: threading.Event) -> Host:
     addresses = Addresses(options.network or kept.read_text())
     table = Processes()
     servers = Servers(state / "servers", host=state, table=table, addresses=addresses, images=state / "images")
-    images = Images(state / "images", state / "staging", servers=servers, max_pause=options.max_pause)
+    images = Images(state / "images", state / "staging", host=state, servers=servers, max_pause=options.max_pause)
     balancers = Balancers(state / "haproxy", host=state, table=table)
     servers.load()
     images.load()

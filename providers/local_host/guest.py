@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from providers.local_host import processes, tree
-from providers.local_host.addresses import listening
 from providers.local_host.processes import BOOT_MARK, Proc
 from providers.local_host.records import ServerRecord
 
 _LINKS = 40  # as many as Linux follows
 
 
-def facts(record: ServerRecord, root: Path, proc: Proc, paths: Sequence[str]) -> dict[str, Any] | None:
+def facts(
+    record: ServerRecord, root: Path, proc: Proc, paths: Sequence[str], listening: Sequence[int]
+) -> dict[str, Any] | None:
     """None if the server does not run (any more)."""
     limits = _limits(proc.pid)
     status = {pid: _status(pid) for pid in {proc.pid, *processes.marked(BOOT_MARK, record.boot)}}
@@ -40,7 +41,7 @@ def facts(record: ServerRecord, root: Path, proc: Proc, paths: Sequence[str]) ->
         "memory_total": limits,
         "memory_used": max(values.get("VmData", 0) for values in status.values()),
         "paths": found,
-        "listening": list(listening(record.address)),
+        "listening": list(listening),
         "clock": time.time(),
         "extra": {
             "pid": str(proc.pid),

@@ -132,7 +132,7 @@ class Balancers:
     def _validate(self, config: str, runtime: str) -> None:
         path, env = binary()
         told = subprocess.run(  # noqa: S603  a list of words, no shell
-            [path, "-c", "-q", "-f", config],
+            [path, "-c", "-f", config],
             env=env,
             cwd=runtime,
             capture_output=True,

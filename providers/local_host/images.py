@@ -12,12 +12,13 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from providers.errors import Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
-from providers.local_host import archive, records, tree
+from providers.local_host import records
+from providers.local_host.chores import Chore
 from providers.local_host.records import ImageRecord
 from providers.local_host.servers import MANAGED, TOMBSTONE_SECONDS, Servers
 
@@ -27,8 +28,11 @@ log = logging.getLogger(__name__)
 class Images:
     """All images of one host. Thread-safe. `folder` holds ID.json and ID.tar.zst; `staging` is cleared at start."""
 
-    def __init__(self, folder: Path, staging: Path, *, servers: Servers, max_pause: float, at_once: int = 2) -> None:
-        self._folder, self._staging, self._servers, self._max_pause = folder, staging, servers, max_pause
+    def __init__(
+        self, folder: Path, staging: Path, *, host: Path, servers: Servers, max_pause: float, at_once: int = 2
+    ) -> None:
+        self._folder, self._staging, self._host = folder, staging, host
+        self._servers, self._max_pause = servers, max_pause
         self._lock = threading.RLock()
         self._records: dict[str, ImageRecord] = {}
         self._making = threading.BoundedSemaphore(at_once)
@@ -124,9 +128,7 @@ class Images:
                 if self._closing:
                     return
                 place.mkdir(mode=0o700)
-                pause = self._take(self.get(id).source, place / "root")
-                disk = tree.usage(place / "root")
-                archive.pack(place / "root", place / "packed")
+                pause, disk = self._take(self.get(id).source, place)
                 self._publish(id, place / "packed", disk, pause)
         except NotFound as error:
             self._give_up(id, str(error))
@@ -136,15 +138,22 @@ class Images:
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _take(self, source: str, target: Path) -> float:
-        """Copies the server's folder; returns how long the server stood still, in seconds."""
-        with self._servers.standing_still(source, seconds=self._max_pause) as root:
-            begun = time.monotonic()
-            try:
-                tree.copy(root, target, deadline=begun + self._max_pause)
-            except tree.TooSlow:
-                raise Refused(f"copying {source} took longer than {self._max_pause:g} s; it runs on") from None
-            return time.monotonic() - begun
+    def _take(self, source: str, place: Path) -> tuple[float, int]:
+        """Makes the archive `packed`; returns for how many seconds the server stood still, and the disk it needs.
+
+        The server is held until its files are collected; compressing them goes on beside it.
+        """
+        with ExitStack() as making:
+            with self._servers.held(source) as (root, pids):
+                given = {
+                    "root": str(root),
+                    "pids": pids,
+                    "staging": str(place / "plain"),
+                    "packed": str(place / "packed"),
+                }
+                chore = making.enter_context(Chore(self._host, "snapshot", seconds=self._max_pause, **given))
+                pause = float(chore.answer()["pause"])
+            return pause, int(chore.answer()["disk"])
 
     def _publish(self, id: str, packed: Path, disk: int, pause: float) -> None:
         with self._lock:

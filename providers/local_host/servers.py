@@ -12,8 +12,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -26,8 +24,9 @@ from typing import Any
 
 from providers.compute import Size
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, Refused, Transient
-from providers.local_host import archive, processes, records, tree
+from providers.local_host import processes, records, tree
 from providers.local_host.addresses import Addresses, bindable
+from providers.local_host.chores import Chore
 from providers.local_host.processes import BOOT_MARK, Launch, Proc, Processes
 from providers.local_host.records import Program, ServerRecord, Want
 
@@ -36,7 +35,6 @@ log = logging.getLogger(__name__)
 MANAGED, DISPOSABLE = "changeover:managed", "changeover:disposable"
 TOMBSTONE_SECONDS = 7 * 86400.0
 CONSOLE_LIMIT = 8 << 20
-_FREEZER = Path(__file__).with_name("freezer.py")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -175,35 +173,22 @@ class Servers:
             self._save(replace(record, tags={k: v for k, v in merged.items() if v is not None}))
 
     @contextmanager
-    def standing_still(self, id: str, *, seconds: float) -> Iterator[Path]:
-        """The server's folder, while none of its processes runs. `Transient` if the seconds did not suffice; then what
-        was read must not be used. The server always runs on afterwards."""
+    def held(self, id: str) -> Iterator[tuple[Path, list[int]]]:
+        """Its folder and its processes, the first of which leads their group; none if it does not run.
+
+        Nothing starts or ends it meanwhile, and should something have made it stand still, it runs on afterwards.
+        """
         with self._work[id]:
             self.filled(id)
             with self._lock:
                 live = self._live.get(id)
             if live is None:
-                yield self.root(id)
+                yield self.root(id), []
                 return
-            group = [str(live.proc.pid), *(map(str, processes.marked(BOOT_MARK, live.boot)))]
-            freezer = subprocess.Popen(  # noqa: S603  our own program, numbers only
-                [sys.executable, "-I", "-S", "-B", str(_FREEZER), str(seconds), *group],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            assert freezer.stdin is not None  # both were asked for
-            assert freezer.stdout is not None
             try:
-                if freezer.stdout.readline() != b"frozen\n":
-                    raise Transient(f"server {id} could not be made to stand still", ambiguous=False)
-                yield self.root(id)
+                yield self.root(id), [live.proc.pid, *processes.marked(BOOT_MARK, live.boot)]
             finally:
-                freezer.stdin.close()
-                late = freezer.wait() != 0
-                freezer.stdout.close()
                 processes.signal_group(live.proc, signal.SIGCONT)
-            if late:
-                raise Transient(f"server {id} stood still for {seconds:g} s, which did not suffice", ambiguous=False)
 
     # Changes of state
 
@@ -279,17 +264,19 @@ class Servers:
         """Its folder, complete or not at all."""
         if not record.filled:
             partial = self._folder / record.id / "partial"
+            image = str(self._images / f"{record.image}.tar.zst") if record.image else ""
             with self._fills:
                 _remove(partial)
-                if record.image:
-                    archive.unpack(self._images / f"{record.image}.tar.zst", partial)
-                elif record.files_from:
-                    tree.copy(Path(record.files_from), partial)
+                if image or record.files_from:
+                    with Chore(self._host, "fill", image=image, folder=record.files_from, target=str(partial)) as chore:
+                        used = int(chore.answer()["disk"])
                 else:
                     partial.mkdir(mode=0o755)
+                    used = 0
                 _remove(self.root(record.id))
                 partial.rename(self.root(record.id))
-        used = tree.usage(self.root(record.id))
+        else:
+            used = tree.usage(self.root(record.id))
         if used > record.size.disk:
             raise Refused(f"its files need {used} bytes of disk, its size has {record.size.disk}")
         with self._lock:
