@@ -15,17 +15,19 @@ VISIBILITY_TIMEOUT = 600
 def make_app(settings: Settings) -> Celery:
     """A Celery app that can send every task by name; the worker adds the bodies."""
     store = settings.store_url()
+    results = for_celery(settings.result_url or with_database(store, 2))
     app = Celery(
         "changeover",
         broker=for_celery(settings.broker_url or with_database(store, 1)),
-        backend=for_celery(settings.result_url or with_database(store, 2)),
+        backend=results,
         set_as_current=False,
     )
-    app.conf.update(configuration(settings))
+    app.conf.update(configuration(settings, tcp_results="+socket:" not in results))
     return app
 
 
-def configuration(settings: Settings) -> dict[str, Any]:
+def configuration(settings: Settings, *, tcp_results: bool) -> dict[str, Any]:
+    """The settings of both ends. `tcp_results`: whether the result backend is reached by TCP."""
     sockets = {
         "socket_timeout": 30,  # above BRPOP's second; publishing would else wait for ever on a half-open link
         "socket_connect_timeout": 5,
@@ -61,10 +63,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
             **sockets,
         },
         "visibility_timeout": VISIBILITY_TIMEOUT,  # the shortest of all on a broker wins: keep them equal
-        "result_backend_transport_options": {"visibility_timeout": VISIBILITY_TIMEOUT, **sockets},
+        "result_backend_transport_options": {"visibility_timeout": VISIBILITY_TIMEOUT},
         "redis_socket_timeout": 30,
         "redis_socket_connect_timeout": 5,
-        "redis_socket_keepalive": True,
+        "redis_socket_keepalive": tcp_results,  # a unix socket takes no such option
         "redis_backend_health_check_interval": 25,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100 tries

@@ -1,4 +1,4 @@
-"""The scene of the demo: a shop of twelve servers in two pools behind one HAProxy, its separate database, and its users."""
+"""The scene of the demo: a shop of twelve servers in two pools behind one HAProxy, its database, and its users."""
 
 from __future__ import annotations
 
@@ -130,6 +130,9 @@ class Scene:
         self.host.balance(config=self.haproxy_config, runtime=runtime)
         for port in self.fronts.values():
             self._wait_for("127.0.0.1", port)
+        until = time.monotonic() + 10
+        while not self.haproxy_socket.exists() and time.monotonic() < until:
+            time.sleep(0.02)
 
     @property
     def haproxy_socket(self) -> Path:
@@ -203,10 +206,15 @@ class Scene:
 
     def _spawn(self, argv: list[str], *, log: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         """A child that ends with us, whatever happens to us."""
-        wrapped = [sys.executable, "-P", "-m", "orchestrator.reaped", "SIGTERM", str(os.getpid()), *argv]
+        wrapper = [sys.executable, "-P", "-m", "orchestrator.reaped", str(int(signal.SIGTERM)), str(os.getpid())]
         with (self.out / f"{log}.log").open("ab") as out:
             return subprocess.Popen(  # noqa: S603 - our own programs
-                wrapped, pass_fds=pass_fds, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                [*wrapper, "/", "--", *argv],
+                pass_fds=pass_fds,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
 
     def clear(self) -> None:

@@ -231,13 +231,13 @@ class RuntimeSocket:
     def snapshot(self, backend: str | None = None) -> Snapshot:
         """All servers of one backend, or of all, at this moment. `NotFound` for an unknown backend."""
         target = "" if backend is None else " " + valid_name(backend, "backend")
-        stat = f"show stat{target} 6 -1" if target else "show stat"
-        info, state, table = self.read("show info", f"show servers state{target}", stat)
+        # Backends and servers of all: asked for by name, a frontend of that name would answer in its place.
+        info, state, table = self.read("show info", f"show servers state{target}", "show stat -1 6 -1")
         process = _process(info, self.where)
         for answer in (info, state, table):
             if answer.startswith("Permission denied"):
                 raise Unauthorized(f"HAProxy socket {self.where} needs `level admin`")
-        if state in ("Can't find backend.",) or table == "No such proxy.":
+        if state == "Can't find backend.":
             raise NotFound(f"HAProxy has no backend {backend!r}")
         return _snapshot(process, state, table, self.where)
 
