@@ -127,10 +127,9 @@ def _run(args: list[str]) -> int:
 
 
 def _usage(error: TyperException, *, as_json: bool) -> int:
-    """Usage errors end with 64. Help that was asked for by saying nothing goes to stderr as well."""
+    """Usage errors end with 64."""
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        output.say(str(error))
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown
         return output.USAGE
     path = context.command_path if context is not None else "changeover"
     bad = BadInput(error.format_message(), next=f"{path} --help")

@@ -153,11 +153,13 @@ def _needs_you(view: View) -> Iterable[RenderableType]:
     r = view.rollout
     if r.state == "paused":
         yield text(f"The rollout is paused: {r.why}")
-        yield Padding(next_line(f"changeover resume {r.id}   or   changeover rollback {r.id}"), (0, 0, 0, 2))
+        yield Padding(
+            next_line(f"changeover resume {r.id}   or   changeover rollback {r.id}"), (0, 0, 0, 2), expand=False
+        )
     for u in view.held[:MOST]:
         yield Text.assemble((clean(u.server), "bold"), f" held at {words.where(u)}: ", clean(u.why))
-        yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2))
-        yield Padding(next_line(words.next_for(r, u)), (0, 0, 0, 2))
+        yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2), expand=False)
+        yield Padding(next_line(words.next_for(r, u)), (0, 0, 0, 2), expand=False)
     if len(view.held) > MOST:
         yield text(f"and {len(view.held) - MOST} more")
 
@@ -197,7 +199,8 @@ def _set_aside(aside: Sequence[Upgrade]) -> RenderableType:
 def _all(upgrades: Sequence[Upgrade]) -> RenderableType:
     table = _table("server", "wave", "state", "step", "traffic", title="All servers")
     for u in upgrades:
-        table.add_row(text(u.server, "bold"), str(u.wave + 1), state(u.state), text(words.where(u)), text(u.traffic))
+        at = words.where(u) if u.state == "upgraded" else words.progress(u)
+        table.add_row(text(u.server, "bold"), str(u.wave + 1), state(u.state), text(at), text(u.traffic))
     return table
 
 
@@ -222,7 +225,7 @@ def story(told: Story) -> RenderableType:
     for entry, times in _folded(told.entries):
         parts.append(_line(entry, before, times))
         before = entry.at
-        parts += [Padding(line, (0, 0, 0, 22)) for line in evidence(entry.detail)]
+        parts += [Padding(line, (0, 0, 0, 22), expand=False) for line in evidence(entry.detail)]
     if u.wait is not None:
         parts.append(text(f"waits for: {u.wait.reason} (looks again at {words.clock(u.wait.at)})", "blue"))
     parts += [Text(), next_line(words.next_for(r, u))]
@@ -349,7 +352,7 @@ def plan(p: Plan) -> RenderableType:
         text(f"each becomes: {target}"),
         Text(),
     ]
-    table = _table("wave", "server", "address", "memory", "disk", "in pools", "problem")
+    table = _table("wave", "server", "address", "memory used", "disk used", "in pools", "problem")
     rows = 0
     for index, wave in enumerate(p.waves):
         for name in wave:
@@ -392,7 +395,7 @@ def checks(found: Sequence[Check]) -> RenderableType:
         mark = ("✓ ", "green") if check.ok else ("✗ ", "bold red")
         lines.append(Text.assemble(mark, (clean(check.name), "bold"), f"  {clean(check.detail)}"))
         if not check.ok and check.fix:
-            lines.append(Padding(next_line(check.fix), (0, 0, 0, 2)))
+            lines.append(Padding(next_line(check.fix), (0, 0, 0, 2), expand=False))
     return Group(*lines)
 
 

@@ -117,7 +117,7 @@ def next_for(rollout: Rollout, u: Upgrade) -> str:
 
 def next_of(rollout: Rollout, held: tuple[Upgrade, ...]) -> str:
     """The one next command for a rollout."""
-    if held:
+    if held and rollout.state != "paused":
         return next_for(rollout, held[0])
     match rollout.state:
         case "paused":

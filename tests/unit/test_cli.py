@@ -1,0 +1,491 @@
+"""The command line: data on stdout, talk on stderr, an exit code for each end, and no traceback for a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orchestrator.cli.session
+from orchestrator import operations
+from orchestrator.cli import main
+from orchestrator.domain.upgrade import Held, TurnedBack
+from orchestrator.errors import PointOfNoReturn
+from orchestrator.settings import Settings
+from orchestrator.store import Entry
+from orchestrator.store.memory import MemoryStore
+from tests.support.valkey import running_valkey
+from tests.unit.test_operations import FLEET, Clock, World, at_step, put, row, upgraded
+
+ENTRY = Entry(event="test", actor="test")
+
+
+@dataclass
+class Place:
+    """A command line over a memory, and a fleet file beside it."""
+
+    store: MemoryStore
+    world: World
+    clock: Clock
+    file: Path
+    read: Callable[[], tuple[str, str]]
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        code = main(list(words))
+        out, err = self.read()
+        assert "Traceback" not in err
+        return code, out, err
+
+    def json(self, *words: str) -> tuple[int, dict[str, Any]]:
+        code, out, err = self.run(*words, "--output", "json")
+        (line,) = out.splitlines()
+        body: dict[str, Any] = json.loads(line)
+        assert err == ""
+        return code, body
+
+    def applied(self) -> str:
+        code, body = self.json("apply", str(self.file), "--yes")
+        assert code == 0
+        return str(body["rollout"]["id"])
+
+
+@dataclass
+class OverMemory:
+    """What a command gets in place of Redis and Celery."""
+
+    store: MemoryStore
+    settings: Settings
+    ask: World
+
+    def publish(self) -> Any:
+        return lambda _messages: None
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Place:
+    clock = Clock()
+    store = MemoryStore(clock)
+    world = World(store)
+
+    @contextmanager
+    def opened() -> Iterator[OverMemory]:
+        yield OverMemory(store, Settings(dev=True), world)
+
+    monkeypatch.setattr(orchestrator.cli.session, "opened", opened)
+    file = tmp_path / "fleet.yaml"
+    file.write_text(FLEET)
+
+    def read() -> tuple[str, str]:
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return Place(store, world, clock, file, read)
+
+
+def changeover(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The real program."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("CHANGEOVER_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-c", "import sys; from orchestrator.cli import main; sys.exit(main())", *words],
+        env={**clean, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# -- from a fleet file to a rollout ----------------------------------------------------------------------------------
+
+
+def test_a_plan_is_shown_and_ends_with_two_only_when_asked(place: Place, tmp_path: Path) -> None:
+    code, out, err = place.run("plan", str(place.file))
+    assert code == 0
+    assert "3 servers to replace in 2 waves" in out
+    assert "Next: changeover apply" in err
+    code, body = place.json("plan", str(place.file), "--detailed-exitcode", "--out", str(tmp_path / "plan.json"))
+    assert code == 2
+    assert body["schema"] == "changeover/v1/plan"
+    assert body["waves"] == [["web-1"], ["web-2", "web-3"]]
+    assert json.loads((tmp_path / "plan.json").read_text()) == body
+
+
+def test_a_plan_with_blockers_fails_and_says_so(place: Place) -> None:
+    place.world.change = {"problem": "it does not answer from inside"}
+    code, out, err = place.run("plan", str(place.file))
+    assert code == 1
+    assert "web-1: it does not answer from inside" in out
+    assert "Traffic: unchanged" in err
+    code, _, err = place.run("apply", str(place.file), "--yes")
+    assert code == 1
+    assert "web-1: it does not answer from inside" in err
+    assert place.store.rollouts() == []
+
+
+def test_a_disk_that_is_too_small_is_a_fault_of_the_file_with_its_place(place: Place) -> None:
+    place.world.change = {"disk_used": 3 * 2**30}
+    for words in (("plan", str(place.file)), ("apply", str(place.file), "--yes")):
+        code, _, err = place.run(*words)
+        assert code == 64
+        assert "fleet.yaml:5: target.size.disk: 1 GiB is smaller than what web-1's disk holds, 3 GiB" in err
+    assert place.store.rollouts() == []
+
+
+def test_a_bad_file_is_told_line_by_line_and_nothing_is_created(place: Place) -> None:
+    place.file.write_text(FLEET.replace("fleet: shop", "fleet: Shop!").replace("port: 8080", "port: 0"))
+    for words in (("plan",), ("apply", "--yes"), ("doctor",)):
+        code, out, err = place.run(words[0], str(place.file), *words[1:])
+        assert code == 64
+        assert out == ""
+        lines = err.splitlines()
+        assert lines[0].startswith("Error: fleet.yaml:2: fleet: ")
+        assert lines[1].strip().startswith("fleet.yaml:13: traffic.pools.web.port: ")
+        assert lines[2].startswith("Traffic: ")
+        assert lines[3].startswith("Next: ")
+    assert place.world.asked == []
+    assert place.store.rollouts() == []
+
+
+def test_an_error_in_json_is_one_object_on_stderr(place: Place) -> None:
+    code, out, err = place.run("show", "r000", "--output", "json")
+    assert code == 64
+    assert out == ""
+    body = json.loads(err)
+    assert body["schema"] == "changeover/v1/error"
+    assert body["exit_code"] == 64
+    assert body["next"] == "changeover rollouts"
+
+
+def test_apply_asks_and_without_a_terminal_wants_yes(place: Place) -> None:
+    code, _, err = place.run("apply", str(place.file))
+    assert code == 64
+    assert "this is no terminal" in err
+    assert f"Next: changeover apply {place.file} --yes" in err
+    assert place.store.rollouts() == []
+
+
+def test_apply_with_a_plan_refuses_a_world_that_has_moved(place: Place) -> None:
+    _, plan = place.json("plan", str(place.file))
+    place.world.change = {"memory": 5}
+    code, _, err = place.run("apply", str(place.file), "--plan", plan["id"], "--yes")
+    assert code == 1
+    assert "web-1: memory was 134217728, is 5" in err
+    place.world.change = {}
+    code, _, _ = place.run("apply", str(place.file), "--plan", plan["id"], "--yes")
+    assert code == 0
+    code, _, err = place.run("apply", str(place.file), "--plan", "p0", "--yes")
+    assert code == 64
+    assert "there is no plan p0" in err
+
+
+def test_doctor_lists_its_checks_and_fails_with_the_next_command(place: Place) -> None:
+    code, body = place.json("doctor", str(place.file))
+    assert code == 1
+    assert [check["name"] for check in body["checks"]] == ["fleet file", "Redis", "workers"]
+    place.store.beat("w1", {}, ttl=1000)
+    code, out, _ = place.run("doctor", str(place.file))
+    assert code == 0
+    assert "pool web" in out
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def test_rollouts_are_listed_newest_first(place: Place) -> None:
+    code, _, err = place.run("rollouts")
+    assert code == 0
+    assert "Next: changeover plan" in err
+    id = place.applied()
+    code, out, _ = place.run("rollouts")
+    assert id in out
+    code, body = place.json("rollouts")
+    assert body["schema"] == "changeover/v1/rollouts"
+    assert body["rollouts"][0]["counts"] == {"pending": 3}
+
+
+def test_show_puts_what_needs_a_person_first(place: Place) -> None:
+    id = place.applied()
+    put(place.store, id, "web-1", at_step(place.store, id, "web-1", "swap").after(Held(why="quota\x1b[31m reached")))
+    code, out, _ = place.run("show", id, "--servers")
+    assert code == 0
+    assert out.index("NEEDS YOU") < out.index("Waves")
+    assert "quota\\x1b[31m reached" in out
+    assert "\x1b" not in out
+    assert f"Next: changeover retry {id} --server web-1" in out
+    code, body = place.json("show", id)
+    assert body["exit_code"] == 3
+    assert {server["server"]: server["state"] for server in body["servers"]}["web-1"] == "held"
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [("succeeded", 0), ("failed", 1), ("paused", 3), ("rolled_back", 4), ("aborted", 4)]
+)
+def test_watch_ends_with_the_code_of_how_it_ended(place: Place, state: Any, code: int) -> None:
+    id = place.applied()
+    was = operations.find(place.store, id)
+    place.store.change(was, replace(was, state=state), entry=ENTRY)
+    found, out, _ = place.run("watch", id)
+    assert found == code
+    assert f"Rollout {id} is {state}" in out
+    found, out, _ = place.run("watch", id, "--output", "json")
+    assert found == code
+    documents = [json.loads(line) for line in out.splitlines()]
+    assert [d["schema"] for d in documents] == ["changeover/v1/event"] * 2 + ["changeover/v1/rollout"]
+
+
+def test_watch_stops_for_a_person_when_only_held_servers_are_left(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cli.watching.SETTLED", 0.0)
+    monkeypatch.setattr("orchestrator.cli.watching.BLOCK", 0.01)
+    id = place.applied()
+    put(place.store, id, "web-1", at_step(place.store, id, "web-1", "swap").after(Held(why="quota")))
+    code, out, _ = place.run("watch", id)
+    assert code == 3
+    assert "web-1 needs you: quota" in out
+
+
+def test_watch_gives_up_after_its_timeout(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cli.watching.BLOCK", 0.01)
+    id = place.applied()
+    code, _, err = place.run("watch", id, "--timeout", "0.1")
+    assert code == 124
+    assert "it goes on" in err
+
+
+def test_ctrl_c_detaches_and_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = place.applied()
+
+    def interrupted(*_args: object, **_kwargs: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.cli.watching._lines", interrupted)
+    code, _, err = place.run("watch", id)
+    assert code == 0
+    assert f"Detached. Rollout {id} goes on without you" in err
+    monkeypatch.setattr(operations, "view", interrupted)
+    code, _, err = place.run("show", id)
+    assert code == 130
+    assert "Stopped by Ctrl-C" in err
+
+
+def test_explain_shows_the_evidence_traffic_and_the_next_command(place: Place) -> None:
+    id = place.applied()
+    u = at_step(place.store, id, "web-1", "smoke_test")
+    detail = {
+        "step": "smoke_test",
+        "why": "B answers differently",
+        "answers": [
+            {
+                "request": "GET http://shop.example/price",
+                "pool": "web",
+                "passed": True,
+                "status": 200,
+                "latency": 0.012,
+                "same_as_old": False,
+                "differences": ["-price 5", "+price 6"],
+            }
+        ],
+        "balancer": [{"pool": "web", "name": "web-1.g2", "state": "serving", "detail": "L7OK/200"}],
+    }
+    turned = u.after(TurnedBack(why="B answers differently", at=place.clock.now, asked=False))
+    entry = Entry(event="TurnedBack", actor="w1", detail=detail)
+    assert place.store.turn(row(place.store, id, "web-1"), turned, entry=entry, due=place.clock.now)
+    code, out, _ = place.run("explain", "web-1")
+    assert code == 0
+    for told in (
+        "turned back: B answers differently",
+        "✗ GET http://shop.example/price  pool web → 200 in 12 ms",
+        "+price 6",
+        "balancer: web-1.g2 in web is serving (L7OK/200)",
+        "Traffic: web-1 serves",
+        "Next: changeover watch",
+    ):
+        assert told in out
+    _, body = place.json("explain", "web-1", "--rollout", id)
+    assert body["events"][-1]["detail"]["answers"][0]["status"] == 200
+    code, _, err = place.run("explain", "db-1")
+    assert code == 64
+    assert "there is no server db-1 in any rollout" in err
+
+
+def test_events_are_lines_for_people_and_objects_for_programs(place: Place) -> None:
+    id = place.applied()
+    at_step(place.store, id, "web-1", "provision")
+    code, out, _ = place.run("events", id)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    code, out, _ = place.run("events", id, "-o", "json")
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["created", "test"]
+
+
+def test_a_report_is_written_as_a_page_and_as_json(place: Place, tmp_path: Path) -> None:
+    id = place.applied()
+    upgraded(place.store, id, "web-1")
+    code, body = place.json("report", id, "--out", str(tmp_path / "report"))
+    assert code == 0
+    assert sorted(Path(file).suffix for file in body["files"]) == [".html", ".json"]
+    assert all(Path(file).stat().st_size for file in body["files"])
+    (tmp_path / "taken").write_text("")
+    code, _, err = place.run("report", id, "--out", str(tmp_path / "taken"))
+    assert code == 64
+    assert "cannot be written" in err
+
+
+# -- deciding --------------------------------------------------------------------------------------------------------
+
+
+def test_pause_says_what_becomes_of_servers_under_way_and_how_to_go_on(place: Place) -> None:
+    id = place.applied()
+    at_step(place.store, id, "web-1", "smoke_test")
+    code, out, err = place.run("pause", id, "--why", "lunch")
+    assert code == 0
+    assert "1 server under way, web-1 (smoke_test)" in out
+    assert "Traffic: every server serves" in err
+    assert f"Next: changeover resume {id}" in err
+    code, body = place.json("pause", id)
+    assert code == 0
+    assert body["changed"] is False
+    assert body["rollout"]["state"] == "paused"
+    code, out, _ = place.run("resume", id)
+    assert "is running again" in out
+
+
+def test_a_rollback_that_comes_too_late_tells_where_traffic_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = place.applied()
+    upgraded(place.store, id, "web-1")
+    code, out, err = place.run("rollback", id, "--server", "web-1")
+    assert code == 0
+    assert "web-1 goes back to its old server" in out
+
+    def late(*_args: object, **_kwargs: object) -> Any:
+        raise PointOfNoReturn(
+            "web-1: its old server is terminated", traffic="the new one serves", next="changeover show"
+        )
+
+    monkeypatch.setattr(operations, "rollback_server", late)
+    code, _, err = place.run("rollback", id, "--server", "web-1")
+    assert code == 1
+    assert "Traffic: the new one serves" in err
+
+
+def test_every_verb_answers_in_json(place: Place) -> None:
+    id = place.applied()
+    put(place.store, id, "web-1", at_step(place.store, id, "web-1", "swap").after(Held(why="quota")))
+    for words in (("retry", id), ("pause", id), ("resume", id), ("abort", id), ("rollback", id)):
+        code, body = place.json(*words)
+        assert code == 0
+        assert body["schema"] == "changeover/v1/answer"
+        assert body["verb"] == words[0]
+        assert body["changed"] is True
+    for verb in ("freeze", "unfreeze"):
+        code, body = place.json(verb)
+        assert body["schema"] == "changeover/v1/freeze"
+        assert body["changed"] is True
+    code, body = place.json("gc")
+    assert body["schema"] == "changeover/v1/gc"
+    assert place.json("version")[1]["schema"] == "changeover/v1/version"
+
+
+def test_every_verb_speaks_to_people(place: Place) -> None:
+    id = place.applied()
+    for words in (("retry", id), ("abort", id), ("rollback", id), ("freeze",), ("freeze",), ("unfreeze",)):
+        code, out, err = place.run(*words)
+        assert code == 0
+        assert out
+        assert "Next: changeover" in err
+    code, out, _ = place.run("gc")
+    assert code == 0
+    assert "0 things kept" in out
+
+
+def test_an_unknown_rollout_is_a_usage_error(place: Place) -> None:
+    for verb in ("show", "watch", "events", "pause", "resume", "abort", "rollback", "retry"):
+        code, out, err = place.run(verb, "r000")
+        assert (code, out) == (64, "")
+        assert "there is no rollout r000" in err
+        assert "Next: changeover rollouts" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nonsense",),
+        ("show",),
+        ("show", "--bogus", "r1"),
+        ("rollouts", "-o", "xml"),
+        ("apply", "f", "--timeout", "0"),
+    ],
+)
+def test_wrong_usage_ends_with_64(place: Place, words: tuple[str, ...]) -> None:
+    code, out, err = place.run(*words)
+    assert code == 64
+    assert out == ""
+    assert err
+
+
+def test_saying_nothing_shows_what_can_be_said(place: Place) -> None:
+    code, out, _ = place.run()
+    assert code == 64
+    assert all(command in out for command in ("plan", "apply", "demo", "up", "rollback"))
+
+
+def test_what_nobody_expected_is_one_line_unless_debugging(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object) -> Any:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(operations, "view", broken)
+    code, out, err = place.run("show", "r1")
+    assert code == 1
+    assert out == ""
+    assert "something unexpected happened: ZeroDivisionError: oops" in err
+    assert "CHANGEOVER_DEBUG=1" in err
+
+
+# -- the real program ------------------------------------------------------------------------------------------------
+
+
+def test_without_redis_it_ends_with_69_and_says_what_to_do(tmp_path: Path) -> None:
+    nothing = changeover("rollouts", env={"CHANGEOVER_STATE_DIR": str(tmp_path)})
+    assert (nothing.returncode, nothing.stdout) == (69, "")
+    assert "Next: changeover up" in nothing.stderr
+    away = changeover("rollouts", env={"CHANGEOVER_REDIS_URL": f"unix://{tmp_path}/none.sock?db=0"})
+    assert (away.returncode, away.stdout) == (69, "")
+    assert "does not answer" in away.stderr
+    assert "Traceback" not in away.stderr
+
+
+def test_a_wrong_password_is_said_plainly_and_never_repeated() -> None:
+    with running_valkey("--requirepass", "right-one") as valkey:
+        url = valkey.url.replace("unix://", "unix://:wrong-one@")
+        told = changeover("rollouts", env={"CHANGEOVER_REDIS_URL": url})
+        assert told.returncode == 69
+        assert "password" in told.stderr
+        assert "wrong-one" not in told.stderr
+
+
+def test_a_wrong_setting_names_its_variable() -> None:
+    told = changeover("rollouts", env={"CHANGEOVER_LEASE": "soon"})
+    assert told.returncode == 64
+    assert "CHANGEOVER_LEASE" in told.stderr
+
+
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    code = "import sys; from orchestrator.cli import main; sys.exit(main())"
+    script = f'{sys.executable} -P -c "{code}" version | true; echo "${{PIPESTATUS[0]}}"'
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout.strip() in ("0", "141")
+    assert ended.stderr == ""
+
+
+def test_no_colour_where_there_is_no_terminal() -> None:
+    told = changeover("show", "r1", env={"CHANGEOVER_REDIS_URL": "unix:///nowhere?db=0", "FORCE_COLOR": ""})
+    assert "\x1b" not in told.stdout + told.stderr
