@@ -228,8 +228,8 @@ class Store(Protocol):
         ...
 
     def release_owner(self, prefix: str) -> int:
-        """Every lease whose owner begins with `prefix` is given back, its upgrade due now; how many there were. For a
-        supervisor that has reaped that worker."""
+        """Every lease whose owner begins with `prefix` is given back, the named ones too, its upgrade due now; how many
+        upgrades there were. For a supervisor that has reaped that worker."""
         ...
 
     def turn(

@@ -358,6 +358,9 @@ class MemoryStore:
     def release_owner(self, prefix: str) -> int:
         with self._lock:
             released = 0
+            for lease in self._leases.values():
+                if lease.owner.startswith(prefix):
+                    lease.owner, lease.until = "", 0.0
             for stored in self._rollouts.values():
                 for record in stored.records.values():
                     if record.owner and record.owner.startswith(prefix):

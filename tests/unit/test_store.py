@@ -976,6 +976,17 @@ def test_a_ledger_keeps_the_last_word_about_a_key(site: Site) -> None:
     assert site.store.ledger("r9") == []
 
 
+def test_a_reaped_workers_named_leases_are_given_back_at_once(site: Site) -> None:
+    first = site.store.lease("lb:x", owner="w1/7:a", seconds=60)
+    assert first is not None
+    assert site.store.lease("lb:x", owner="w2/8:b", seconds=60) is None
+    site.store.release_owner("w1/7:")
+    second = site.store.lease("lb:x", owner="w2/8:b", seconds=60)
+    assert second is not None and second > first
+    site.store.release_owner("w1/7:")
+    assert site.store.lease("lb:x", owner="w1/9:c", seconds=60) is None
+
+
 def test_a_named_lease_has_one_owner_and_its_fence_rises_with_each(site: Site) -> None:
     first = site.store.lease("lb:web", owner="x", seconds=10)
     assert first is not None

@@ -2,10 +2,15 @@
 local key = P .. 'lease:' .. a.name
 local held = call('HMGET', key, 'owner', 'fence', 'until')
 local fence = tonumber(held[2] or '0')
-if held[1] and held[1] ~= '' and tonumber(held[3]) > now then
-  if held[1] ~= a.owner then return false end
+local before = held[1] or ''
+if before ~= '' and tonumber(held[3]) > now then
+  if before ~= a.owner then return false end
 else
   fence = fence_after(fence)
 end
 call('HSET', key, 'owner', a.owner, 'fence', whole(fence), 'until', stamp(now + a.seconds))
+if before ~= a.owner then
+  if before ~= '' then call('ZREM', P .. 'owners', before .. '\n=' .. a.name) end
+  call('ZADD', P .. 'owners', 0, a.owner .. '\n=' .. a.name)
+end
 return whole(fence)

@@ -1,3 +1,4 @@
 local key = P .. 'lease:' .. a.name
 if call('HGET', key, 'owner') ~= a.owner then return 0 end
-return call('HSET', key, 'owner', '', 'until', '0')
+call('HSET', key, 'owner', '', 'until', '0')
+return call('ZREM', P .. 'owners', a.owner .. '\n=' .. a.name)
