@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -274,7 +275,6 @@ class ConfigFile:
             raise Refused(f"HAProxy config {path!r} is a relative path; give an absolute one")
         self.path = Path(path).resolve()  # a rename must not replace a link
         self._binary = binary
-        self._tested: str | None = None
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
@@ -345,22 +345,15 @@ class ConfigFile:
             os.close(folder)
 
     def _check(self, new: Path) -> None:
-        binary = self._haproxy()
+        binary = self._binary or bundled_binary()
+        version = _version(binary, _changed(binary))
+        if not version.startswith(TESTED):
+            raise Refused(f"{binary} is {version}; only {TESTED}x is tested")
         done = _run(binary, "-c", "-f", str(new), folder=self.path.parent)
         if done.returncode != 0:
             said = done.stderr.replace(str(new), str(self.path)).splitlines()
             alert = next((line for line in said if "ALERT" in line), said[0] if said else f"exit {done.returncode}")
             raise Refused(f"{self.path} is left as it was; HAProxy does not take the change: {alert.strip()}")
-
-    def _haproxy(self) -> str:
-        if self._tested is None:
-            binary = self._binary or bundled_binary()
-            said = _run(binary, "-v", folder=self.path.parent).stdout
-            match = re.match(r"HA-?Proxy version (\S+)", said)
-            if not match or not match[1].startswith(TESTED):
-                raise Refused(f"{binary} is {match[1] if match else 'not HAProxy'}; only {TESTED}x is tested")
-            self._tested = binary
-        return self._tested
 
     def notes(self) -> dict[str, Any]:
         """What was noted, by `backend/server`. A note that cannot be read is no note."""
@@ -401,6 +394,19 @@ def environment(binary: str) -> dict[str, str]:
     """The packaged binary brings its libraries in a folder beside it; they are for that process alone."""
     libraries = Path(binary).parent / "lib"
     return {**os.environ, "LD_LIBRARY_PATH": str(libraries)} if libraries.is_dir() else dict(os.environ)
+
+
+def _changed(binary: str) -> int:
+    try:
+        return Path(binary).stat().st_mtime_ns
+    except OSError as error:
+        raise Refused(f"cannot run {binary}: {error.strerror}") from None
+
+
+@functools.cache
+def _version(binary: str, changed: int) -> str:  # noqa: ARG001 - a replaced file is asked again
+    match = re.match(r"HA-?Proxy version (\S+)", _run(binary, "-v", folder=Path("/")).stdout)
+    return match[1] if match else "not HAProxy"
 
 
 def _run(binary: str, *args: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -85,7 +85,8 @@ class HAProxyTraffic:
     as idle; at least so many, up to 2 more; default 0), `binary` (haproxy to check the config with).
 
     What it needs from the configuration: `balance` with a dynamic algorithm, `option httpchk` (or another check that
-    asks the application), `stats maxconn` well above 10, and no `http-reuse never`.
+    asks the application), `stats maxconn` well above 10, no `http-reuse never`, and a `timeout check` of seconds: else
+    a check that takes longer than `inter` counts as failed, and a busy machine loses all its servers at once.
 
     Which processes a drain began in is noted beside the config. After a reload the old process keeps its sessions and
     the new one does not know them, so a server is not reported absent while that old process lives (`cut` does not

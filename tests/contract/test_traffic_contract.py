@@ -108,7 +108,7 @@ def view_of(world: World, name: str) -> MemberView:
     return world.traffic.proven([(POOL, name)])[POOL, name]
 
 
-def until(world: World, true: Callable[[], bool], *, seconds: float = 8.0) -> None:
+def until(world: World, true: Callable[[], bool], *, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"still not: {world.traffic.members(POOL)}"

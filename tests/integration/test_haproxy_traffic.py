@@ -135,7 +135,7 @@ def test_asking_again_for_a_ready_server_never_stops_its_traffic(pair: Stage) ->
 @pytest.mark.parametrize("fall", [1, 2])
 @pytest.mark.parametrize("before", ["state maint", "state drain"])
 def test_a_dead_server_is_not_let_in_on_remembered_results(before: str, fall: int) -> None:
-    with stage("a", "B", server=f"check inter 50ms fastinter 30ms rise 2 fall {fall}") as (haproxy, sites, _):
+    with stage("a", "B", server=f"check inter 200ms fastinter 50ms rise 2 fall {fall}") as (haproxy, sites, _):
         traffic, b = haproxy.traffic(), sites["B"]
         bring_in(traffic, "web", b.member)
         haproxy.wire.set_server("web", "B", before)
@@ -380,8 +380,24 @@ def test_two_workers_on_one_backend_do_no_harm(pair: Stage) -> None:
 
     with users_of(haproxy, loop), ThreadPoolExecutor(3) as pool:
         for done in [pool.submit(swap) for _ in range(3)]:
-            done.result(20)
+            done.result(60)
     assert set(haproxy.wire.snapshot("web").servers("web")) == {"c", "B"}
+
+
+def test_many_swaps_at_once_fail_no_request() -> None:
+    count = 6
+    names = [f"{side}{number}" for side in "aB" for number in range(count)]
+    with stage(*names, server="check inter 300ms fastinter 50ms rise 2 fall 2") as (haproxy, sites, loop):
+
+        def swap(number: int) -> None:
+            traffic, b = haproxy.traffic(), f"B{number}"
+            bring_in(traffic, "web", sites[b].member, seconds=60)
+            take_out(traffic, "web", f"a{number}", guard=Guard(min_healthy=count - 1, serving=(b,)), seconds=60)
+            sites[f"a{number}"].stop()
+
+        with users_of(haproxy, loop), ThreadPoolExecutor(count) as pool:
+            list(pool.map(swap, range(count)))
+        assert set(haproxy.wire.snapshot("web").servers("web")) == {f"B{number}" for number in range(count)}
 
 
 def test_a_frozen_writer_makes_others_busy_and_never_wrong(pair: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,8 +489,20 @@ def test_a_file_that_haproxy_does_not_take_stays_as_it_was(pair: Stage) -> None:
     assert sorted(path.name for path in haproxy.folder.iterdir()) == ["haproxy.cfg", "haproxy.cfg.lock", "log", "s"]
 
 
+def test_a_binary_of_an_untested_version_is_not_asked(pair: Stage) -> None:
+    haproxy, sites, _ = pair
+    other = haproxy.folder / "haproxy"
+    other.write_text("#!/bin/sh\necho HAProxy version 3.0.1-1 2024/06/10\n")
+    other.chmod(0o755)
+    with pytest.raises(Refused, match=r"3\.0\.1-1; only 2\.8\.x"):
+        haproxy.traffic(binary=str(other)).add("web", sites["B"].member)
+    with pytest.raises(Refused, match="cannot run"):
+        haproxy.traffic(binary="/nowhere/haproxy").add("web", sites["B"].member)
+    assert haproxy.line("B") == ""
+
+
 def test_a_new_server_has_all_options_of_its_neighbours() -> None:
-    backend = "  default-server inter 50ms weight 7 maxconn 77\n"
+    backend = "  default-server inter 200ms weight 7 maxconn 77\n"
     with stage("a", "B", backend=backend, server="check rise 2 fall 2 weight 9 slowstart 0") as (haproxy, sites, _):
         bring_in(haproxy.traffic(), "web", sites["B"].member)
         assert haproxy.server("B").weight == 9
