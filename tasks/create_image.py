@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Observe, Upgrade
@@ -32,7 +32,10 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
             item = LedgerItem(
                 key=f"image:{intent.token}", kind="image", server=turn.upgrade.server, state="live", id=image.id
             )
-            return Done(result={"image": image.id, "disk": image.disk}, ledger=(item,))
+            former = turn.upgrade.intents("create_image")[:-1]
+            if former:  # attempts that were refused may have left something all the same
+                _delete(turn, but=image.id)
+            return Done(result={"image": image.id, "disk": image.disk}, ledger=(*_deleted(turn, former), item))
         case "pending":
             return Wait(
                 reason=f"image {image.id} of {turn.upgrade.server} is being made",
@@ -56,13 +59,21 @@ def check(u: Upgrade) -> bool:
 
 
 def undo(turn: Turn) -> Done | Wait:
-    deleted = []
-    for found in turn.compute.inventory(keys.ours(turn.upgrade)):
-        if isinstance(found, Image):
-            turn.compute.delete_image(found.id)
-            deleted.append(found.id)
-    ledger = tuple(
+    gone = _delete(turn)
+    return Done(result={"deleted": gone}, ledger=_deleted(turn, turn.upgrade.intents("create_image")))
+
+
+def _delete(turn: Turn, *, but: str = "") -> list[str]:
+    """Every image that was made for this upgrade, found by its tags rather than by what was remembered."""
+    found = turn.compute.inventory(keys.ours(turn.upgrade))
+    gone = [image.id for image in found if isinstance(image, Image) and image.id != but]
+    for id in gone:
+        turn.compute.delete_image(id)
+    return gone
+
+
+def _deleted(turn: Turn, intents: Sequence[Intent]) -> tuple[LedgerItem, ...]:
+    return tuple(
         LedgerItem(key=f"image:{intent.token}", kind="image", server=turn.upgrade.server, state="deleted")
-        for intent in turn.upgrade.intents("create_image")
+        for intent in intents
     )
-    return Done(result={"deleted": deleted}, ledger=ledger)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.domain.fleet import TargetSize
@@ -18,7 +18,7 @@ from tasks.world import Turn
 def params(turn: Turn) -> Mapping[str, Any]:
     image = turn.upgrade.results["create_image"]
     sizes: tuple[TargetSize, ...] = (turn.fleet.target.size, *turn.fleet.target.fallback)
-    rung = min(turn.upgrade.attempt("provision"), len(sizes) - 1)
+    rung = min(len(turn.upgrade.intents("provision")), len(sizes) - 1)  # one further with every refusal of this life
     size = sizes[rung]
     if size.disk < image["disk"]:
         raise StepFailed(
@@ -50,9 +50,12 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     item = LedgerItem(
         key=f"server:{intent.token}", kind="server", server=turn.upgrade.server, state="live", id=server.id
     )
+    former = turn.upgrade.intents("provision")[:-1]
+    if former:  # attempts that were refused may have left something all the same
+        _terminate(turn, but=server.id)
     return Done(
         result={"server": server.id, "address": server.address},
-        ledger=(item,),
+        ledger=(*_terminated(turn, former), item),
         locks=(keys.lock(turn.fleet, server.id),),
     )
 
@@ -62,13 +65,21 @@ def check(u: Upgrade) -> bool:
 
 
 def undo(turn: Turn) -> Done | Wait:
-    gone = []
-    for found in turn.compute.inventory(keys.ours(turn.upgrade)):
-        if isinstance(found, Server):
-            turn.compute.terminate(found.id)
-            gone.append(found.id)
-    ledger = tuple(
+    gone = _terminate(turn)
+    return Done(result={"terminated": gone}, ledger=_terminated(turn, turn.upgrade.intents("provision")))
+
+
+def _terminate(turn: Turn, *, but: str = "") -> list[str]:
+    """Every server that was made for this upgrade, found by its tags rather than by what was remembered."""
+    found = turn.compute.inventory(keys.ours(turn.upgrade))
+    gone = [server.id for server in found if isinstance(server, Server) and server.id != but]
+    for id in gone:
+        turn.compute.terminate(id)
+    return gone
+
+
+def _terminated(turn: Turn, intents: Sequence[Intent]) -> tuple[LedgerItem, ...]:
+    return tuple(
         LedgerItem(key=f"server:{intent.token}", kind="server", server=turn.upgrade.server, state="deleted")
-        for intent in turn.upgrade.intents("provision")
+        for intent in intents
     )
-    return Done(result={"terminated": gone}, ledger=ledger)

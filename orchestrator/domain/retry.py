@@ -45,7 +45,7 @@ def answer_to(u: Upgrade, trouble: Trouble, why: str, *, limits: Limits, now: fl
         case "refused":
             if u.direction == "undo" or u.intent is None:
                 return give_up if u.tries + 1 >= limits.attempts else Stumbled(why=why, at=again.at)
-            if u.attempt(u.step) + 1 >= limits.attempts:
+            if len(u.intents(u.step)) >= limits.attempts:
                 return give_up
             return AttemptEnded(why=why, at=again.at)
         case "failed":

@@ -167,11 +167,12 @@ def _abort(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> list[De
 
 def _roll_back(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> list[Decision]:
     undoing = [u for u in upgrades if in_flight(u) and u.direction == "undo"]
-    forward = [u for u in upgrades if u.direction == "forward" and u.begun and not u.beyond_return]
+    forward = [u for u in upgrades if u.direction == "forward" and u.state != "pending" and not u.beyond_return]
     if not undoing and not forward:
         return [Become(rollout=replace(rollout, state="rolled_back", ended_at=now), event="rolled back")]
     newest_first = sorted(forward, key=lambda u: u.admitted_at or 0.0, reverse=True)
-    room = max(0, rollout.max_in_flight - len(undoing))
+    # One that is held waits for a person: the others need not wait with it.
+    room = max(0, rollout.max_in_flight - sum(u.state != "held" for u in undoing))
     return [Turn(server=u.server, why=rollout.why) for u in newest_first[:room]]
 
 

@@ -318,7 +318,8 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return replace(u, state=state, wait=Waiting(reason=why, at=at), seen=None, tries=u.tries + counts, why=why)
         case AttemptEnded(why=why, at=at) if active and u.direction == "forward" and u.intent is not None:
             attempts = {**u.attempts, u.step: u.attempt(u.step) + 1}
-            return replace(u, state="waiting", **_fresh(), attempts=attempts, why=why, wait=Waiting(reason=why, at=at))
+            fresh = {**_fresh(), "wait": Waiting(reason=why, at=at)}
+            return replace(u, state="waiting", **fresh, attempts=attempts, why=why)
         case TurnedBack(why=why, at=at, asked=asked):
             return _turned_back(u, why, at, asked)
         case Undone(at=at) if active and u.direction == "undo":
@@ -334,6 +335,9 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             attempts = {**u.attempts, **{i.step: u.attempt(i.step) + 1 for i in u.begun}}
             return Upgrade(rollout=u.rollout, server=u.server, wave=u.wave, domain=u.domain, attempts=attempts)
         case Shifted(seconds=seconds) if not u.terminal:
+            if u.state == "waiting" and u.direction == "forward" and u.intent is None:
+                # What it waits for is to begin its step, which the pause has refused: it may now.
+                return replace(u, state="running", wait=None, why="")
             return replace(u, deadline=None if u.deadline is None else u.deadline + seconds)
     raise IllegalTransition(
         f"{u.server} is {u.state} at {u.step} ({u.direction}): {type(event).__name__} does not apply",
@@ -367,7 +371,7 @@ def _turned_back(u: Upgrade, why: str, at: float, asked: bool) -> Upgrade:
     if u.state in ("failed", "rolled_back") or (u.direction == "undo" and u.state != "held"):
         return u  # already there, or on its way: asking twice is the same as asking once
     if u.direction == "undo":
-        return replace(u, state="waiting", tries=0, wait=Waiting(reason=why, at=at), why=why)
+        return replace(u, state="waiting", tries=0, deadline=None, wait=Waiting(reason=why, at=at), why=why)
     if not u.begun:
         ended: State = "rolled_back" if asked else "failed"
         return replace(u, **_fresh(), state=ended, why=why, cause=why, asked=asked, direction="undo", ended_at=at)
