@@ -59,16 +59,23 @@ def _look(world: World, steps: Mapping[str, Step], spec: Spec, kind: str, batch:
     ids = [id for row in batch for id in _observe(row).ids]
     try:
         answers: Answers = ASK[kind](world, spec, ids)
-    except ProviderError as error:
+    except Exception as error:  # whatever it was: the other rollouts of this lane are to be looked at as well
+        expected = isinstance(error, ProviderError)
+        log.warning("a look failed", kind=kind, servers=len(batch), error=repr(error), exc_info=not expected)
         pause = error.retry_after if isinstance(error, Throttled) else 1.0
-        log.warning("a look failed", kind=kind, servers=len(batch), error=str(error))
-        now = world.store.now()
-        for row in batch:
-            to = row.upgrade.after(Looked(seen=Seen(kind="none", at=now, answers={}), again=now + pause))
-            world.store.looked(row, to, due=now + pause * (1 + world.spread()))
-        return 0
+        return sum(_missed(world, row, pause * (1 + world.spread())) for row in batch)
     now = world.store.now()
     return sum(_keep(world, steps, row, kind, answers, now) for row in batch)
+
+
+def _missed(world: World, row: Row, pause: float) -> bool:
+    """Look again after the pause. A step whose deadline has passed asks for itself, and answers for what it hears."""
+    now = world.store.now()
+    to = row.upgrade.after(Looked(seen=Seen(kind="none", at=now, answers={}), again=now + pause))
+    stored = world.store.looked(row, to, due=now + pause)
+    if stored is None or to.deadline is None or now <= to.deadline:
+        return False
+    return dispatch.send(world.store, world.publish, stored, grace=world.grace) is not None
 
 
 def _keep(world: World, steps: Mapping[str, Step], row: Row, kind: str, answers: Answers, now: float) -> bool:

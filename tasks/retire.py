@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
+from providers.errors import NotFound
 from tasks import keys
 from tasks.step import Done, Wait
 from tasks.world import Turn
@@ -20,7 +22,8 @@ def params(turn: Turn) -> Mapping[str, Any]:
 def do(turn: Turn, intent: Intent) -> Done | Wait:
     wanted = intent.params
     name = turn.upgrade.server
-    turn.compute.tag(wanted["server"], {keys.DISPOSABLE: "1"})
+    with suppress(NotFound):  # it is gone: by an earlier try whose end nobody heard of, or by itself
+        turn.compute.tag(wanted["server"], {keys.DISPOSABLE: "1"})
     turn.compute.terminate(wanted["server"])
     ledger = [
         LedgerItem(key=f"old:{name}", kind="old server", server=name, state="deleted", id=wanted["server"]),

@@ -10,7 +10,7 @@ import os
 import traceback
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +54,7 @@ DEADLINES: Mapping[str, float] = {
     RETIRE: 7 * 86400.0,
 }
 UNDO_DEADLINE = 3600.0
+CLOSE = 0.01  # seconds by which a message may come before its time
 MAKES: Mapping[str, Kind] = {"create_image": "image", "provision": "server"}  # the steps that make something billable
 PARKED_WHILE_REFUSED: Mapping[str, float] = {"frozen": 2.0, "aborting": 1.0, "paused": 600.0, "stopped": 600.0}
 
@@ -136,6 +137,7 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
         event, extras = _act(world, step, turn)
         row = _commit(world, turn, event, extras)
     except Fenced:
+        world.store.release(turn.claim)  # if still ours: whoever changed the record need not wait for our lease to end
         return Ran(result={"ignored": "fenced"}, goes_on=False)
     world.crash(f"{name}.committed")
     return _answer(world, row, event)
@@ -151,6 +153,8 @@ class Extras:
 def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
     """Announce what is about to be done, do it, and say what happened."""
     try:
+        if (early := _too_early(turn)) is not None:
+            return early, Extras()
         refused = _announce(world, step, turn)
         if refused is not None:
             why = f"not begun: {_said(refused)}"
@@ -166,6 +170,15 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
     except Exception as error:
         return _trouble(world, turn, error)
     return _outcome(turn, answer)
+
+
+def _too_early(turn: Turn) -> Event | None:
+    """It waits for a time that has not come: this message is one of the former chain, delivered twice or late. Acting
+    on it would cut short a soak or a quiet time."""
+    u = turn.upgrade
+    if u.wait is None or u.wait.observe is not None or turn.now >= u.wait.at - CLOSE:
+        return None
+    return Stumbled(why=u.wait.reason, at=u.wait.at, counts=False)
 
 
 def _announce(world: World, step: Step, turn: Turn) -> str | None:
@@ -274,6 +287,8 @@ def _trouble(world: World, turn: Turn, error: Exception) -> tuple[Event, Extras]
         now=turn.now,
         spread=world.spread(),
     )
+    if isinstance(error, provider.Throttled) and isinstance(event, Stumbled):
+        event = replace(event, at=max(event.at, turn.now + error.retry_after))
     evidence = error.evidence if isinstance(error, StepFailed) else {}
     request = getattr(error, "request_id", None)
     detail = {"step": turn.upgrade.step, "error": type(error).__name__, "why": why, **evidence}
