@@ -17,7 +17,7 @@ def test_every_server_is_replaced_and_its_old_one_kept_stopped() -> None:
 def test_a_bad_new_server_is_set_aside_while_the_old_one_serves() -> None:
     with running(["web-1", "web-2"]) as r:
         r.until(lambda: r.upgrade("web-1").step == "poll_readiness")
-        address = r.cloud.things[r.upgrade("web-1").results["provision"]["server"]].view.address
+        address = r.upgrade("web-1").results["provision"]["address"]
         r.sites.fails(address, PORT, status=500)
         r.until(lambda: r.upgrade("web-1").terminal)
         assert r.upgrade("web-1").state == "failed"
