@@ -131,7 +131,7 @@ class Supervisor:
             self._add(self._flower(flower_port))
         self._write_run()
 
-    def wait_ready(self, seconds: float = 30.0) -> None:
+    def wait_ready(self, seconds: float = 120.0) -> None:
         """Every part works. Raises `WaitTimeout` that says which does not, and its last words. Returns early when told
         to end."""
         end = time.monotonic() + seconds

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 
 from celery import signals
+from celery.platforms import SecurityWarning
 
 from orchestrator import logs
 from orchestrator.messaging import make_app
@@ -22,6 +24,8 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     logs.configure(name)
     # With a receiver of its own, Celery leaves logging and the standard streams as they are.
     signals.setup_logging.connect(_keep_logging)
+    # Celery warns whoever is root of what a pickled message could do; ours are JSON, and nothing else is accepted.
+    warnings.simplefilter("ignore", SecurityWarning)
     settings = Settings()
     app = make_app(settings)
     world = World.open(settings, worker=name)

@@ -20,7 +20,7 @@ from orchestrator.errors import BadInput, ChangeoverError, Unreachable, WaitTime
 from orchestrator.settings import Settings
 
 HOST_SOCKET = "host.sock"
-_READY_WITHIN = 30.0  # seconds
+_READY_WITHIN = 120.0  # seconds; two or three on an idle machine, and a crash loop is noticed long before
 
 
 def say(line: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,7 +12,8 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from orchestrator.embedded import valkey_server
+from orchestrator.settings import for_celery
+from tests.support.valkey import RunningValkey, running_valkey
 from workers import guard
 
 WORKER = Path(__file__).with_name("kombu_guard_worker.py")
@@ -26,42 +26,18 @@ def wait_for(what: str, condition: Callable[[], bool], *, seconds: float = 15) -
         time.sleep(0.02)
 
 
-class Broker:
-    """A Valkey that can be killed and started again with what it had."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.socket = folder / "s"
-        self.url = f"redis+socket://{self.socket}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.socket.unlink(missing_ok=True)
-        options = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--appendonly", "yes"]
-        self.process = subprocess.Popen([str(valkey_server()), *options], stdout=subprocess.DEVNULL)
-        wait_for("the broker's socket", self.socket.exists)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-
 @pytest.fixture
-def broker() -> Iterator[Broker]:
-    with tempfile.TemporaryDirectory(prefix="co-") as folder:
-        broker = Broker(Path(folder))
-        broker.start()
-        yield broker
-        broker.kill()
+def broker() -> Iterator[RunningValkey]:
+    with running_valkey() as valkey:
+        yield valkey
 
 
-def run_until_the_broker_dies(broker: Broker, marks: Path, mode: str) -> subprocess.Popen[str]:
+def run_until_the_broker_dies(broker: RunningValkey, marks: Path, mode: str) -> subprocess.Popen[str]:
     """A worker that holds one unacknowledged message below its prefetch limit, with the broker just killed."""
-    command = [sys.executable, "-P", str(WORKER), broker.url, str(marks), mode]
+    command = [sys.executable, "-P", str(WORKER), for_celery(broker.url), str(marks), mode]
     with (marks / "log").open("w") as log:
         worker = subprocess.Popen(command, cwd=marks, stderr=log, stdout=log, text=True)
-    with Celery("guard", broker=broker.url, set_as_current=False) as sender:
+    with Celery("guard", broker=for_celery(broker.url), set_as_current=False) as sender:
         sender.send_task("nap", args=["first", 1.5])
         wait_for("the first nap", (marks / "first").exists)
     broker.kill()
@@ -73,7 +49,7 @@ def end(worker: subprocess.Popen[str]) -> None:
     worker.wait()
 
 
-def test_without_the_guard_a_worker_ends_when_its_broker_dies(broker: Broker, tmp_path: Path) -> None:
+def test_without_the_guard_a_worker_ends_when_its_broker_dies(broker: RunningValkey, tmp_path: Path) -> None:
     worker = run_until_the_broker_dies(broker, tmp_path, "bare")
     try:
         with suppress(subprocess.TimeoutExpired):
@@ -84,12 +60,12 @@ def test_without_the_guard_a_worker_ends_when_its_broker_dies(broker: Broker, tm
         end(worker)
 
 
-def test_with_the_guard_a_worker_reconnects_and_works_on(broker: Broker, tmp_path: Path) -> None:
+def test_with_the_guard_a_worker_reconnects_and_works_on(broker: RunningValkey, tmp_path: Path) -> None:
     worker = run_until_the_broker_dies(broker, tmp_path, "guarded")
     try:
         wait_for("the loss of the connection", lambda: "Trying to re-establish" in (tmp_path / "log").read_text())
         broker.start()
-        with Celery("guard", broker=broker.url, set_as_current=False) as sender:
+        with Celery("guard", broker=for_celery(broker.url), set_as_current=False) as sender:
             sender.send_task("nap", args=["second", 0])
             wait_for("the second nap", (tmp_path / "second").exists)
         assert worker.poll() is None

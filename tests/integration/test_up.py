@@ -30,7 +30,7 @@ from orchestrator.store.redis import RedisStore
 from orchestrator.supervisor import Supervisor, start
 from tests.support.valkey import running_valkey
 
-PATIENCE = 40.0  # seconds for things that take two or three on an idle machine
+PATIENCE = 90.0  # seconds for things that take two or three on an idle machine
 
 
 def until(what: str, condition: Callable[[], Any], *, seconds: float = PATIENCE) -> None:
@@ -45,7 +45,7 @@ def steps(up: Supervisor, what: str, condition: Callable[[], bool]) -> None:
         up.step(0.05)
         return condition()
 
-    until(what, step, seconds=5)
+    until(what, step, seconds=10)
 
 
 def alive(pid: int) -> bool:
