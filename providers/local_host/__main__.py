@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from providers.errors import Refused
@@ -22,14 +23,16 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         state = prepare(options.state)
-        leave_session()
+        shell = leave_session()
         logging.basicConfig(
-            filename=state / LOG, level=logging.INFO, format="%(asctime)s %(levelname)s %(threadName)s: %(message)s"
+            handlers=[RotatingFileHandler(state / LOG, maxBytes=8 << 20, backupCount=1)],
+            level=logging.INFO,
+            format="%(asctime)s %(levelname)s %(threadName)s: %(message)s",
         )
         serve(
             state,
             Options(network=options.network, max_pause=options.max_pause),
-            ready=lambda: tell_ready(options.ready_fd, state),
+            ready=lambda: tell_ready([options.ready_fd, shell], state),
         )
     except Refused as error:
         print(f"host: {error}", file=sys.stderr)
@@ -37,24 +40,31 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def leave_session() -> None:
-    """A host outlives the terminal and the program that started it.
+def leave_session() -> int | None:
+    """A host outlives the terminal and the program that started it. Returns where to say that it serves, if anywhere.
 
     The leader of a session stays as it is. The leader of a shell's job may not leave its session, so a child of it
-    does, and the job itself ends: started from a shell, a host goes to the background.
+    does, and the job ends once that serves, or with its exit code: started from a shell, a host goes to the background.
     """
     if os.getsid(0) == os.getpid():
-        return
-    if os.getpgrp() == os.getpid() and os.fork():
-        os._exit(0)
+        return None
+    said = None
+    if os.getpgrp() == os.getpid():
+        heard, said = os.pipe()
+        if child := os.fork():
+            os.close(said)
+            os._exit(0 if os.read(heard, 1) else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        os.close(heard)
     os.setsid()
+    return said
 
 
-def tell_ready(fd: int | None, state: Path) -> None:
+def tell_ready(fds: list[int | None], state: Path) -> None:
     """From here on its own words go to its log: whoever started it may be gone."""
-    if fd is not None:
-        os.write(fd, b"ready\n")
-        os.close(fd)
+    for fd in fds:
+        if fd is not None:
+            os.write(fd, b"ready\n")
+            os.close(fd)
     out = os.open(state / LOG, os.O_WRONLY | os.O_APPEND)
     empty = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((empty, 0), (out, 1), (out, 2)):

@@ -113,7 +113,7 @@ def program_of(body: dict[str, Any]) -> Program:
     if not 1 <= port <= 65535:
         raise Refused(f"body: 'port' {port} is none")
     for key in texts(env, "env"):
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or key.startswith("CHANGEOVER_HOST_DIR"):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             raise Refused(f"env: {key!r} cannot be the name of a variable here")
     if not 0 <= body["grace"] <= 3600:
         raise Refused("body: 'grace' must be between 0 and 3600 seconds")

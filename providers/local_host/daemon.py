@@ -24,6 +24,7 @@ from providers.local_host.servers import Servers
 log = logging.getLogger(__name__)
 
 SOCKET, PID, LOCK, LOG, NETWORK = "host.sock", "host.pid", "host.lock", "host.log", "network"
+_LOCK_SECONDS = 0.5  # a host that has just ended may hold it for a moment
 _SOCKET_LIMIT = 107  # what Linux allows for the path of a unix socket
 
 
@@ -64,9 +65,9 @@ def serve(state_dir: str | Path, options: Options | None = None, *, ready: Calla
                 host.servers.tidy()
             log.info("host ends")
             _end(host)
-            (state / SOCKET).unlink(missing_ok=True)
-            (state / PID).unlink(missing_ok=True)
             server.shutdown()
+            (state / PID).unlink(missing_ok=True)
+            (state / SOCKET).unlink(missing_ok=True)  # last, since its absence says that all has ended
         log.info("host ended")
 
 
@@ -94,14 +95,20 @@ class _Lock:
 
     def __enter__(self) -> None:
         self._file = self._path.open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            pid = ""
-            with suppress(OSError):
-                pid = f" (pid {(self._path.parent / PID).read_text().strip()})"
-            raise AlreadyRuns(f"a host already runs on {self._path.parent}{pid}") from None
+        until = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.02)
+                    continue
+                self._file.close()
+                pid = ""
+                with suppress(OSError):
+                    pid = f" (pid {(self._path.parent / PID).read_text().strip()})"
+                raise AlreadyRuns(f"a host already runs on {self._path.parent}{pid}") from None
+            return
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
@@ -109,9 +116,8 @@ class _Lock:
 
 def _build(state: Path, options: Options, ending: threading.Event) -> Host:
     kept = state / NETWORK
-    if not kept.exists():
-        kept.write_text(options.network or default_network(state))
-    addresses = Addresses(options.network or kept.read_text())
+    addresses = Addresses(options.network or (kept.read_text() if kept.exists() else default_network(state)))
+    kept.write_text(str(addresses.network))
     table = Processes()
     servers = Servers(state / "servers", host=state, table=table, addresses=addresses, images=state / "images")
     images = Images(state / "images", state / "staging", host=state, servers=servers, max_pause=options.max_pause)

@@ -82,8 +82,14 @@ class Balancers:
                 raise Conflict(f"HAProxy {name!r} runs from {known.config} in {known.runtime}: delete it first")
             if name in self._live:
                 return self.get(name)
-            Path(runtime).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._validate(config, runtime)
+        Path(runtime).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._validate(config, runtime)
+        with self._lock:
+            if self._closing:
+                raise Transient("the host is shutting down", ambiguous=False)
+            known = self._records.get(name)
+            if name in self._live or (known and known.config != config):
+                return self.ensure(name=name, config=config, runtime=runtime)  # somebody was faster
             self._records[name] = known or BalancerRecord(name=name, config=config, runtime=runtime)
             self._start(name)
             return self.get(name)
@@ -149,7 +155,7 @@ class Balancers:
         self._save(replace(record, boot=boot, pid=0, started=0))
         launch = Launch(
             command=[path, "-db", "-f", record.config],
-            env=processes.base_env(self._host, boot) | extra,
+            env=processes.environment(self._host, boot, extra),
             cwd=Path(record.runtime),
             log=self._folder / f"{name}.log",
         )

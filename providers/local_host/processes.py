@@ -107,10 +107,11 @@ def signal_group(proc: Proc, sig: signal.Signals) -> None:
             os.killpg(proc.pid, sig)
 
 
-def base_env(host: Path, boot: str) -> dict[str, str]:
-    """The clean environment that every process of a host starts with. `python` is the host's own."""
+def environment(host: Path, boot: str, given: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process of this host: a clean one, then what is given, then our marks. `python` is the
+    host's own unless a PATH is given."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/local/bin:/usr/bin:/bin')}"
-    return {"PATH": path, "LANG": "C.UTF-8", HOST_MARK: str(host), BOOT_MARK: boot}
+    return {"PATH": path, "LANG": "C.UTF-8", **given, HOST_MARK: str(host), BOOT_MARK: boot}
 
 
 def describe(status: int | None) -> str:

@@ -155,7 +155,7 @@ class Servers:
     def terminate(self, id: str) -> None:
         with self._lock:
             record = self.get(id)
-            if record.want == "terminated":
+            if record.want == "terminated" and record.state != "failed":
                 return
             self._guard(record, "terminated")
             if "1" not in (record.tags.get(MANAGED), record.tags.get(DISPOSABLE)):
@@ -323,7 +323,7 @@ class Servers:
         env |= {"HOST": record.address, "ADDRESS": record.address, "PORT": str(program.port)}
         return Launch(
             command=[filled(word) for word in program.command],
-            env=processes.base_env(self._host, boot) | env,
+            env=processes.environment(self._host, boot, env),
             cwd=root,
             log=self.console(record.id),
             data=record.size.memory,
@@ -461,7 +461,15 @@ def _check(name: str, size: Size) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.exists():
+    if not path.exists():
+        return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:  # a server may take its own rights away, on a folder that it made
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                if not Path(folder, name).is_symlink():
+                    Path(folder, name).chmod(0o700)
         shutil.rmtree(path)
 
 

@@ -99,6 +99,7 @@ def test_a_network_outside_of_loopback_is_refused(host: LocalHost) -> None:
     refused = begin_host("--state", str(host.folder / "other"), "--network", "10.0.0.0/16")
     assert refused.returncode == 64
     assert "within 127.0.0.0/8" in refused.stderr
+    assert not (host.folder / "other" / "network").exists()
 
 
 def test_nobody_else_can_reach_the_folder_or_the_socket(host: LocalHost) -> None:
@@ -110,6 +111,21 @@ def test_the_host_lives_in_a_session_of_its_own(host: LocalHost) -> None:
     pid = host.client.health()["pid"]
     assert os.getsid(pid) == pid
     assert (host.state / "host.pid").read_text() == f"{pid}\n"
+
+
+def test_a_host_started_from_a_shell_goes_to_the_background_and_says_how_that_began(host: LocalHost) -> None:
+    other = LocalHostClient(host.folder / "other")
+
+    def job(state: Path) -> int:
+        command = [PYTHON, "-m", "providers.local_host", "--state", str(state)]
+        return subprocess.run(command, process_group=0, timeout=30, stderr=subprocess.DEVNULL, check=False).returncode
+
+    assert job(host.state) == 1
+    assert job(other.socket.parent) == 0
+    pid = other.health()["pid"]
+    assert os.getsid(pid) == pid
+    other.end()
+    assert not other.socket.exists()
 
 
 def test_without_a_host_every_call_says_so_and_nothing_is_ambiguous(tmp_path: Path) -> None:
@@ -223,6 +239,12 @@ def test_a_command_that_cannot_be_run_is_named(host: LocalHost) -> None:
     assert "cannot run '/no/such/program'" in host.becomes(made["id"], "failed")["reason"]
 
 
+def test_a_server_cannot_hide_from_its_host(host: LocalHost) -> None:
+    server = host.server(unique("hides"), env={processes.BOOT_MARK: "another", "PATH": "/nowhere"})
+    assert processes.marked(processes.BOOT_MARK, server["boot"]) == [server["pid"]]
+    assert "PATH=/nowhere" in Path(f"/proc/{server['pid']}/environ").read_text().split("\0")
+
+
 def test_stopping_ends_a_server_that_does_not_listen_and_everything_that_it_started(host: LocalHost) -> None:
     server = host.server(unique("family"), grace=0.3)
     child = int(ask(server, "/child"))
@@ -323,12 +345,12 @@ def test_calls_that_do_not_exist_and_tokens_that_are_none_are_refused(host: Loca
 def test_a_clone_has_what_the_server_wrote_and_the_server_runs_on(host: LocalHost) -> None:
     server = host.server(unique("cloned"), env={"COLOUR": "blue"}, tags={"team": "a", "traffic:pool": "p"})
     ask(server, "/note", b"written later")
-    before = state_letter(server["pid"])
     made = clone(host, image_of(host, server["id"]), server["id"])
     assert ask(made, "/note") == "written later"
     assert ask(made).split()[0::2] == [made["address"], "blue"]
     assert made["tags"] == {"team": "a", "changeover:managed": "1"}
-    assert state_letter(server["pid"]) == before == "S"
+    assert host.one(server["id"])["boot"] == server["boot"]
+    assert state_letter(server["pid"]) in "RS"
 
 
 def test_an_image_keeps_links_permissions_times_and_owners_and_leaves_sockets_out(
@@ -433,7 +455,7 @@ def test_a_host_killed_in_the_middle_of_an_image_leaves_no_server_standing_still
     image = LocalCompute(own_host.settings).ensure_image(new_key(), source=server["id"])
     until(lambda: state_letter(server["pid"]) == "T", "it stands still")
     own_host.kill()
-    until(lambda: state_letter(server["pid"]) == "S", "it runs on without a host", seconds=2)
+    until(lambda: state_letter(server["pid"]) in "RS", "it runs on without a host", seconds=2)
     assert server["address"] in ask(server)
     own_host.start()
     assert own_host.one(server["id"])["pid"] == server["pid"]
@@ -450,7 +472,7 @@ def test_an_image_that_takes_too_long_fails_and_the_server_runs_on(tmp_path: Pat
         server = host.server("large", files_from=heavy(tmp_path), size=Size(memory=SMALL.memory, disk=64 * MIB))
         made = LocalCompute(host.settings).ensure_image(new_key(), source=server["id"])
         host.becomes(made.id, "failed")
-        assert state_letter(server["pid"]) == "S"
+        assert state_letter(server["pid"]) in "RS"
         assert not list((host.state / "images").glob("*.zst"))
 
 
