@@ -20,11 +20,10 @@ Fault = Literal["", "before", "after"]
 
 @dataclass
 class _Thing:
-    """A server or an image, with when it becomes ready, whose key made it, and of what."""
+    """A server or an image, with when it becomes ready and of what it was made."""
 
     view: Server | Image
     ready_at: float = 0.0
-    token: str = ""
     made_of: tuple[object, ...] = ()
     protected: bool = False
     ready_state: str = "running"
@@ -47,6 +46,8 @@ class FakeCloud:
     calls: dict[str, int] = field(default_factory=dict)
     pools: dict[str, dict[str, Any]] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    addresses: dict[str, str] = field(default_factory=dict)  # address -> server: a thousand servers are looked up in it
+    _tokens: dict[str, str] = field(default_factory=dict)  # token -> what it has made
     _serial: int = 0
 
     named: ClassVar[dict[str, FakeCloud]] = {}
@@ -85,6 +86,7 @@ class FakeCloud:
                 launched=self.clock(),
             )
             self.things[name] = _Thing(view=view)
+            self.addresses[view.address] = name
             return view
 
     def _address(self) -> str:
@@ -102,6 +104,11 @@ class FakeCloud:
             view = replace(view, state=thing.ready_state)  # type: ignore[arg-type] # one of the states of its kind
             thing.view = view
         return view
+
+    def alive(self, address: str) -> bool:
+        """Whether a server runs there."""
+        thing = self.things.get(self.addresses.get(address, ""))
+        return thing is not None and self.now(thing).state == "running"
 
     def get(self, id: str) -> _Thing | None:
         thing = self.things.get(id)
@@ -173,15 +180,18 @@ class FakeCompute:
     def _ensure(
         self, key: Key, view: Server | Image, made_of: tuple[object, ...], seconds: float, ready: str, kind: str
     ) -> Server | Image:
-        for thing in self.cloud.things.values():
-            if thing.token == key.token:
-                if thing.made_of != made_of:
-                    raise Conflict(f"{thing.view.id} was made by the same key of something else")
-                return self.cloud.now(thing)
+        thing = self.cloud.things.get(self.cloud._tokens.get(key.token, ""))
+        if thing is not None:
+            if thing.made_of != made_of:
+                raise Conflict(f"{thing.view.id} was made by the same key of something else")
+            return self.cloud.now(thing)
         view = replace(view, id=self.cloud.new_id(kind))
         self.cloud.things[view.id] = _Thing(
-            view=view, ready_at=self.cloud.clock() + seconds, token=key.token, made_of=made_of, ready_state=ready
+            view=view, ready_at=self.cloud.clock() + seconds, made_of=made_of, ready_state=ready
         )
+        self.cloud._tokens[key.token] = view.id
+        if isinstance(view, Server):
+            self.cloud.addresses[view.address] = view.id
         self.cloud.made[key.token] = self.cloud.made.get(key.token, 0) + 1
         return self.cloud.now(self.cloud.things[view.id])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from providers import Caps
-from providers.compute import Server
 from providers.compute.fake import FakeCloud
 from providers.errors import Conflict, GuardRefused, NotFound
 from providers.traffic import Guard, Member, MemberView, PoolCounters
@@ -53,7 +53,7 @@ class FakeTraffic:
                 self._set(pool, MemberView(name=member.name, address=member.address, port=member.port, state=state))  # type: ignore[arg-type] # one of two states
             elif (found.address, found.port) != (member.address, member.port):
                 raise Conflict(f"{member.name} is {found.address}:{found.port} in {pool}")
-            elif found.state != "serving" and self._alive(found.address):
+            elif found.state != "serving" and self.cloud.alive(found.address):
                 self._set(pool, replace(found, state="serving"))
             self.cloud.answer(fault, "add")
             return self._view(pool, member.name)
@@ -81,26 +81,27 @@ class FakeTraffic:
         return None
 
     def _check(self, pool: str, leaving: str, guard: Guard) -> None:
-        up = {n for n in self._pool(pool) if n != leaving and self._view(pool, n).state == "serving"}
-        missing = [name for name in guard.serving if name not in up]
+        others = (name for name in self._pool(pool) if name != leaving and self._serves(pool, name))
+        missing = [name for name in guard.serving if name == leaving or not self._serves(pool, name)]
         if missing:
             raise GuardRefused(f"{', '.join(missing)} does not serve in {pool}: {leaving} stays")
-        if len(up) < guard.min_healthy:
-            raise GuardRefused(f"{len(up)} others serve in {pool}, {guard.min_healthy} are wanted: {leaving} stays")
+        up = sum(1 for _ in islice(others, guard.min_healthy))  # no more are looked at than are wanted
+        if up < guard.min_healthy:
+            raise GuardRefused(f"{up} others serve in {pool}, {guard.min_healthy} are wanted: {leaving} stays")
+
+    def _serves(self, pool: str, name: str) -> bool:
+        found = self._pool(pool).get(name)
+        return found is not None and found.state == "serving" and self.cloud.alive(found.address)
 
     def _view(self, pool: str, name: str) -> MemberView:
         found = self._pool(pool).get(name)
         if found is None:
             return MemberView(name=name, address="", port=0, state="absent")
-        alive = self._alive(found.address)
+        alive = self.cloud.alive(found.address)
         if found.state == "serving" and not alive:
             return replace(found, state="down", detail="no answer to its check")
         idle = found.state == "draining" and not found.sessions
         return replace(found, actionable=(found.state == "joining" and alive) or idle)
-
-    def _alive(self, address: str) -> bool:
-        views = (self.cloud.now(thing) for thing in self.cloud.things.values())
-        return any(isinstance(v, Server) and v.address == address and v.state == "running" for v in views)
 
     def _pool(self, pool: str) -> dict[str, MemberView]:
         found: dict[str, MemberView] | None = self.cloud.pools.get(pool)
