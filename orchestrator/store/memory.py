@@ -33,6 +33,7 @@ from orchestrator.store.shapes import (
     check_agenda,
     check_creation,
     check_cursor,
+    check_goes_on,
     fenced,
     frozen_text,
     handed_on,
@@ -295,6 +296,7 @@ class MemoryStore:
     def intent(
         self, claim: Claim, to: Upgrade, *, entry: Entry, ledger: Sequence[LedgerItem], undo: bool, finishing: bool
     ) -> Claim | RefusedIntent:
+        check_goes_on(to)
         doc = codec.UPGRADE.dump(to)
         with self._lock:
             record = self._held(claim)

@@ -55,6 +55,7 @@ from orchestrator.store.shapes import (
     check_agenda,
     check_creation,
     check_cursor,
+    check_goes_on,
     fenced,
     frozen_text,
     handed_on,
@@ -366,6 +367,7 @@ class RedisStore:
     def intent(
         self, claim: Claim, to: Upgrade, *, entry: Entry, ledger: Sequence[LedgerItem], undo: bool, finishing: bool
     ) -> Claim | RefusedIntent:
+        check_goes_on(to)
         said, *values = _texts(
             self._change(
                 "intent",

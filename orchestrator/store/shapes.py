@@ -51,6 +51,12 @@ def check_agenda(to: Upgrade, due: float | None) -> float | None:
     return due
 
 
+def check_goes_on(to: Upgrade) -> None:
+    """An effect follows an intent: ValueError for a record at rest, where nobody would find a crash between them."""
+    if at_rest(to):
+        raise ValueError(f"{to.server} is {to.state} at {to.step}: nothing can be intended there")
+
+
 def check_creation(rollout: Rollout, upgrades: Sequence[Upgrade]) -> None:
     if not _ID.match(rollout.id):
         raise BadInput(f"{rollout.id!r} is no id of a rollout: letters, digits, dot, dash and underscore")

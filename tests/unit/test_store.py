@@ -735,6 +735,8 @@ def test_what_is_not_at_rest_cannot_be_left_out_of_every_agenda(site: Site) -> N
         site.store.commit(claim, claim.row.upgrade, entry=DID, due=None)
     with pytest.raises(ValueError, match="due time"):
         site.store.turn(before, before.upgrade, entry=DID, due=None)
+    with pytest.raises(ValueError, match="intended"):
+        site.store.intent(claim, before.upgrade.after(Held(why="?")), entry=DID, ledger=[], undo=True, finishing=False)
     assert site.row() == before
 
 
@@ -1405,6 +1407,7 @@ class Pair:
                 prefix = pick.choice(("w1", "w1:", "w", "x"))
                 self.both(lambda s: s.release_owner(prefix))
         self.compare()
+        agendas(self.stores[1])
 
     def act(self, claims: tuple[Claim, Claim], due: float) -> None:
         pick, now = self.random, self.clock.now
@@ -1508,10 +1511,9 @@ class Pair:
                     last = codec.UPGRADE.of(records[-1])
                     assert replace(last, seen=None, wait=None) == replace(row.upgrade, seen=None, wait=None)
             assert store.tally("r1").by_state == counted
-        agendas(self.stores[1], self.clock)
 
 
-def agendas(store: Store, clock: Clock) -> None:
+def agendas(store: Store) -> None:
     """Each upgrade is in exactly one agenda, or at rest and in none."""
     assert isinstance(store, RedisStore)
     found: list[str] = [m.decode() for m in store._redis.zrange(store._key("due"), 0, -1)]
