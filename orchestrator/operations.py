@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.domain import rollout as decisions
@@ -408,15 +408,26 @@ def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, 
         row, changed = _turn(store, row, _released, entry)
         return row.upgrade, changed
 
-    def reopen() -> None:
-        upgrades = [row.upgrade for row in store.rows(id)]
-        _ask(store, id, lambda r: decisions.reopened(r, upgrades, server), "reopened", actor, f"retry of {server}")
+    upgrades = [each.upgrade for each in store.rows(id)]
 
-    # Before, so that nobody closes the rollout meanwhile; after, since it may have moved past the server's wave.
-    reopen()
+    def to(r: Rollout) -> Rollout:
+        return _reopened(r, upgrades, server)
+
+    to(find(store, id))  # refused before anything is changed
     row, changed = _turn(store, row, _released, entry)
-    reopen()
+    # Always a new version: whoever decided before the server was pending again must not end its wave.
+    _ask(store, id, to, "reopened", actor, f"retry of {server}", always=True)
     return row.upgrade, changed
+
+
+def _reopened(rollout: Rollout, upgrades: Sequence[Upgrade], server: str) -> Rollout:
+    """A wave that already bakes has work again."""
+    moved = decisions.reopened(rollout, upgrades, server)
+    if moved.state == "baking":
+        return replace(moved, state="running", bake_until=None)
+    if moved.state == "paused" and moved.resume_to == "baking":
+        return replace(moved, resume_to="running", bake_until=None)
+    return moved
 
 
 def _released(u: Upgrade, now: float) -> Upgrade:
@@ -456,12 +467,22 @@ def _flying(store: Store) -> int:
 # -- compare and set ---------------------------------------------------------------------------------------------------
 
 
-def _ask(store: Store, id: str, to: Callable[[Rollout], Rollout], event: str, actor: str, why: str) -> Answer:
+def _ask(
+    store: Store,
+    id: str,
+    to: Callable[[Rollout], Rollout],
+    event: str,
+    actor: str,
+    why: str,
+    *,
+    always: bool = False,
+) -> Answer:
+    """`always`: stored as a new version even where nothing of it changes."""
     for _ in range(TRIES):
         was = find(store, id)
         flying = tuple(row.upgrade for row in store.rows(id) if decisions.in_flight(row.upgrade))
         now = to(was)
-        if now == was:
+        if now == was and not always:
             return Answer(rollout=was, changed=False, in_flight=flying)
         stored = store.change(was, now, entry=Entry(event=event, actor=actor, detail={"why": why} if why else {}))
         if stored is not None:

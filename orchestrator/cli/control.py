@@ -49,7 +49,8 @@ def resume(id: Id, form: Output = Format.text) -> int:
         answer,
         "resume",
         form,
-        f"Rollout {id} is {answer.rollout.state} again. {len(answer.in_flight)} servers under way go on at once.",
+        f"Rollout {id} is {answer.rollout.state} again. "
+        + (f"At once go on {_flying(answer)}." if answer.in_flight else "No server was under way."),
         traffic="every server serves; each is replaced only after its new one is proven",
         next=f"changeover watch {id}",
     )
@@ -133,7 +134,7 @@ def freeze(
     with session.opened() as s:
         frozen = operations.freeze(s.store, actor=session.actor(), reason=reason)
     told = (
-        f"Frozen: {frozen.why}. {frozen.in_flight} servers under way finish what they have in hand; no step begins."
+        f"Frozen: {frozen.why}. No step begins; {_under_way(frozen)}, and what a worker has in hand finishes."
         if frozen.changed
         else f"It was frozen already: {frozen.why}."
     )
@@ -147,7 +148,7 @@ def unfreeze(form: Output = Format.text) -> int:
     with session.opened() as s:
         frozen = operations.unfreeze(s.store, actor=session.actor())
     told = (
-        f"No longer frozen. {frozen.in_flight} servers under way go on within seconds."
+        f"No longer frozen; {_under_way(frozen)}, and what waited goes on within seconds."
         if frozen.changed
         else "It was not frozen."
     )
@@ -219,6 +220,10 @@ def _tell(answer: Answer, verb: str, form: Format, told: str, *, traffic: str, n
     output.say(f"Traffic: {traffic}")
     output.say(f"Next: {next}")
     return 0
+
+
+def _under_way(frozen: Frozen) -> str:
+    return "1 server is under way" if frozen.in_flight == 1 else f"{frozen.in_flight} servers are under way"
 
 
 def _tell_frozen(frozen: Frozen, form: Format, told: str, next: str) -> int:

@@ -254,7 +254,7 @@ def _line(entry: AuditEntry, before: float | None, times: int) -> Text:
     line.append(clean(words.happened(entry)), style=_STYLES.get(entry.event, ""))
     if times > 1:
         line.append(f"  ({times} times)", style="bright_black")
-    if entry.event in ("TurnedBack", "Released", "Shifted"):
+    if entry.event in ("TurnedBack", "Released", "Shifted") and entry.actor not in words.happened(entry):
         line.append(f"  by {clean(entry.actor)}", style="bright_black")
     return line
 
@@ -287,7 +287,7 @@ def evidence(detail: Mapping[str, Any]) -> list[Text]:
         elif key == "differences" and isinstance(value, Sequence):
             lines += [_difference(str(line)) for line in value]
         else:
-            lines.append(Text.assemble((f"{clean(key)}: ", "bright_black"), clean(_flat(value))))
+            lines.append(Text.assemble((f"{clean(key)}: ", "bright_black"), clean(_known(key, value))))
     return lines
 
 
@@ -322,6 +322,18 @@ def _member(view: Mapping[str, Any]) -> Text:
 def _difference(line: str) -> Text:
     style = {"+": "green", "-": "red", "@": "bright_black"}.get(line[:1], "")
     return text(f"  {line}", style)
+
+
+def _known(key: str, value: Any) -> str:
+    """Moments and sizes as a person reads them."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if key in ("at", "since", "retain_until"):
+            return words.moment(value)
+        if key in ("memory", "disk"):
+            from orchestrator.domain.plan import human
+
+            return human(int(value))
+    return _flat(value)
 
 
 def _flat(value: Any) -> str:

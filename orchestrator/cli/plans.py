@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -178,5 +177,5 @@ def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> i
     output.console().print(pictures.checks(found))
     if ill:
         output.say(f"{len(ill)} of {len(found)} checks failed. Traffic: unchanged; nothing was created")
-        output.say(f"Next: {ill[0].fix or f'changeover doctor {os.fspath(file)}'}")
+        output.say(f"Next: {ill[0].fix or 'mend it'}; then changeover doctor {file}")
     return code

@@ -89,6 +89,12 @@ def event(entry: AuditEntry) -> dict[str, Any]:
     }
 
 
+def _bytes(written: object) -> object:
+    """A size as a number; the canonical fleet writes it with its unit."""
+    text = str(written)
+    return int(text[:-1]) if text.endswith("B") and text[:-1].isdigit() else written
+
+
 def plan(p: Plan) -> dict[str, Any]:
     size = p.fleet["target"]["size"]
     return {
@@ -97,7 +103,7 @@ def plan(p: Plan) -> dict[str, Any]:
         "fleet": p.fleet["fleet"],
         "created_at": p.created_at,
         "waves": [list(wave) for wave in p.waves],
-        "target": size,
+        "target": {name: _bytes(value) for name, value in size.items()},
         "servers": [asdict(server) for server in p.survey.servers],
         "pools": [asdict(pool) for pool in p.survey.pools],
         "blockers": list(p.blockers),

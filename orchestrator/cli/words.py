@@ -77,7 +77,7 @@ def happened(entry: AuditEntry) -> str:
         case "UndoBegan":
             return f"undo of {step} begins"
         case "Waits":
-            return f"{step}: {why}"
+            return why if why.startswith(step.replace("_", " ")) else f"{step}: {why}"
         case "Finished":
             return f"{step} done"
         case "Undone":

@@ -382,6 +382,22 @@ def test_a_failed_server_starts_anew_and_its_rollout_runs_on(store: MemoryStore,
     assert row(store, id, "web-1").upgrade.state == "pending"
 
 
+@pytest.mark.parametrize("state", ["running", "baking", "paused"])
+def test_a_retry_keeps_others_from_ending_the_wave_without_it(store: MemoryStore, id: str, state: Any) -> None:
+    failed = row(store, id, "web-1").upgrade.after(Admitted(at=1.0)).after(TurnedBack(why="bad", at=2.0, asked=False))
+    put(store, id, "web-1", failed)
+    was = operations.find(store, id)
+    resume_to: Any = "baking" if state == "paused" else None
+    seen = store.change(was, replace(was, state=state, bake_until=9.0, resume_to=resume_to), entry=ENTRY)
+    assert seen is not None
+    answer = operations.retry(store, id, ["web-1"], actor="ann")
+    assert answer.rollout.state == ("paused" if state == "paused" else "running")
+    assert answer.rollout.resume_to in (None, "running")
+    assert row(store, id, "web-1").upgrade.state == "pending"
+    late = replace(seen, state="failed")
+    assert store.change(seen, late, entry=ENTRY) is None, "a decision made before the retry is void"
+
+
 def test_a_retry_that_comes_after_the_rollout_closed_changes_nothing(store: MemoryStore, id: str) -> None:
     failed = row(store, id, "web-1").upgrade.after(Admitted(at=1.0)).after(TurnedBack(why="bad", at=2.0, asked=False))
     put(store, id, "web-1", failed)
