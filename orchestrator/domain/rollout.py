@@ -93,7 +93,7 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
         case "baking":
             if rollout.bake_until is not None and now < rollout.bake_until:
                 return []
-            return [_next_wave(rollout, upgrades, now)]
+            return _next_wave(rollout, upgrades, now)
         case "aborting":
             return _abort(rollout, upgrades, now)
         case "rolling_back":
@@ -123,7 +123,7 @@ def _run(rollout: Rollout, upgrades: Sequence[Upgrade], failed: int, now: float)
         return []
     if rollout.bake > 0:
         return [Become(rollout=replace(rollout, state="baking", bake_until=now + rollout.bake), event="baking")]
-    return [_next_wave(rollout, upgrades, now)]
+    return _next_wave(rollout, upgrades, now)
 
 
 def admissible(pending: Sequence[Upgrade], flying: Sequence[Upgrade], limit: int) -> list[Upgrade]:
@@ -137,16 +137,18 @@ def in_flight(u: Upgrade) -> bool:
     return u.state in ("running", "waiting", "held")
 
 
-def _next_wave(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> Become:
+def _next_wave(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> list[Decision]:
     moved = replace(rollout, state="running", bake_until=None)
     if rollout.wave + 1 < len(rollout.waves):
-        return Become(rollout=replace(moved, wave=rollout.wave + 1), event="next wave")
+        return [Become(rollout=replace(moved, wave=rollout.wave + 1), event="next wave")]
+    if any(in_flight(u) for u in upgrades):
+        return []  # of an earlier wave, and on its way back
     aside = [u for u in upgrades if u.state != "upgraded"]
     if not aside:
-        return Become(rollout=replace(moved, state="succeeded", ended_at=now, why=""), event="succeeded")
+        return [Become(rollout=replace(moved, state="succeeded", ended_at=now, why=""), event="succeeded")]
     done = len(upgrades) - len(aside)
     why = f"{done} of {len(upgrades)} servers upgraded; {_names(aside)} set aside, their old servers serve"
-    return Become(rollout=replace(moved, state="failed", ended_at=now, why=why), event="failed")
+    return [Become(rollout=replace(moved, state="failed", ended_at=now, why=why), event="failed")]
 
 
 def _names(upgrades: Sequence[Upgrade]) -> str:

@@ -295,8 +295,8 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
     match event:
         case Admitted(at=at) if u.state == "pending":
             return replace(u, state="running", admitted_at=at, why="")
-        case Began(intent=intent, deadline=deadline) if (active and intent.step == u.step and u.intent is None) or (
-            retiring and intent.step == RETIRE and u.intent is None
+        case Began(intent=intent, deadline=deadline) if (
+            (active or retiring) and u.direction == "forward" and intent.step == u.step and u.intent is None
         ):
             state: State = u.state if retiring else "running"
             return replace(

@@ -1,0 +1,291 @@
+"""What can happen to an upgrade: every state has an answer to every event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from orchestrator.domain.steps import RETIRE, STEPS
+from orchestrator.domain.upgrade import (
+    Admitted,
+    AttemptEnded,
+    Began,
+    Event,
+    Finished,
+    Held,
+    Intent,
+    Looked,
+    Observe,
+    Released,
+    Seen,
+    Shifted,
+    Stumbled,
+    TurnedBack,
+    UndoBegan,
+    Undone,
+    Upgrade,
+    Waiting,
+    Waits,
+)
+from orchestrator.errors import IllegalTransition, PointOfNoReturn
+from orchestrator.store import codec
+
+AT = 1000.0
+WAIT = Waiting(reason="is starting", at=AT + 5, observe=Observe(kind="server", lane="l", ids=("i",)))
+TIME = Waiting(reason="soaking", at=AT + 5)
+
+
+def intent(step: str, attempt: int = 0) -> Intent:
+    return Intent(step=step, attempt=attempt, rung=0, token=f"{step}{attempt}", name=f"co-{step}", at=AT)
+
+
+def event(kind: str, u: Upgrade) -> Event:
+    """One of that kind, as it would come to this record."""
+    made: dict[str, Callable[[], Event]] = {
+        "Admitted": lambda: Admitted(at=AT),
+        "Began": lambda: Began(intent=intent(u.step, u.attempt(u.step)), deadline=AT + 60),
+        "UndoBegan": lambda: UndoBegan(deadline=AT + 60),
+        "Waits": lambda: Waits(wait=WAIT, notes={"n": 1}),
+        "Looked": lambda: Looked(seen=Seen(kind="server", at=AT, answers={}), again=AT + 9),
+        "Finished": lambda: Finished(result={"ok": 1}, at=AT, retain_until=AT + 100),
+        "Stumbled": lambda: Stumbled(why="no answer", at=AT + 1),
+        "AttemptEnded": lambda: AttemptEnded(why="no", at=AT + 1),
+        "TurnedBack": lambda: TurnedBack(why="bad", at=AT, asked=False),
+        "Undone": lambda: Undone(at=AT),
+        "Held": lambda: Held(why="ask"),
+        "Released": lambda: Released(at=AT),
+        "Shifted": lambda: Shifted(seconds=7.0),
+    }
+    return made[kind]()
+
+
+def told(*kinds: str, u: Upgrade | None = None) -> Upgrade:
+    u = u or Upgrade(rollout="r", server="s", wave=0)
+    for kind in kinds:
+        u = u.after(event(kind, u))
+    return u
+
+
+FORWARD = ("Began", "Finished")
+RECORDS = {
+    "pending": told(),
+    "admitted": told("Admitted"),
+    "begun": told("Admitted", "Began"),
+    "waiting": told("Admitted", "Began", "Waits"),
+    "held": told("Admitted", "Began", "Held"),
+    "undoing": told("Admitted", "Began", "TurnedBack"),
+    "undo begun": told("Admitted", "Began", "TurnedBack", "UndoBegan"),
+    "upgraded": told("Admitted", *FORWARD * 6),
+    "retiring": told("Admitted", *FORWARD * 6, "Began"),
+    "old gone": told("Admitted", *FORWARD * 7),
+    "failed": told("Admitted", "Began", "TurnedBack", "Undone"),
+    "rolled back": replace(told("Admitted", "Began", "TurnedBack", "Undone"), state="rolled_back"),
+}
+ANY_TURN = {"Waits", "Stumbled", "TurnedBack"}
+APPLY = {
+    "pending": {"Admitted", "TurnedBack", "Shifted"},
+    "admitted": {"Began", "Held", "Shifted", *ANY_TURN},
+    "begun": {"Finished", "AttemptEnded", "Held", "Shifted", *ANY_TURN},
+    "waiting": {"Looked", "Finished", "AttemptEnded", "Held", "Shifted", *ANY_TURN},
+    "held": {"TurnedBack", "Released", "Shifted"},
+    "undoing": {"UndoBegan", "Undone", "Held", "Shifted", *ANY_TURN},
+    "undo begun": {"Undone", "Held", "Shifted", *ANY_TURN},
+    "upgraded": {"Began", *ANY_TURN},
+    "retiring": {"Finished", "Waits", "Stumbled"},
+    "old gone": set[str](),
+    "failed": {"TurnedBack", "Released"},
+    "rolled back": {"TurnedBack", "Released"},
+}
+KINDS = [kind.__name__ for kind in Event.__args__]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", RECORDS)
+def test_every_state_answers_every_event(name: str, kind: str) -> None:
+    u = RECORDS[name]
+    if kind in APPLY[name]:
+        assert isinstance(u.after(event(kind, u)), Upgrade)
+    elif kind == "TurnedBack":
+        with pytest.raises(PointOfNoReturn, match="terminated"):
+            u.after(event(kind, u))
+    else:
+        with pytest.raises(IllegalTransition, match=f"{kind} does not apply") as refused:
+            u.after(event(kind, u))
+        assert refused.value.traffic and refused.value.next == "changeover explain s"
+
+
+def test_a_record_cannot_be_changed_in_place() -> None:
+    with pytest.raises(FrozenInstanceError):
+        RECORDS["pending"].state = "running"  # type: ignore[misc] # that it is refused is the point
+
+
+def test_the_way_forward_is_the_steps_in_order() -> None:
+    u, seen = told("Admitted"), []
+    while u.state != "upgraded":
+        seen.append(u.step)
+        u = told("Began", "Finished", u=u)
+    assert tuple(seen) == STEPS
+    assert (u.step, u.remaining, u.retain_until) == (RETIRE, (RETIRE,), AT + 100)
+    u = told("Began", "Finished", u=u)
+    assert u.settled and not u.remaining
+
+
+@pytest.mark.parametrize("done", range(1, 7))
+def test_the_way_back_is_every_begun_step_in_reverse(done: int) -> None:
+    u, seen = told("TurnedBack", u=told("Admitted", *FORWARD * (done - 1), "Began")), []
+    while not u.terminal:
+        seen.append(u.step)
+        u = told("UndoBegan", "Undone", u=u)
+    assert tuple(seen) == tuple(reversed(STEPS[:done]))
+    assert u.state == ("rolled_back" if done > STEPS.index("swap") else "failed")
+
+
+def test_what_has_begun_nothing_ends_at_once() -> None:
+    assert told("Admitted", "TurnedBack").state == "failed"
+    assert told().after(TurnedBack(why="asked", at=AT, asked=True)).state == "rolled_back"
+
+
+def test_turning_back_twice_is_once() -> None:
+    u = RECORDS["undo begun"]
+    assert u.after(TurnedBack(why="again", at=AT, asked=True)) == u
+    assert RECORDS["failed"].after(TurnedBack(why="again", at=AT, asked=True)) == RECORDS["failed"]
+
+
+def test_a_definite_refusal_begins_anew_with_another_attempt() -> None:
+    u = told("Waits", "AttemptEnded", u=RECORDS["begun"])
+    assert (u.state, u.intent, u.attempt(STEPS[0]), u.notes, u.deadline) == ("waiting", None, 1, {}, None)
+    assert u.wait is not None and u.wait.at == AT + 1
+    again = told("Began", u=u)
+    assert [i.attempt for i in again.begun] == [0, 1]
+
+
+def test_a_retry_of_what_failed_uses_no_old_token() -> None:
+    u = told("Released", u=RECORDS["failed"])
+    assert (u.state, u.begun, u.attempts, u.direction) == ("pending", (), {STEPS[0]: 1}, "forward")
+
+
+def test_a_released_one_goes_on_where_it_was_without_its_old_deadline() -> None:
+    for name in ("begun", "undo begun"):
+        u = told("Held", "Released", u=RECORDS[name])
+        assert (u.state, u.step, u.direction) == ("waiting", RECORDS[name].step, RECORDS[name].direction)
+        assert u.deadline is None and u.begun == RECORDS[name].begun
+
+
+def test_a_held_undo_that_is_asked_for_again_has_a_new_deadline() -> None:
+    u = told("Held", "TurnedBack", u=RECORDS["undo begun"])
+    assert (u.state, u.direction, u.deadline) == ("waiting", "undo", None)
+
+
+def test_a_pause_moves_the_deadline_and_lets_begin_what_it_had_refused() -> None:
+    assert RECORDS["begun"].after(Shifted(seconds=7)).deadline == AT + 67
+    refused = RECORDS["admitted"].after(Stumbled(why="not begun: paused", at=AT + 600, counts=False))
+    assert refused.after(Shifted(seconds=7)).wait is None
+    soaking = RECORDS["begun"].after(Waits(wait=TIME))
+    assert soaking.after(Shifted(seconds=7)).wait == TIME, "a soak is not cut short by a pause"
+
+
+def test_looking_says_nothing_but_what_was_seen() -> None:
+    was = RECORDS["waiting"]
+    now = told("Looked", u=was)
+    assert now.wait is not None and now.seen is not None
+    assert replace(now, seen=None, wait=was.wait) == was
+
+
+def test_words_say_where_users_are_served() -> None:
+    assert RECORDS["begun"].traffic == "s serves"
+    swapping = told("Admitted", *FORWARD * 4, "Began")
+    assert "joins" in swapping.traffic
+    assert "is leaving" in told("Finished", "Began", u=swapping).traffic
+    assert "put back" in told("TurnedBack", u=swapping).traffic
+    assert "kept stopped" in RECORDS["upgraded"].traffic
+    assert RECORDS["failed"].traffic == "s serves"
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Whatever comes, in whatever order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u = Upgrade(rollout="r", server="s", wave=0)
+
+    @rule(kind=st.sampled_from(KINDS))
+    def something_happens(self, kind: str) -> None:
+        self.happens(event(kind, self.u))
+
+    @rule()
+    def what_was_hoped_for_happens(self) -> None:
+        u = self.u
+        if u.state == "pending":
+            self.happens(Admitted(at=AT))
+        elif u.direction == "undo":
+            self.happens(Undone(at=AT))
+        else:
+            self.happens(event("Began" if u.intent is None else "Finished", u))
+
+    @rule(step=st.sampled_from((*STEPS, RETIRE)))
+    def another_step_is_begun(self, step: str) -> None:
+        self.happens(Began(intent=intent(step, self.u.attempt(step)), deadline=None))
+
+    @rule(asked=st.booleans(), why=st.text(max_size=5))
+    def it_is_turned_back(self, asked: bool, why: str) -> None:
+        self.happens(TurnedBack(why=why, at=AT, asked=asked))
+
+    def happens(self, event: Event) -> None:
+        was = self.u
+        try:
+            now = was.after(event)
+        except PointOfNoReturn:
+            assert was.beyond_return and isinstance(event, TurnedBack)
+            return
+        except IllegalTransition:
+            return
+        self.u = now
+        anew = isinstance(event, Released) and was.state in ("failed", "rolled_back")
+        if not anew:
+            assert now.begun[: len(was.begun)] == was.begun, "what was begun is never forgotten"
+        if len(now.begun) > len(was.begun):
+            assert isinstance(event, Began) and was.direction == "forward" and event.intent.step == was.step
+        if was.terminal and now.state != was.state:
+            assert isinstance(event, Released | TurnedBack)
+        if was.direction == "undo" and now.direction == "forward":
+            assert anew
+        if was.beyond_return:
+            assert now.state == "upgraded" and now.beyond_return
+        if was.state == "held" and now.state != "held":
+            assert isinstance(event, Released | TurnedBack)
+        assert len(now.results) >= len(was.results) or anew
+        assert all(now.attempt(step) >= was.attempt(step) for step in (*STEPS, RETIRE)), "no token is used again"
+
+    @invariant()
+    def it_makes_sense(self) -> None:
+        u = self.u
+        if u.state in ("running", "waiting", "held"):
+            assert u.remaining and u.remaining[0] == u.step
+        if u.state == "upgraded":
+            assert u.step == RETIRE and bool(u.remaining) != u.old_gone
+        if u.settled:
+            assert u.terminal and u.wait is None
+        if u.intent is not None:
+            assert u.intent == u.begun[-1] and u.intent.step == u.step and u.direction == "forward"
+        if u.old_gone:
+            assert u.beyond_return
+        if u.direction == "undo":
+            assert not u.beyond_return
+        assert len({i.token for i in u.begun}) == len(u.begun), "each intent has its own token"
+        assert u.traffic
+        assert codec.UPGRADE.load(codec.UPGRADE.dump(u), key="s") == u
+
+
+AnyHistory.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=50,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+test_whatever_happens_the_record_makes_sense = AnyHistory.TestCase
