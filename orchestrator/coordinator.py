@@ -88,7 +88,8 @@ class Coordinator:
             return
         view.rows = {row.upgrade.server: row for row in self.store.rows(rollout.id)}
         view.read_at, view.cost = self.monotonic(), self.monotonic() - clock
-        upgrades = [row.upgrade for row in view.rows.values()]
+        # In the order of the fleet file: who stands first there goes first.
+        upgrades = [view.rows[name].upgrade for wave in rollout.waves for name in wave if name in view.rows]
         decisions = decide(rollout, upgrades, failed_before_swap=tally.failed_before_swap, now=now)
         for decision in decisions:
             self._act(rollout, view, decision, now)

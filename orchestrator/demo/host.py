@@ -22,6 +22,7 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
         self._http = httpx2.Client(
             transport=httpx2.HTTPTransport(uds=str(folder / "host.sock")), base_url="http://host", timeout=30.0
         )
@@ -30,13 +31,13 @@ class Host:
         """It runs, in a session of its own."""
         reading, writing = os.pipe()
         argv = [sys.executable, "-m", "providers.local_host", "--state", str(self.folder), "--ready-fd", str(writing)]
-        process = subprocess.Popen(  # noqa: S603 - our own program
+        self._process = subprocess.Popen(  # noqa: S603 - our own program
             argv, pass_fds=(writing,), start_new_session=True, stdin=subprocess.DEVNULL, cwd="/"
         )
         os.close(writing)
         with os.fdopen(reading, "rb") as ready:
             if ready.read() != b"ready\n":
-                raise ChangeoverError(f"the local host did not start (exit code {process.wait()})")
+                raise ChangeoverError(f"the local host did not start (exit code {self._process.wait()})")
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         answer = self._http.request(method, path, json=body)
@@ -62,6 +63,11 @@ class Host:
     def balance(self, *, config: Path, runtime: Path) -> None:
         """HAProxy runs from that file."""
         self.ask("PUT", "/haproxy/demo", {"config": str(config), "runtime": str(runtime)})
+
+    def reap(self) -> None:
+        """After its end: it was our child, and nobody else waits for it."""
+        if self._process is not None:
+            self._process.wait(30)
 
     def end(self, *, seconds: float = 30.0) -> None:
         """Its servers, its HAProxy and itself have ended; one that does not run has."""

@@ -37,6 +37,7 @@ defaults
   option redispatch 1
   retries 0
   timeout connect 2s
+  timeout check 5s
   timeout client 60s
   timeout server 60s
   timeout queue 5s
@@ -50,11 +51,12 @@ class Scene:
 
     short: Path
     out: Path
+    pools: Mapping[str, int] = field(default_factory=lambda: POOLS)
+    rate: int = RATE
     host: Host = field(init=False)
     names: list[str] = field(default_factory=list)
     ids: dict[str, str] = field(default_factory=dict)
     fronts: dict[str, int] = field(default_factory=dict)
-    bad: str = ""
     database: str = ""
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _load: subprocess.Popen[bytes] | None = None
@@ -76,7 +78,7 @@ class Scene:
         self.host.start()
         self.database = f"127.0.0.1:{self._start_database()}"
         lines: dict[str, list[str]] = {}
-        for pool, count in POOLS.items():
+        for pool, count in self.pools.items():
             for number in range(1, count + 1):
                 name = f"{pool}-{number:03d}"
                 server = self._create(name)
@@ -85,7 +87,6 @@ class Scene:
                 lines.setdefault(pool, []).append(
                     f"  server {name} {server['address']}:{PORT} check inter 200ms fastinter 100ms rise 2 fall 2"
                 )
-        self.bad = "web-006"
         for server in self.host.servers():
             self._wait_for(str(server["address"]), PORT)
         self._balance(lines)
@@ -120,10 +121,10 @@ class Scene:
         runtime = self.short / "haproxy"
         runtime.mkdir()
         text = HAPROXY.format(socket=self.haproxy_socket)
-        for pool in POOLS:
+        for pool in self.pools:
             self.fronts[pool] = _free_port()
             text += f"frontend {pool}\n  bind 127.0.0.1:{self.fronts[pool]}\n  default_backend {pool}\n"
-        for pool in POOLS:
+        for pool in self.pools:
             check = "  option httpchk\n  http-check send meth GET uri /health ver HTTP/1.1 hdr Host shop.test\n"
             text += f"backend {pool}\n  balance roundrobin\n{check}" + "\n".join(lines[pool]) + "\n"
         self.haproxy_config.write_text(text)
@@ -159,11 +160,14 @@ class Scene:
         servers = "\n".join(
             f"  - {{name: {name}, id: {self.ids[name]}, pools: [{name.split('-')[0]}]}}" for name in self.names
         )
+        pools = "\n".join(
+            f"    {pool}: {{port: {PORT}, min_healthy: {max(1, count - 2)}}}" for pool, count in self.pools.items()
+        )
         text = FLEET.format(
             servers=servers,
+            pools=pools,
             memory=BIG[0],
             disk=BIG[1],
-            port=PORT,
             host=self.host.folder,
             socket=self.haproxy_socket,
             config=self.haproxy_config,
@@ -176,7 +180,7 @@ class Scene:
 
     def send_users(self) -> None:
         """Open-loop traffic on both pools, from now until `dismiss_users`."""
-        argv = [*_python("load"), "--rate", str(RATE), "--out", str(self.out), "--site-host", "shop.test"]
+        argv = [*_python("load"), "--rate", str(self.rate), "--out", str(self.out), "--site-host", "shop.test"]
         for port in self.fronts.values():
             argv += ["--target", f"127.0.0.1:{port}"]
         self._load = self._spawn(argv, log="load")
@@ -232,10 +236,11 @@ class Scene:
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             self._guard.wait(60)
+            self.host.reap()
 
 
 FLEET = """\
-# The shop of `changeover demo`: twelve servers in two pools, to be replaced by servers of twice the size.
+# The shop of `changeover demo`, to be replaced, server by server, by servers of twice the size.
 version: 1
 fleet: shop
 provider:
@@ -249,8 +254,7 @@ traffic:
   provider: haproxy
   settings: {{socket: {socket}, config: {config}}}
   pools:
-    web: {{port: {port}, min_healthy: 6}}
-    api: {{port: {port}, min_healthy: 2}}
+{pools}
 checks:
   guest:
     disk_free: 16MiB

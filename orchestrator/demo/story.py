@@ -31,6 +31,7 @@ BEFORE, AFTER = 6.0, 5.0  # seconds of traffic before and after
 READY = 90.0  # seconds for workers and Flower to start, on a busy machine
 PATIENCE = 150.0  # seconds for the rollout, on a slow machine
 WORKERS = 2
+BAD = "web-006"  # whose new server will not be healthy
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Story:
         try:
             self.screen.say("building a shop: 12 servers in two pools behind one HAProxy, and a separate database")
             scene.build()
-            scene.spoil(scene.bad)
+            scene.spoil(BAD)
             settings = Settings(
                 redis_url="", broker_url="", result_url="", state_dir=self.results / "state", lease=10.0
             )
@@ -145,7 +146,7 @@ class Story:
         wrong = [
             f"{u.server} is {u.state}: {u.cause or u.why}"
             for u in view.upgrades
-            if u.state != ("failed" if u.server == scene.bad else "upgraded")
+            if u.state != ("failed" if u.server == BAD else "upgraded")
         ]
         servers = scene.host.servers()
         made = [s for s in servers if s["tags"].get("changeover:managed") == "1"]

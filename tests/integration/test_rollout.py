@@ -1,0 +1,132 @@
+"""A whole rollout, nothing faked: real servers, HAProxy, Valkey, Celery workers and users; and workers are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator import operations
+from orchestrator.demo.scene import Scene
+from orchestrator.fleet_file import load
+from orchestrator.messaging import make_app
+from orchestrator.settings import Settings
+from orchestrator.store.redis import RedisStore
+from orchestrator.supervisor import Supervisor, start
+
+PATIENCE = 150.0
+
+
+class Whole:
+    """A shop and its control plane."""
+
+    def __init__(self, scene: Scene, supervisor: Supervisor) -> None:
+        self.scene, self.supervisor = scene, supervisor
+        settings = supervisor.settings
+        self.store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=4)
+        self.ask = operations.celery_asker(make_app(settings))
+        self.waiter = operations.Waiter(sleep=supervisor.step)
+        self.id = ""
+
+    def apply(self) -> None:
+        fleet = load(self.scene.fleet_file())
+        self.id = operations.apply(self.store, self.ask, fleet, agreed=None, actor="test", waiter=self.waiter).id
+
+    def until_ended(self, each: object = None) -> operations.View:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            self.supervisor.step(0.05)
+            view = operations.view(self.store, self.id)
+            if callable(each):
+                each(view)
+            if view.rollout.ended:
+                return view
+        raise AssertionError(f"not ended: {[(u.server, u.state, u.step, u.why) for u in view.upgrades]}")
+
+    def ours(self) -> list[str]:
+        """For which server each thing was made that is still there."""
+        servers = self.scene.host.servers()
+        return sorted(s["tags"]["changeover:server"] for s in servers if s["tags"].get("changeover:managed") == "1")
+
+
+@contextmanager
+def shop(tmp_path: Path, *, servers: int) -> Iterator[Whole]:
+    scene = Scene(short=Path(tempfile.mkdtemp(prefix="co-")), out=tmp_path, pools={"web": servers}, rate=60)
+    supervisor = None
+    try:
+        scene.build()
+        settings = Settings(
+            redis_url="", broker_url="", result_url="", state_dir=tmp_path / "state", lease=5.0, concurrency=4
+        )
+        supervisor = start(settings, workers=2, with_flower=False)
+        supervisor.wait_ready(60)
+        scene.send_users()
+        yield Whole(scene, supervisor)
+    finally:
+        if supervisor is not None:
+            supervisor.stop()
+        scene.clear()
+
+
+@pytest.mark.timeout(300)
+def test_killed_workers_cost_no_server_and_no_request(tmp_path: Path) -> None:
+    with shop(tmp_path, servers=4) as whole:
+        whole.apply()
+        killed: set[tuple[str, str]] = set()
+
+        def kill(view: operations.View) -> None:
+            """One worker for the first server that is seen in each step: the one that has it in hand, if any."""
+            for row in whole.store.rows(whole.id):
+                step = row.upgrade.step
+                if row.owner and (step, "") not in killed and row.upgrade.direction == "forward":
+                    killed.add((step, ""))
+                    whole.supervisor.kill_worker(signal.SIGKILL, name=row.owner.partition("/")[0])
+                    return
+
+        view = whole.until_ended(kill)
+        assert {u.server: u.state for u in view.upgrades} == dict.fromkeys(whole.scene.names, "upgraded")
+        assert whole.ours() == sorted(whole.scene.names)
+        assert len(whole.scene.host.images()) == len(whole.scene.names)
+        seen, held = whole.scene.dismiss_users()
+        assert seen["failed"] == 0, seen["failures"]
+        assert held.stored == seen["orders"]["sent"] and held.repeated == 0
+        assert killed, "a worker was caught at work"
+
+
+@pytest.mark.timeout(300)
+def test_a_rollback_of_everything_leaves_the_fleet_as_it_was(tmp_path: Path) -> None:
+    with shop(tmp_path, servers=3) as whole:
+        before = sorted(server["id"] for server in whole.scene.host.servers())
+        whole.apply()
+        asked: list[str] = []
+
+        def turn_back(view: operations.View) -> None:
+            states = [u.state for u in view.upgrades]
+            if not asked and states.count("upgraded") >= 1 and any(u.step == "swap" for u in view.upgrades):
+                asked.append(operations.rollback(whole.store, whole.id, actor="test").rollout.id)
+
+        view = whole.until_ended(turn_back)
+        assert view.rollout.state == "rolled_back", view.rollout
+        assert {u.state for u in view.upgrades} <= {"rolled_back", "pending"}
+        now = whole.scene.host.servers()
+        assert sorted(server["id"] for server in now) == before
+        assert {server["state"] for server in now} == {"running"}
+        assert not whole.scene.host.images()
+        seen, _ = whole.scene.dismiss_users()
+        assert seen["failed"] == 0, seen["failures"]
+
+
+def test_nothing_of_a_shop_is_left_behind(tmp_path: Path) -> None:
+    with shop(tmp_path, servers=1) as whole:
+        short = whole.scene.short
+        pids = [*whole.supervisor.pids().values(), int((short / "host" / "host.pid").read_text())]
+    assert not short.exists()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
