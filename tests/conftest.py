@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,17 @@ from orchestrator.store import Store
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
 from tests.support.valkey import running_valkey
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything that a test may need is promised to be there, a skipped test is a failed one."""
+    report = yield
+    if report.skipped and os.environ.get("CHANGEOVER_REQUIRE_ALL") and not hasattr(report, "wasxfail"):
+        reason: Any = report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though CHANGEOVER_REQUIRE_ALL is set: {reason[2] if reason else ''}"
+    return report
 
 
 @pytest.fixture(scope="session")
