@@ -24,7 +24,7 @@ MAX_TASKS = 20_000
 SAVE_EVERY_MS = 15_000
 
 # The exception of a task in RETRY is what its step waits for.
-COLUMNS = "name,uuid,state,exception,result,kwargs,received,runtime,worker"
+COLUMNS = "name,uuid,state,exception,received,runtime,worker,result"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,18 +45,10 @@ class StateFolder:
 
     def holder(self) -> int | None:
         """The number of the `up` that holds this folder; 0 while only a part of it still ends; None when free."""
-        try:
-            lock = os.open(self.lock_file, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        if not is_locked(self.lock_file):
             return None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = int(os.read(lock, 20).decode() or 0)
-            return pid if pid and Path(f"/proc/{pid}").exists() else 0
-        finally:
-            os.close(lock)
-        return None
+        pid = int(self.lock_file.read_text() or 0)
+        return pid if pid and Path(f"/proc/{pid}").exists() else 0
 
     def lock(self, *, patience: float = 5.0) -> int:
         """A descriptor that holds the folder for as long as any process has it open. Raises `Conflict`.
@@ -120,6 +112,21 @@ class StateFolder:
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
                 raise Conflict(f"{each} is not a folder that is ours alone", next=f"ls -ld {each}")
         return folder
+
+
+def is_locked(file: Path) -> bool:
+    """Whether some living process holds that lock file; a zombie holds none."""
+    try:
+        lock = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def write_private(path: Path, text: str) -> None:

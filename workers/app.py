@@ -7,6 +7,7 @@ import socket
 import warnings
 
 from celery import signals
+from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 
 from orchestrator import logs
@@ -26,6 +27,8 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     signals.setup_logging.connect(_keep_logging)
     # Celery warns whoever is root of what a pickled message could do; ours are JSON, and nothing else is accepted.
     warnings.simplefilter("ignore", SecurityWarning)
+    # Says at each lost connection that a default will change; orchestrator/messaging.py sets that one by name.
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     settings = Settings()
     app = make_app(settings)
     world = World.open(settings, worker=name)

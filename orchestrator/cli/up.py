@@ -12,20 +12,19 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import session
+from orchestrator.cli.output import say
 from orchestrator.errors import BadInput, ChangeoverError, Unreachable, WaitTimeout
-from orchestrator.settings import Settings
 
-HOST_SOCKET = "host.sock"
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+HOST_SOCKET, HOST_LOCK = "host.sock", "host.lock"
 _READY_WITHIN = 120.0  # seconds; two or three on an idle machine, and a crash loop is noticed long before
-
-
-def say(line: str) -> None:
-    """Talk goes to stderr; stdout is for data."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def up(
@@ -39,7 +38,7 @@ def up(
     """
     from orchestrator.supervisor import Supervisor, start
 
-    settings = Settings()
+    settings = session.settings()
     told: list[int] = []
     supervisor: Supervisor | None = None
 
@@ -75,7 +74,7 @@ def down(
     keep_host: Annotated[bool, typer.Option(help="Leave servers and HAProxy as they are.")] = False,
 ) -> None:
     """End what `up` started here, and the local cloud with its servers and HAProxy."""
-    settings = Settings()
+    settings = session.settings()
     _end_up(settings)
     if not keep_host:
         _end_host(host or host_folder(settings))
@@ -89,13 +88,14 @@ def host(
 
     It has a session of its own and survives this terminal. Ctrl-C here ends it with all its servers.
     """
-    folder = (state or host_folder(Settings())).expanduser().absolute()
+    folder = (state or host_folder(session.settings())).expanduser().absolute()
     process = _start_host(folder)
+    if not detach:  # before a word is said: whoever reads it may answer with Ctrl-C
+        for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(which, lambda *_: process.terminate())
     say(f"host ready: process {process.pid}, {folder}")
     if detach:
         return
-    for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(which, lambda *_: process.terminate())
     code = process.wait()
     say("host ended, and its servers and HAProxy with it")
     raise SystemExit(code)
@@ -136,6 +136,8 @@ def _end_up(settings: Settings) -> None:
 
 
 def _end_host(folder: Path) -> None:
+    from orchestrator.state_folder import is_locked
+
     where = folder / HOST_SOCKET
     if not where.exists():
         say(f"no host runs on {folder}")
@@ -148,7 +150,7 @@ def _end_host(folder: Path) -> None:
     except OSError as error:
         raise Unreachable(f"the host on {folder} does not answer: {error}", next=f"less {folder}/host.log") from None
     deadline = time.monotonic() + 60
-    while where.exists():
+    while is_locked(folder / HOST_LOCK):
         if time.monotonic() > deadline:
             raise WaitTimeout(f"the host on {folder} was told to end and has not", next=f"less {folder}/host.log")
         time.sleep(0.05)
@@ -181,6 +183,9 @@ def _start_host(folder: Path) -> subprocess.Popen[bytes]:
         ready, _, _ = select.select([heard], [], [], _READY_WITHIN)
         if ready and os.read(heard, 16):
             return process
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     finally:
         os.close(heard)
     if not ready:
