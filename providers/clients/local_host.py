@@ -9,11 +9,10 @@ import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from providers import errors
-from providers.compute import Size
 from providers.errors import NotFound, ProviderError, Refused, Transient, Unauthorized
 
 CONNECT_SECONDS, READ_SECONDS = 3.0, 10.0
@@ -44,6 +43,19 @@ def from_settings(settings: Mapping[str, Any]) -> LocalHostClient:
     if not isinstance(host, str | Path):
         raise Refused(f"provider: 'host' must be the path of a local host's folder, not {host!r}")
     return LocalHostClient(host)
+
+
+class Sized(Protocol):
+    """Bytes, and the vendor's own name of the size: what `providers.compute.Size` has."""
+
+    @property
+    def memory(self) -> int: ...
+
+    @property
+    def disk(self) -> int: ...
+
+    @property
+    def type(self) -> str: ...
 
 
 class _Connection(http.client.HTTPConnection):
@@ -131,7 +143,7 @@ class LocalHostClient:
         name: str,
         command: Sequence[str],
         port: int,
-        size: Size,
+        size: Sized,
         files_from: str | Path = "",
         env: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
@@ -189,7 +201,7 @@ class LocalHostClient:
         raise Transient(f"the host at {self.socket} is still ending after {seconds:g} s", ambiguous=False)
 
 
-def size_body(size: Size) -> dict[str, Any]:
+def size_body(size: Sized) -> dict[str, Any]:
     return {"memory": size.memory, "disk": size.disk, "type": size.type}
 
 
