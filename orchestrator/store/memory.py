@@ -209,6 +209,7 @@ class MemoryStore:
     def admit(
         self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
     ) -> bool:
+        check_goes_on(to)
         doc = codec.UPGRADE.dump(to)
         with self._lock:
             record = self._record(rollout, server)

@@ -306,6 +306,7 @@ class RedisStore:
     def admit(
         self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
     ) -> bool:
+        check_goes_on(to)
         return bool(
             self._change(
                 "admit",

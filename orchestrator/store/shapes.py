@@ -52,9 +52,9 @@ def check_agenda(to: Upgrade, due: float | None) -> float | None:
 
 
 def check_goes_on(to: Upgrade) -> None:
-    """An effect follows an intent: ValueError for a record at rest, where nobody would find a crash between them."""
+    """Work follows an admission and an intent: ValueError for a record at rest, which nobody would look at again."""
     if at_rest(to):
-        raise ValueError(f"{to.server} is {to.state} at {to.step}: nothing can be intended there")
+        raise ValueError(f"{to.server} is {to.state} at {to.step}: nothing can begin there")
 
 
 def check_creation(rollout: Rollout, upgrades: Sequence[Upgrade]) -> None:

@@ -735,7 +735,7 @@ def test_what_is_not_at_rest_cannot_be_left_out_of_every_agenda(site: Site) -> N
         site.store.commit(claim, claim.row.upgrade, entry=DID, due=None)
     with pytest.raises(ValueError, match="due time"):
         site.store.turn(before, before.upgrade, entry=DID, due=None)
-    with pytest.raises(ValueError, match="intended"):
+    with pytest.raises(ValueError, match="nothing can begin"):
         site.store.intent(claim, before.upgrade.after(Held(why="?")), entry=DID, ledger=[], undo=True, finishing=False)
     assert site.row() == before
 
