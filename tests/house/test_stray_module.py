@@ -50,8 +50,8 @@ def test_a_worker_started_beside_a_stray_tasks_module_runs_ours(
         assert not (folder_with_a_stray / "ran").exists()
     finally:
         store.close()
-        worker.kill()
-        worker.communicate()
+        worker.terminate()  # not killed: it takes its empty folder along
+        worker.communicate(timeout=40)
 
 
 def test_a_worker_refuses_a_stranger_on_pythons_path(
