@@ -24,6 +24,7 @@ from orchestrator.store import Entry, Row, Store, Tally
 log = structlog.get_logger()
 
 LONGEST_SLEEP = 1.0  # seconds between sweeps when nothing wakes it
+SHORTEST_SLEEP = 0.05  # a look may be due and sent, and not have begun
 AT_ONCE = 500  # due upgrades that one sweep sends
 RELOAD_SHARE = 20.0  # reading all records of a rollout may take one part in so many of the time
 STALE = 5.0  # seconds after which a rollout is read again though no count of it has changed
@@ -71,7 +72,7 @@ class Coordinator:
         due = self.store.due(limit=AT_ONCE)
         for rollout, servers in _grouped(due).items():
             for row in self.store.rows(rollout, servers):
-                dispatch.send(self.store, self.publish, row, grace=self.grace, again=row.upgrade.wait is None)
+                dispatch.send(self.store, self.publish, row, grace=self.grace)
 
     # -- rollouts -------------------------------------------------------------------------------------------------
 
@@ -164,9 +165,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
         try:
             coordinator.tick()
             next_due = store.next_due()
-            pause = LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(0.0, next_due - store.now()))
-            if pause > 0:
-                cursor = store.sleep(pause, cursor=cursor)
+            pause = LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, next_due - store.now()))
+            cursor = store.sleep(pause, cursor=cursor)
         except Unreachable as error:
             log.warning("store away", error=str(error))
             stop.wait(1.0)

@@ -21,20 +21,17 @@ class Message(dict[str, Any]):
     """One step of a chain: `task` (name), `id`, `priority`, and the kwargs `rollout`, `server`, `epoch`."""
 
 
-def send(store: Store, publish: Sender, row: Row, *, grace: float, again: bool = False) -> int | None:
-    """Send the upgrade's remaining steps, beginning with the due one, under a new epoch; the epoch, or None if
-    somebody works on it or it has changed meanwhile: then whoever changed it takes care.
+def send(store: Store, publish: Sender, row: Row, *, grace: float) -> int | None:
+    """Send the upgrade's remaining steps, beginning with the due one; the epoch, or None if somebody works on it or it
+    has changed meanwhile: then whoever changed it takes care.
 
-    `again` repeats what seems lost under the same epoch and ids. First start, wake, retry, resume and change of
-    direction all come through here.
+    First start, wake, retry, resume, change of direction and what seems lost all come through here.
     """
     messages = row.upgrade.remaining
     if not messages:
         return None
     wait = max(grace, 2 * store.queue_wait())
-    epoch = store.issue(
-        row.upgrade.rollout, row.upgrade.server, version=row.version, grace=wait, same_epoch=again and row.epoch > 0
-    )
+    epoch = store.issue(row.upgrade.rollout, row.upgrade.server, version=row.version, grace=wait)
     if epoch is not None:
         publish(compose(row.upgrade, epoch))
     return epoch

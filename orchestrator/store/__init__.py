@@ -178,10 +178,11 @@ class Store(Protocol):
         never overshoot."""
         ...
 
-    def issue(self, rollout: str, server: str, *, version: int, grace: float, same_epoch: bool) -> int | None:
-        """The epoch to send a chain under; its due time is now + grace. None if the record has changed since
-        `version`, or someone holds a live lease: then it is due when that lease ends. `same_epoch` for sending
-        again what seems lost: the epoch is not raised."""
+    def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
+        """The epoch to send a chain under; its due time is now + grace. A new epoch, unless a message of the present
+        one is still out and not taken: that is sent again under the same. None if the record has changed since
+        `version`, or someone holds a live lease: then it is due when that lease ends. `version` rises, so that of
+        several coordinators that saw the same, one sends."""
         ...
 
     def claim(

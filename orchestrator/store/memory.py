@@ -231,7 +231,7 @@ class MemoryStore:
             self._wake()
             return True
 
-    def issue(self, rollout: str, server: str, *, version: int, grace: float, same_epoch: bool) -> int | None:
+    def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
         with self._lock:
             record = self._record(rollout, server)
             if record is None or at_rest(record.upgrade):
@@ -243,9 +243,8 @@ class MemoryStore:
                 return None
             now = self.now()
             record.version += 1
-            if not same_epoch:
-                record.epoch += 1
             if record.sent is None:
+                record.epoch += 1
                 record.sent = now
             record.owner, record.lease = "", 0.0
             self._place(record, now + grace, "")
@@ -261,8 +260,6 @@ class MemoryStore:
             if at_rest(record.upgrade):
                 return self._ignore(Ignored(reason="settled"))
             if record.epoch != epoch:
-                if epoch < record.epoch and record.sent is not None:
-                    self._queue_wait = max(self._queue_wait, round(self.now() - record.sent, 6))
                 return self._ignore(Ignored(reason="stale epoch"))
             if (record.upgrade.step, record.upgrade.direction) != (step, direction):
                 return self._ignore(Ignored(reason="another step"))

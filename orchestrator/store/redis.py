@@ -323,10 +323,10 @@ class RedisStore:
             )
         )
 
-    def issue(self, rollout: str, server: str, *, version: int, grace: float, same_epoch: bool) -> int | None:
+    def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
         epoch = self._run(
             "issue",
-            {"rollout": rollout, "server": server, "version": version, "grace": grace, "same_epoch": same_epoch},
+            {"rollout": rollout, "server": server, "version": version, "grace": grace},
         )
         return None if epoch is None else int(epoch)
 

@@ -193,7 +193,7 @@ def claimed(store: Store, owner: str) -> Claim:
     assert store.admit("r1", "web-1", to=to, limit=1, wave=0, domain="", entry=Entry(event="Admitted", actor="test"))
     row = store.row("r1", "web-1")
     assert row is not None
-    epoch = store.issue("r1", "web-1", version=row.version, grace=600, same_epoch=False)
+    epoch = store.issue("r1", "web-1", version=row.version, grace=600)
     assert epoch is not None
     claim = store.claim("r1", "web-1", epoch=epoch, step="create_image", direction="forward", owner=owner, lease=600)
     assert isinstance(claim, Claim)

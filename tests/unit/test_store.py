@@ -94,8 +94,8 @@ class Site:
         to = (at or self.row(server).upgrade).after(Admitted(at=self.clock.now))
         return self.store.admit("r1", server, to=to, limit=limit, wave=wave, domain=domain, entry=DID)
 
-    def issue(self, server: str = "a", *, grace: float = 10.0, same: bool = False) -> int | None:
-        return self.store.issue("r1", server, version=self.row(server).version, grace=grace, same_epoch=same)
+    def issue(self, server: str = "a", *, grace: float = 10.0) -> int | None:
+        return self.store.issue("r1", server, version=self.row(server).version, grace=grace)
 
     def take(
         self, server: str = "a", *, owner: str = "w1", lease: float = 60.0, epoch: int | None = None
@@ -463,9 +463,21 @@ def test_each_new_chain_has_a_new_epoch_and_is_due_again_after_its_grace(site: S
     assert site.issue(grace=10) == 1
     assert site.store.due(limit=10) == []
     assert site.store.next_due() == START + 10
-    assert site.issue(grace=20) == 2
-    assert site.issue(grace=30, same=True) == 2
-    assert site.store.next_due() == START + 30
+    site.take()
+    site.clock.now += 100
+    assert site.issue(grace=30) == 2
+    assert site.store.next_due() == START + 130
+
+
+def test_while_a_message_is_out_that_nobody_took_it_is_sent_again_under_its_epoch(site: Site) -> None:
+    site.create()
+    site.admit()
+    assert site.issue(grace=10) == 1
+    assert site.issue(grace=20) == 1
+    assert site.store.next_due() == START + 20
+    row = site.row()
+    assert site.store.turn(row, row.upgrade.after(Stumbled(why="turned", at=START)), entry=DID, due=START)
+    assert site.issue() == 2
 
 
 def test_of_many_that_saw_the_same_one_sends(site: Site) -> None:
@@ -474,7 +486,7 @@ def test_of_many_that_saw_the_same_one_sends(site: Site) -> None:
     version = site.row().version
 
     def issue(n: int) -> int | None:
-        return site.store.issue("r1", "a", version=version, grace=9, same_epoch=n % 2 == 0)
+        return site.store.issue("r1", "a", version=version, grace=9)
 
     with ThreadPoolExecutor(8) as pool:
         assert len([epoch for epoch in pool.map(issue, range(16)) if epoch is not None]) == 1
@@ -483,7 +495,7 @@ def test_of_many_that_saw_the_same_one_sends(site: Site) -> None:
 def test_what_is_leased_is_not_sent_but_due_when_the_lease_ends(site: Site) -> None:
     site.create()
     claim = site.running(lease=60)
-    assert site.store.issue("r1", "a", version=claim.version, grace=1, same_epoch=False) is None
+    assert site.store.issue("r1", "a", version=claim.version, grace=1) is None
     assert site.store.next_due() == START + 60
     site.clock.now += 60
     assert site.store.due(limit=1) == [("r1", "a")]
@@ -497,7 +509,7 @@ def test_what_is_at_rest_is_never_sent(site: Site) -> None:
     row = site.row("b")
     assert site.store.turn(row, row.upgrade.after(Held(why="?")), entry=DID, due=START)
     assert site.issue("b") is None
-    assert site.store.issue("r1", "z", version=0, grace=1, same_epoch=False) is None
+    assert site.store.issue("r1", "z", version=0, grace=1) is None
     assert site.store.next_due() is None
 
 
@@ -1032,14 +1044,14 @@ def test_the_wait_of_messages_is_measured_and_decays(site: Site) -> None:
     assert site.store.queue_wait() == pytest.approx(8 * 0.98**2)
 
 
-def test_a_message_that_came_after_its_replacement_tells_how_long_messages_wait(site: Site) -> None:
+def test_a_message_that_was_sent_again_has_waited_since_its_first_sending(site: Site) -> None:
     site.create()
     site.admit()
     site.issue(grace=5)
     site.clock.now += 5
-    assert site.issue(grace=5) == 2
+    assert site.issue(grace=5) == 1
     site.clock.now += 4
-    assert site.take(epoch=1) == Ignored(reason="stale epoch")
+    site.claim()
     assert site.store.queue_wait() == 9
 
 
@@ -1111,7 +1123,7 @@ def test_a_full_redis_refuses_everything_and_nothing_has_changed() -> None:
         to = claim.row.upgrade.after(Stumbled(why="x", at=START))
         calls: list[Callable[[], Any]] = [
             lambda: site.admit("c"),
-            lambda: site.store.issue("r1", "b", version=parked.version, grace=1, same_epoch=False),
+            lambda: site.store.issue("r1", "b", version=parked.version, grace=1),
             lambda: site.take("b", owner="w2"),
             lambda: site.store.renew(claim, lease=99),
             lambda: site.began(claim),
@@ -1371,9 +1383,9 @@ class Pair:
                     lambda s: s.admit("r1", old.upgrade.server, to=to, limit=limit, wave=wave, domain=domain, entry=DID)
                 )
             case 1 | 2:
-                grace, same = pick.choice((1, 5)), pick.random() < 0.3
+                grace = pick.choice((1, 5))
                 server = old.upgrade.server
-                self.both(lambda s: s.issue("r1", server, version=old.version, grace=grace, same_epoch=same))
+                self.both(lambda s: s.issue("r1", server, version=old.version, grace=grace))
             case 3 | 4 | 5:
                 owner, lease = pick.choice(("w1", "w1:x", "w2")), pick.choice((1, 4))
                 u = old.upgrade

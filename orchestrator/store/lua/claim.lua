@@ -10,11 +10,6 @@ local sent = r and tonumber(r.sent)
 local wait = tonumber(call('GET', P .. 'queue_wait') or '0')
 if reason then
   call('HINCRBY', P .. 'ignored', reason, 1)
-  -- What came too late has waited since the first sending that nobody has taken: if that were not learned, messages
-  -- which wait longer than their grace would be replaced for ever, and none of them taken.
-  if reason == 'stale epoch' and sent and a.epoch < r.epoch and now - sent > wait then
-    call('SET', P .. 'queue_wait', stamp(now - sent))
-  end
   return {reason}
 end
 local before = r.owner

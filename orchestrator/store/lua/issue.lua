@@ -6,11 +6,14 @@ if live(r) then
   return false
 end
 if r.version ~= a.version then return false end
--- The version rises, so that of several coordinators which saw the same, one sends. The time of the first sending that
--- nobody has taken stays: a message that is merely slow has waited that long.
+-- The version rises, so that of several coordinators which saw the same, one sends. While a message of the present epoch
+-- is out that nobody has taken, the epoch stays, and the time of its first sending: under a backlog a new epoch would
+-- make stale what is merely slow, and put it at the end of the queue, for ever.
 local sent = r.sent
-if not a.same_epoch then r.epoch = r.epoch + 1 end
-if sent == '' then sent = stamp(now) end
+if sent == '' then
+  r.epoch = r.epoch + 1
+  sent = stamp(now)
+end
 call('HSET', r.key, 'version', whole(r.version + 1), 'epoch', whole(r.epoch), 'sent', sent, 'lane', '',
   'owner', '', 'lease', '0')
 unown(r)
