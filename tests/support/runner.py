@@ -56,7 +56,7 @@ class Clock:
         return self.now
 
 
-def fleet_file(names: list[str], world: str, **changes: Any) -> Fleet:
+def fleet_file(names: list[str], world: str, *, min_healthy: int = 1, **changes: Any) -> Fleet:
     """A fleet of fake servers in one pool; `changes` replace whole parts of it."""
     whole: dict[str, Any] = {
         "version": 1,
@@ -67,7 +67,7 @@ def fleet_file(names: list[str], world: str, **changes: Any) -> Fleet:
         "traffic": {
             "provider": "fake",
             "settings": {"world": world},
-            "pools": {"web": {"port": PORT, "min_healthy": 1}},
+            "pools": {"web": {"port": PORT, "min_healthy": min_healthy}},
         },
         "checks": {
             "smoke": {"requests": [{"url": "http://shop.test/health"}], "passes": 2, "every": "1s", "probe": "fake"}
@@ -172,10 +172,15 @@ class Runner:
         for _ in range(limit):
             if done():
                 return
+            done_so_far = len(self.history)
             self.turn()
-            if not self.queue:
-                due = self.store.next_due()
-                self.clock.now = max(self.clock.now + 0.01, min(due or self.clock.now + 1, self.clock.now + 30))
+            if self.queue:
+                continue
+            if len(self.history) > done_so_far:  # which has woken the coordinator
+                self.clock.now += 0.01
+                continue
+            due = self.store.next_due()
+            self.clock.now = max(self.clock.now + 0.01, min(due or self.clock.now + 1, self.clock.now + 30))
         raise AssertionError(f"not done after {limit} turns: {self.upgrades()}")
 
     def finish(self) -> None:
