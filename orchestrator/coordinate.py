@@ -28,7 +28,7 @@ def main() -> int:
     if options.ready_file is not None:
         options.ready_file.write_text(str(os.getpid()))
     try:
-        run(Settings(), stop)
+        run(Settings.load(), stop)
     except ChangeoverError as error:
         print(f"changeover coordinator: {error}", file=sys.stderr)
         return error.exit_code

@@ -155,7 +155,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
     store: Store = RedisStore(settings.store_url(), namespace=settings.namespace)
 
     def observe(lane: str, ticket: str) -> None:
-        app.send_task("tasks.observe", kwargs={"lane": lane, "ticket": ticket}, priority=0, ignore_result=True)
+        kwargs = {"lane": lane, "ticket": ticket}
+        id = f"observe:{lane}:{ticket}"
+        app.send_task("tasks.observe", kwargs=kwargs, task_id=id, priority=0, ignore_result=True)
 
     coordinator = Coordinator(
         store=store, publish=celery_sender(app), observe=observe, monotonic=time.monotonic, grace=settings.grace
@@ -165,7 +167,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
         try:
             coordinator.tick()
             next_due = store.next_due()
-            pause = LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, next_due - store.now()))
+            pause = (
+                LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, next_due - store.now()))
+            )
             cursor = store.sleep(pause, cursor=cursor)
         except Unreachable as error:
             log.warning("store away", error=str(error))

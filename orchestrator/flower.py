@@ -111,7 +111,7 @@ def main(config: str) -> None:
     apply_options("flower", [f"--conf={config}"])
     extract_settings()
     setup_logging()
-    app = Flower(capp=make_app(Settings()), options=options, **web)
+    app = Flower(capp=make_app(Settings.load()), options=options, **web)
     listener = socket.socket(fileno=INHERITED)
     listener.setblocking(False)
     HTTPServer(app).add_socket(listener)

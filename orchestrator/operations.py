@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.domain import rollout as decisions
@@ -411,23 +411,13 @@ def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, 
     upgrades = [each.upgrade for each in store.rows(id)]
 
     def to(r: Rollout) -> Rollout:
-        return _reopened(r, upgrades, server)
+        return decisions.reopened(r, upgrades, server)
 
     to(find(store, id))  # refused before anything is changed
     row, changed = _turn(store, row, _released, entry)
     # Always a new version: whoever decided before the server was pending again must not end its wave.
     _ask(store, id, to, "reopened", actor, f"retry of {server}", always=True)
     return row.upgrade, changed
-
-
-def _reopened(rollout: Rollout, upgrades: Sequence[Upgrade], server: str) -> Rollout:
-    """A wave that already bakes has work again."""
-    moved = decisions.reopened(rollout, upgrades, server)
-    if moved.state == "baking":
-        return replace(moved, state="running", bake_until=None)
-    if moved.state == "paused" and moved.resume_to == "baking":
-        return replace(moved, resume_to="running", bake_until=None)
-    return moved
 
 
 def _released(u: Upgrade, now: float) -> Upgrade:

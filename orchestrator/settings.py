@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator.errors import Unreachable
+from orchestrator.errors import BadInput, Unreachable
 
 
 def default_state_dir() -> Path:
@@ -17,7 +17,8 @@ def default_state_dir() -> Path:
 
 class Settings(BaseSettings):
     """`redis_url` holds the records; broker and results default to databases 1 and 2 of the same server. `lease` is how
-    many seconds a worker owns an upgrade without renewing. `host_dir` is the state folder of the local cloud."""
+    many seconds a worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is
+    sent again. `dev` lets Redis be one that forgets."""
 
     model_config = SettingsConfigDict(env_prefix="CHANGEOVER_", extra="ignore", frozen=True)
 
@@ -31,6 +32,16 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=16, ge=1, le=256)
     queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
     dev: bool = False
+
+    @classmethod
+    def load(cls) -> Settings:
+        """From the environment. Raises `BadInput` naming the variable that is wrong."""
+        try:
+            return cls()
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            name = f"CHANGEOVER_{'_'.join(str(part) for part in found['loc']).upper()}"
+            raise BadInput(found["msg"], place=name, next=f"unset {name}") from None
 
     @property
     def run_file(self) -> Path:

@@ -29,7 +29,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     warnings.simplefilter("ignore", SecurityWarning)
     # Says at each lost connection that a default will change; orchestrator/messaging.py sets that one by name.
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
-    settings = Settings()
+    settings = Settings.load()
     app = make_app(settings)
     world = World.open(settings, worker=name)
     world.store.check(dev=settings.dev)

@@ -125,14 +125,14 @@ def report(
 ) -> int:
     """Write what happened as one HTML page and as JSON."""
     from orchestrator import operations
-    from orchestrator.cli.reporting import document
     from orchestrator.report import html
+    from orchestrator.report.telling import tell
 
     with session.opened() as s:
         view, entries, now = operations.view(s.store, id), operations.events(s.store, id), s.store.now()
         spec = s.store.document("spec", id)
     try:
-        files = html.write(document(view, entries, spec, now=now), out)
+        files = html.write(tell(view, entries, spec, now=now), out)
     except OSError as error:
         raise BadInput(f"cannot be written: {error.strerror}", place=str(out), next="choose another --out") from None
     if form is Format.json:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import BadInput
-
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -49,26 +47,13 @@ class Session:
         return celery_sender(self._app)
 
 
-def settings() -> Settings:
-    """Raises `BadInput` naming the variable that is wrong."""
-    from pydantic import ValidationError
-
-    from orchestrator.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        name = f"CHANGEOVER_{'_'.join(str(part) for part in found['loc']).upper()}"
-        raise BadInput(found["msg"], place=name, next=f"unset {name}") from None
-
-
 @contextmanager
 def opened() -> Iterator[Session]:
     """Raises `Unreachable` when no Redis is known or it does not answer."""
+    from orchestrator.settings import Settings
     from orchestrator.store.redis import RedisStore
 
-    found = settings()
+    found = Settings.load()
     store = RedisStore(found.store_url(), namespace=found.namespace)
     try:
         yield Session(store, found)

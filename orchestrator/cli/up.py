@@ -12,16 +12,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from orchestrator.cli import session
 from orchestrator.cli.output import say
 from orchestrator.errors import BadInput, ChangeoverError, Unreachable, WaitTimeout
-
-if TYPE_CHECKING:
-    from orchestrator.settings import Settings
+from orchestrator.settings import Settings
 
 HOST_SOCKET, HOST_LOCK = "host.sock", "host.lock"
 _READY_WITHIN = 120.0  # seconds; two or three on an idle machine, and a crash loop is noticed long before
@@ -38,7 +35,7 @@ def up(
     """
     from orchestrator.supervisor import Supervisor, start
 
-    settings = session.settings()
+    settings = Settings.load()
     told: list[int] = []
     supervisor: Supervisor | None = None
 
@@ -74,7 +71,7 @@ def down(
     keep_host: Annotated[bool, typer.Option(help="Leave servers and HAProxy as they are.")] = False,
 ) -> None:
     """End what `up` started here, and the local cloud with its servers and HAProxy."""
-    settings = session.settings()
+    settings = Settings.load()
     _end_up(settings)
     if not keep_host:
         _end_host(host or host_folder(settings))
@@ -88,7 +85,7 @@ def host(
 
     It has a session of its own and survives this terminal. Ctrl-C here ends it with all its servers.
     """
-    folder = (state or host_folder(session.settings())).expanduser().absolute()
+    folder = (state or host_folder(Settings.load())).expanduser().absolute()
     process = _start_host(folder)
     if not detach:  # before a word is said: whoever reads it may answer with Ctrl-C
         for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

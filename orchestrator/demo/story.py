@@ -15,7 +15,6 @@ from typing import Any
 from orchestrator import operations
 from orchestrator.demo.scene import RATE, Scene
 from orchestrator.demo.screen import Screen
-from orchestrator.domain.plan import plan_from
 from orchestrator.domain.rollout import Rollout
 from orchestrator.errors import ChangeoverError, WaitTimeout
 from orchestrator.fleet_file import load
@@ -123,9 +122,8 @@ class Story:
         view = operations.view(store, rollout.id)
         proof = certify(seen, held)
         problems = [*proof.faults, *self._problems(view, scene)]
-        spec = store.document("spec", rollout.id)
-        assert spec is not None, "a rollout has its spec before it has anything else"
-        document = tell(rollout, plan_from(spec["plan"]), view.upgrades, operations.events(store, rollout.id))
+        log = operations.events(store, rollout.id)
+        document = tell(view, log, store.document("spec", rollout.id), now=store.now())
         document["marks"] = [*document["marks"], *self.marks]
         document["traffic"] = seen["seconds"]
         document["latency"] = {k: v for k, v in (seen["latency"] or {}).items() if v["count"]}

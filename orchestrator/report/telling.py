@@ -2,78 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.plan import Plan, human
+from orchestrator.domain.plan import Plan, human, plan_from
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import Upgrade
-from orchestrator.store import AuditEntry
+
+if TYPE_CHECKING:
+    from orchestrator.operations import View
+    from orchestrator.store import AuditEntry
+
+# Events of the rollout that a reader of the timeline should see, and which of them tell of a fault.
+_MARKS: Mapping[str, str] = {
+    "next wave": "note",
+    "paused": "note",
+    "resumed": "note",
+    "aborting": "note",
+    "rolling back": "note",
+    "reopened": "note",
+    "frozen": "note",
+    "unfrozen": "note",
+    "stopped": "fault",
+    "budget spent": "fault",
+}
+_CLOSING = {"Finished": "done", "Undone": "undo", "AttemptEnded": "failed", "TurnedBack": "failed"}
 
 
-def tell(rollout: Rollout, plan: Plan, upgrades: Sequence[Upgrade], log: Iterable[AuditEntry]) -> dict[str, Any]:
-    """The document, without what only a watcher of the traffic can add (traffic, latency, certificate)."""
-    entries = list(log)
+def tell(view: View, entries: Sequence[AuditEntry], spec: Mapping[str, Any] | None, *, now: float) -> dict[str, Any]:
+    """The document, without what only a watcher of the traffic can add (traffic, latency, certificate). `spec` is the
+    rollout's own, with its plan."""
+    r = view.rollout
+    plan = plan_from(spec["plan"]) if spec else None
     by_server: dict[str, list[AuditEntry]] = {}
     for entry in entries:
         by_server.setdefault(entry.server, []).append(entry)
-    ended = max([entry.at for entry in entries] + [rollout.ended_at or rollout.created_at])
-    target = plan.fleet["target"]["size"]
+    ended = max([r.ended_at or now, r.created_at, *(entry.at for entry in entries)])
     return {
-        "rollout": rollout.id,
-        "fleet": rollout.fleet,
-        "state": rollout.state,
-        "started": rollout.created_at,
+        "schema": 1,
+        "rollout": r.id,
+        "fleet": r.fleet,
+        "state": r.state,
+        "started": r.created_at,
         "ended": ended,
-        "summary": rollout.why,
+        "summary": _summary(view),
         "steps": [*STEPS, RETIRE],
-        "servers": [
-            {
-                "name": u.server,
-                "outcome": u.state,
-                "wave": u.wave + 1,
-                "pool": ", ".join(seat.pool for seat in plan.server(u.server).seats),
-                "reason": u.cause or u.why,
-                "before": human(plan.server(u.server).memory),
-                "after": human(int(str(target["memory"]).removesuffix("B"))) if u.state == "upgraded" else "",
-                "steps": journey(by_server.get(u.server, []), until=ended),
-            }
-            for u in upgrades
-        ],
+        "servers": [_server(u, by_server.get(u.server, []), plan, ended) for u in view.upgrades],
         "marks": [
-            {"t": entry.at, "label": _label(entry), "kind": "note"}
+            {"t": entry.at, "label": _label(entry), "kind": _MARKS[entry.event]}
             for entry in by_server.get("", [])
-            if entry.event in ("next wave", "baking", "stopped", "budget spent", "paused", "resumed", "aborting")
+            if entry.event in _MARKS
         ],
+        "facts": _facts(r, plan),
     }
 
 
+def _summary(view: View) -> str:
+    states = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in view.tally.by_state.items())
+    return f"{states}{f'; {view.rollout.why}' if view.rollout.why else ''}"
+
+
+def _facts(r: Rollout, plan: Plan | None) -> list[dict[str, str]]:
+    found = {
+        "Plan": r.plan,
+        "Begun by": r.created_by,
+        "Waves": ", ".join(str(len(wave)) for wave in r.waves),
+        "At once": str(r.max_in_flight),
+        "Failures allowed before the swap": str(r.allowed_failures),
+    }
+    if plan is not None:
+        found["To know"] = "; ".join(plan.caveats)
+    return [{"label": label, "value": value} for label, value in found.items() if value]
+
+
+def _server(u: Upgrade, entries: Sequence[AuditEntry], plan: Plan | None, end: float) -> dict[str, Any]:
+    found = plan.server(u.server) if plan is not None else None
+    return {
+        "name": u.server,
+        "outcome": u.state,
+        "wave": u.wave + 1,
+        "pool": ", ".join(seat.pool for seat in found.seats) if found else "",
+        "reason": u.cause or u.why,
+        "before": human(found.memory) if found else "",
+        "after": _became(u),
+        "steps": _steps(entries, end),
+    }
+
+
+def _became(u: Upgrade) -> str:
+    """B's memory, of those that are upgraded."""
+    intents = u.intents("provision")
+    return human(int(intents[-1].params["memory"])) if u.state == "upgraded" and intents else ""
+
+
 def _label(entry: AuditEntry) -> str:
-    wave = entry.detail.get("wave")
-    return f"wave {int(wave) + 1}" if entry.event == "next wave" and wave is not None else entry.event
+    if entry.event == "next wave":
+        return f"wave {int(entry.detail.get('wave', 0)) + 1}"
+    why = str(entry.detail.get("why", ""))
+    return f"{entry.event}: {why}" if why else entry.event
 
 
-def journey(log: Sequence[AuditEntry], *, until: float) -> list[Mapping[str, Any]]:
-    """One server's steps with their times, as its entries tell them. `until` ends what is not over."""
-    steps: list[dict[str, Any]] = []
-    for entry in log:
-        step = str(entry.detail.get("step", ""))
-        open_step = steps[-1] if steps and "end" not in steps[-1] else None
+def _steps(entries: Sequence[AuditEntry], end: float) -> list[dict[str, Any]]:
+    """A stretch from each beginning of a step, or of its undo, to what ended it."""
+    stretches: list[dict[str, Any]] = []
+    begun: tuple[str, float] | None = None
+    outcome = "running"
+    for entry in entries:
+        step = str(entry.detail.get("step") or entry.after.get("step") or STEPS[0])
         match entry.event:
             case "Began" | "UndoBegan":
-                if open_step is not None:
-                    open_step["end"] = entry.at
-                outcome = "undo" if entry.event == "UndoBegan" else "running"
-                steps.append({"step": step, "start": entry.at, "outcome": outcome})
-            case "Finished" | "Undone" if open_step is not None:
-                open_step["end"] = entry.at
-                if entry.event == "Finished":
-                    open_step["outcome"] = "done"
-            case "TurnedBack" | "Held" if open_step is not None:
-                open_step |= {"end": entry.at, "outcome": "failed", "note": str(entry.detail.get("why", ""))}
-            case "AttemptEnded" if open_step is not None:
-                open_step |= {"end": entry.at, "outcome": "failed", "note": str(entry.detail.get("why", ""))}
-            case _:
-                pass
-    return [{**step, "end": max(step.get("end", until), step["start"])} for step in steps]
+                begun, outcome = (step, entry.at), "running"
+            case "Waits" | "Held" | "Stumbled":
+                outcome = "waiting"
+            case "Finished" | "Undone" | "AttemptEnded" | "TurnedBack" if begun is not None:
+                note = str(entry.detail.get("why", ""))
+                ended = _CLOSING[entry.event]
+                stretches.append({"step": begun[0], "start": begun[1], "end": entry.at, "outcome": ended, "note": note})
+                begun = None
+    if begun is not None:
+        stretches.append({"step": begun[0], "start": begun[1], "end": max(end, begun[1]), "outcome": outcome})
+    return stretches
