@@ -92,8 +92,8 @@ def _server(u: Upgrade, entries: Sequence[AuditEntry], plan: Plan | None, end: f
 
 def _became(u: Upgrade) -> str:
     """B's memory, of those that are upgraded."""
-    intents = u.intents("provision")
-    return human(int(intents[-1].params["memory"])) if u.state == "upgraded" and intents else ""
+    memory = [intent.params["memory"] for intent in u.intents("provision") if "memory" in intent.params]
+    return human(int(memory[-1])) if u.state == "upgraded" and memory else ""
 
 
 def _label(entry: AuditEntry) -> str:
