@@ -22,7 +22,7 @@ from orchestrator.domain.steps import PRIORITY, RETIRE, STEPS, UNDO_PRIORITY
 from orchestrator.domain.upgrade import Admitted, Intent, TurnedBack, Upgrade
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings, with_database
-from orchestrator.store import Entry
+from orchestrator.store import Claim, Entry
 from orchestrator.store.memory import MemoryStore
 from tasks import Parked
 from tasks.step import Ran
@@ -109,17 +109,22 @@ def stored() -> MemoryStore:
     return store
 
 
-def test_sending_raises_the_epoch_and_sending_again_does_not() -> None:
+def test_what_nobody_took_is_sent_again_as_it_was_and_what_was_taken_anew() -> None:
     store, sent = stored(), list[list[Message]]()
 
-    def send(*, again: bool) -> int | None:
+    def send() -> int | None:
         row = store.row("r42", "web-013")
         assert row is not None
-        return dispatch.send(store, sent.append, row, grace=5.0, again=again)
+        return dispatch.send(store, sent.append, row, grace=5.0)
 
-    assert [send(again=True), send(again=True), send(again=False), send(again=True)] == [1, 1, 2, 2]
-    assert sent[0] == sent[1] != sent[2] == sent[3]
+    assert [send(), send()] == [1, 1]
+    assert sent[0] == sent[1]
     assert store.next_due() == 1005.0
+    claim = store.claim("r42", "web-013", epoch=1, step=STEPS[0], direction="forward", owner="w", lease=60)
+    assert isinstance(claim, Claim)
+    store.release(claim)
+    assert send() == 2
+    assert [message["id"][-3:] for message in sent[2]] == [":e2"] * 6
 
 
 def test_of_two_that_saw_the_same_one_sends() -> None:
