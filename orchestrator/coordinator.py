@@ -96,6 +96,21 @@ class Coordinator:
             self._act(rollout, view, decision, now)
         if not decisions:
             view.version, view.tally = rollout.version, tally
+            self._wake_refused(rollout, view)
+
+    def _wake_refused(self, rollout: Rollout, view: _View) -> None:
+        """Those that were not allowed to begin their step may try again as soon as the rollout goes on."""
+        refused = [row for row in view.rows.values() if row.upgrade.wait is not None and row.upgrade.wait.refused]
+        if (
+            not refused
+            or rollout.stop
+            or rollout.state in ("paused", "rolling_back")
+            or self.store.frozen() is not None
+        ):
+            return
+        for row in refused:
+            if rollout.state != "aborting" or row.upgrade.past_swap:
+                dispatch.send(self.store, self.publish, row, grace=self.grace)
 
     def _act(self, rollout: Rollout, view: _View, decision: Decision, now: float) -> None:
         match decision:

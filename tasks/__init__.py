@@ -48,6 +48,10 @@ class Parked(Retry):  # type: ignore[misc] # celery has no types
     __str__ = __repr__
 
 
+class SetAside(Exception):
+    """Ends the message of a step that failed for good: its upgrade goes back, and the rest of its chain is void."""
+
+
 def register(app: Celery, world: World) -> None:
     """Give the app the body of every task, by the names that the orchestrator sends."""
     for step in (*STEPS, RETIRE):
@@ -64,7 +68,7 @@ def register(app: Celery, world: World) -> None:
 
 
 def _register_step(app: Celery, world: World, step: str, *, undo: bool) -> None:
-    @app.task(name=task_name(step, undo=undo), bind=True)  # type: ignore[untyped-decorator] # celery has no types
+    @app.task(name=task_name(step, undo=undo), bind=True, throws=(SetAside,))  # type: ignore[untyped-decorator] # celery has no types
     def body(self: Any, *, rollout: str, server: str, epoch: int) -> Mapping[str, Any]:
         ran = run(world, BODIES[step], step, undo=undo, rollout=rollout, server=server, epoch=epoch)
         return _end(self, ran)
@@ -74,6 +78,8 @@ def _end(task: Any, ran: Ran) -> Mapping[str, Any]:
     """A step that waits parks its message; one that ends its chain drops the rest of it."""
     if ran.parked:
         raise Parked(ran.parked)
+    if ran.failed:
+        raise SetAside(ran.failed)
     if not ran.goes_on:
         task.request.chain = None
     return ran.result

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from orchestrator.domain.plan import Seat
+from orchestrator.domain.plan import Seat, generation
 from orchestrator.domain.upgrade import Observe, Upgrade
 from providers.traffic import Guard, Member, MemberView
 from tasks.step import NeedsPerson, Wait
@@ -99,8 +99,13 @@ def old_members(seats: Sequence[Seat]) -> list[tuple[str, Member]]:
     return [(seat.pool, Member(name=seat.name, address=seat.address, port=seat.port)) for seat in _sorted(seats)]
 
 
-def new_members(seats: Sequence[Seat], address: str) -> list[tuple[str, Member]]:
-    return [(seat.pool, Member(name=seat.new_name, address=address, port=seat.port)) for seat in _sorted(seats)]
+def new_members(turn: Turn, address: str) -> list[tuple[str, Member]]:
+    """B in each pool. A life of the upgrade has names of its own: a late command for a former B finds nothing."""
+    seats = _sorted(turn.server.seats)
+    return [
+        (seat.pool, Member(name=generation(seat.new_name, turn.upgrade.life - 1), address=address, port=seat.port))
+        for seat in seats
+    ]
 
 
 def names(members: Sequence[tuple[str, Member]]) -> list[tuple[str, str]]:

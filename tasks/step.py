@@ -35,7 +35,7 @@ from orchestrator.domain.upgrade import (
     Waiting,
     Waits,
 )
-from orchestrator.errors import Fenced
+from orchestrator.errors import Fenced, Locked
 from orchestrator.store import Entry, Failure, Ignored, Kind, LedgerItem, RefusedIntent, Row
 from providers import errors as provider
 from tasks import keys
@@ -110,11 +110,13 @@ class Step(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """What became of one message. `goes_on`: the next message of its chain applies. `parked`: why it waits."""
+    """What became of one message. `goes_on`: the next message of its chain applies. `parked`: why it waits; `failed`:
+    why the upgrade goes back."""
 
     result: Mapping[str, Any]
     goes_on: bool
     parked: str = ""
+    failed: str = ""
 
 
 def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server: str, epoch: int) -> Ran:
@@ -135,7 +137,11 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     turn = Turn(world, claim)
     try:
         event, extras = _act(world, step, turn)
-        row = _commit(world, turn, event, extras)
+        try:
+            row = _commit(world, turn, event, extras)
+        except Locked as error:
+            event = Held(why=str(error))
+            row = _commit(world, turn, event, Extras())
     except Fenced:
         world.store.release(turn.claim)  # if still ours: whoever changed the record need not wait for our lease to end
         return Ran(result={"ignored": "fenced"}, goes_on=False)
@@ -158,7 +164,7 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
         refused = _announce(world, step, turn)
         if refused is not None:
             why = f"not begun: {_said(refused)}"
-            return Stumbled(why=why, at=turn.now + PARKED_WHILE_REFUSED[refused], counts=False), Extras()
+            return Stumbled(why=why, at=turn.now + PARKED_WHILE_REFUSED[refused], counts=False, refused=True), Extras()
         u = turn.upgrade
         if u.direction == "undo":
             answer = step.undo(turn)
@@ -176,7 +182,7 @@ def _too_early(turn: Turn) -> Event | None:
     """It waits for a time that has not come: this message is one of the former chain, delivered twice or late. Acting
     on it would cut short a soak or a quiet time."""
     u = turn.upgrade
-    if u.wait is None or u.wait.observe is not None or turn.now >= u.wait.at - CLOSE:
+    if u.wait is None or u.wait.observe is not None or u.wait.refused or turn.now >= u.wait.at - CLOSE:
         return None
     return Stumbled(why=u.wait.reason, at=u.wait.at, counts=False)
 
@@ -194,8 +200,6 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
     else:
         if u.intent is not None:
             return None
-        if u.step == RETIRE and (refused := _not_now(world, u)) is not None:
-            return refused
         params = step.params(turn)
         rung = int(params.get("rung", 0))
         made, name = keys.effect(turn.fleet, u, rung=rung)
@@ -216,7 +220,7 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
         u.after(event),
         entry=entry,
         ledger=ledger,
-        undo=u.direction == "undo" or u.step == RETIRE,
+        undo=u.direction == "undo",
         finishing=u.past_swap and turn.fleet.rollout.on_abort == "finish",
     )
     if isinstance(answer, RefusedIntent):
@@ -224,14 +228,6 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
     turn.claim = answer
     turn.upgrade = answer.row.upgrade
     world.crash(f"{turn.point}.announced")
-    return None
-
-
-def _not_now(world: World, u: Upgrade) -> str | None:
-    """A's end is not begun while a person looks at the rollout, or wants it back."""
-    rollout = world.store.rollout(u.rollout)
-    if rollout is None or rollout.state in ("paused", "aborting", "rolling_back"):
-        return "paused"
     return None
 
 
@@ -377,7 +373,7 @@ def _answer(world: World, row: Row, event: Event) -> Ran:
         case TurnedBack(why=why):
             if not u.terminal:
                 dispatch.send(world.store, world.publish, row, grace=world.grace)
-            return Ran(result={"turned back": why}, goes_on=False)
+            return Ran(result={}, goes_on=False, failed=why)
         case Waits() | Stumbled() | AttemptEnded() | Held():
             return Ran(result={}, goes_on=False, parked=u.why)
         case _:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,10 +128,24 @@ class Turn:
         self.spec = world.spec(claim.rollout)
         self.fleet = self.spec.fleet
         self.server: FoundServer = self.spec.plan.server(claim.server)
-        self.compute = cast(Compute, _Renewing(world.compute(self.fleet), self, "compute"))
-        self.guest = cast(Guest, _Renewing(world.guest(self.fleet), self, "guest"))
-        self.traffic = cast(Traffic, _Renewing(world.traffic(self.fleet), self, "traffic"))
-        self.probe = cast(Probe, _Renewing(world.probe(self.fleet), self, "probe"))
+
+    # Made at first use, inside the journal: a provider that cannot be made is trouble of this upgrade like any other.
+
+    @cached_property
+    def compute(self) -> Compute:
+        return cast(Compute, _Renewing(self._world.compute(self.fleet), self, "compute"))
+
+    @cached_property
+    def guest(self) -> Guest:
+        return cast(Guest, _Renewing(self._world.guest(self.fleet), self, "guest"))
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        return cast(Traffic, _Renewing(self._world.traffic(self.fleet), self, "traffic"))
+
+    @cached_property
+    def probe(self) -> Probe:
+        return cast(Probe, _Renewing(self._world.probe(self.fleet), self, "probe"))
 
     @property
     def now(self) -> float:

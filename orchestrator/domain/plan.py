@@ -214,10 +214,14 @@ def seats_of(server: FleetServer, fleet: Fleet) -> list[tuple[str, int]]:
 
 def next_generation(name: str, server: str) -> str:
     """The name in the balancer that follows `name`: web-013 → web-013.g2 → web-013.g3."""
-    stem, _, generation = name.rpartition(".g")
-    if stem and generation.isdigit():
-        return f"{stem}.g{int(generation) + 1}"
-    return f"{server}.g2"
+    stem, _, number = name.rpartition(".g")
+    return generation(name, 1) if stem and number.isdigit() else f"{server}.g2"
+
+
+def generation(name: str, later: int) -> str:
+    """That many generations after `name`, which has one: web-013.g2 and 2 give web-013.g4."""
+    stem, _, number = name.rpartition(".g")
+    return f"{stem}.g{int(number) + later}"
 
 
 def token(*parts: str | int) -> str:

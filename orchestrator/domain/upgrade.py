@@ -57,12 +57,13 @@ class Observe:
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
     """Why nothing happens now. `observe` None is a wait for time alone. `at`: when to look next, epoch seconds;
-    `every`: seconds between looks."""
+    `every`: seconds between looks. `refused`: it waits for leave to begin its step, and may be woken before `at`."""
 
     reason: str
     at: float
     observe: Observe | None = None
     every: float = 1.0
+    refused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,8 @@ class Upgrade:
     """The record of one server in one rollout. `server` is its name in the fleet file.
 
     `why` is the reason of the present state, `cause` that of the turn back. `undoing` is the step whose undo has
-    been announced in the audit log. `asked`: a person or a policy turned it back, not its own failure.
+    been announced in the audit log. `asked`: a person or a policy turned it back, not its own failure. `life` counts
+    the times that it began anew.
     """
 
     rollout: str
@@ -103,6 +105,7 @@ class Upgrade:
     cause: str = ""
     undoing: str = ""
     asked: bool = False
+    life: int = 1
     admitted_at: float | None = None
     ended_at: float | None = None
     retain_until: float | None = None
@@ -219,11 +222,13 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class Stumbled:
-    """A try ended in nothing definite; the same intent is tried again at `at`. An operator's pause does not count."""
+    """A try ended in nothing definite; the same intent is tried again at `at`. One that was `refused` leave to begin
+    does not count."""
 
     why: str
     at: float
     counts: bool = True
+    refused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +320,14 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return _finished(u, result, at, event.retain_until)
         case Stumbled(why=why, at=at, counts=counts) if active or retiring:
             state = u.state if retiring else "waiting"
-            return replace(u, state=state, wait=Waiting(reason=why, at=at), seen=None, tries=u.tries + counts, why=why)
+            return replace(
+                u,
+                state=state,
+                wait=Waiting(reason=why, at=at, refused=event.refused),
+                seen=None,
+                tries=u.tries + counts,
+                why=why,
+            )
         case AttemptEnded(why=why, at=at) if active and u.direction == "forward" and u.intent is not None:
             attempts = {**u.attempts, u.step: u.attempt(u.step) + 1}
             fresh = {**_fresh(), "wait": Waiting(reason=why, at=at)}
@@ -333,7 +345,9 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
         case Released() if u.state in ("failed", "rolled_back"):
             # Every step that had begun gets a new attempt: its old tokens stand for things that were destroyed.
             attempts = {**u.attempts, **{i.step: u.attempt(i.step) + 1 for i in u.begun}}
-            return Upgrade(rollout=u.rollout, server=u.server, wave=u.wave, domain=u.domain, attempts=attempts)
+            return Upgrade(
+                rollout=u.rollout, server=u.server, wave=u.wave, domain=u.domain, attempts=attempts, life=u.life + 1
+            )
         case Shifted(seconds=seconds) if not u.terminal:
             if u.state == "waiting" and u.direction == "forward" and u.intent is None:
                 # What it waits for is to begin its step, which the pause has refused: it may now.

@@ -202,7 +202,8 @@ class Store(Protocol):
     ) -> Claim | RefusedIntent:
         """`to` is stored, and the effect may follow. Refused when frozen; and unless `undo` when the rollout is
         paused (or anything but running or baking), stopped, or aborting. With `finishing` an aborting rollout does not
-        refuse. The retirement of an ended rollout's old server passes as `undo`. Raises `Fenced`."""
+        refuse. For an upgraded server, whose old one is to be ended, only a paused, aborting or rolling back rollout
+        refuses. Raises `Fenced`."""
         ...
 
     def commit(

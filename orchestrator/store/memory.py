@@ -299,16 +299,18 @@ class MemoryStore:
         with self._lock:
             record = self._held(claim)
             stored = self._rollouts[claim.rollout]
-            reason = self._refusal(stored.rollout, undo=undo, finishing=finishing)
+            reason = self._refusal(stored.rollout, to, undo=undo, finishing=finishing)
             if reason is not None:
                 return RefusedIntent(reason=reason)
             self._change(stored, record, to, doc, entry=entry, ledger=ledger)
             row = replace(claim.row, upgrade=to, version=record.version, entry=record.entry)
             return replace(claim, version=record.version, row=row)
 
-    def _refusal(self, rollout: Rollout, *, undo: bool, finishing: bool) -> RefusedReason | None:
+    def _refusal(self, rollout: Rollout, to: Upgrade, *, undo: bool, finishing: bool) -> RefusedReason | None:
         if self._frozen is not None:
             return "frozen"
+        if to.state == "upgraded":
+            return "paused" if rollout.state in ("paused", "aborting", "rolling_back") else None
         if undo:
             return None
         if rollout.state == "aborting":
