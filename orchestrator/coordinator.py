@@ -15,7 +15,7 @@ import structlog
 
 from orchestrator import dispatch
 from orchestrator.dispatch import Sender
-from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide
+from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide, may_begin
 from orchestrator.domain.upgrade import Admitted, TurnedBack
 from orchestrator.errors import ChangeoverError, Conflict, Unreachable
 from orchestrator.settings import Settings
@@ -60,8 +60,11 @@ class Coordinator:
 
     def tick(self) -> None:
         """Do everything that is due now, once."""
-        for rollout in self.store.open_rollouts():
+        open_now = self.store.open_rollouts()
+        for rollout in open_now:
             self._advance(rollout)
+        for gone in self._views.keys() - {rollout.id for rollout in open_now}:
+            del self._views[gone]
         for lane in self.store.due_lanes():
             ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
             if self.store.lease(f"observe:{lane}", owner=ticket, seconds=OBSERVER_LOST) is not None:
@@ -101,16 +104,11 @@ class Coordinator:
     def _wake_refused(self, rollout: Rollout, view: _View) -> None:
         """Those that were not allowed to begin their step may try again as soon as the rollout goes on."""
         refused = [row for row in view.rows.values() if row.upgrade.wait is not None and row.upgrade.wait.refused]
-        if (
-            not refused
-            or rollout.stop
-            or rollout.state in ("paused", "rolling_back")
-            or self.store.frozen() is not None
-        ):
+        allowed = [row for row in refused if may_begin(rollout, row.upgrade)]
+        if not allowed or self.store.frozen() is not None:
             return
-        for row in refused:
-            if rollout.state != "aborting" or row.upgrade.past_swap:
-                dispatch.send(self.store, self.publish, row, grace=self.grace)
+        for row in allowed:
+            dispatch.send(self.store, self.publish, row, grace=self.grace)
 
     def _act(self, rollout: Rollout, view: _View, decision: Decision, now: float) -> None:
         match decision:

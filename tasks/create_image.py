@@ -10,7 +10,7 @@ from orchestrator.store import LedgerItem
 from providers.compute import Image
 from providers.errors import NotFound, Refused
 from tasks import keys
-from tasks.step import Done, StepFailed, Wait
+from tasks.step import Done, NeedsPerson, Wait
 from tasks.world import Turn
 
 
@@ -26,7 +26,8 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
                 keys.key(turn.upgrade, intent, role="image"), source=intent.params["source"]
             )
         except NotFound as error:
-            raise StepFailed(f"{turn.upgrade.server} is gone: {error}") from error
+            # Not a failure of ours to turn back from: that would say that it serves.
+            raise NeedsPerson(f"{turn.upgrade.server} is gone: {error}") from error
     match image.state:
         case "available":
             item = LedgerItem(

@@ -9,9 +9,9 @@ from orchestrator.domain.fleet import TargetSize
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
 from providers.compute import Server, Size
-from providers.errors import NoCapacity, Refused
+from providers.errors import NoCapacity, NotFound, Refused
 from tasks import keys
-from tasks.step import Done, StepFailed, Wait
+from tasks.step import Done, NeedsPerson, StepFailed, Wait
 from tasks.world import Turn
 
 
@@ -43,6 +43,11 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
             like=wanted["like"],
             size=Size(memory=wanted["memory"], disk=wanted["disk"], type=wanted["type"]),
         )
+    except NotFound as error:
+        old = turn.compute.servers([wanted["like"]]).get(wanted["like"])
+        if old is None or old.state == "terminated":  # and not ours to turn back from: that would say that it serves
+            raise NeedsPerson(f"{turn.upgrade.server} is gone: {error}") from error
+        raise
     except NoCapacity as error:
         raise NoCapacity(f"no room for {turn.upgrade.server}'s new server: {error}") from error
     if server.state in ("failed", "terminated"):

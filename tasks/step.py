@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import structlog
 
 from orchestrator import dispatch
+from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.retry import Limits, Trouble, answer_to
 from orchestrator.domain.steps import RETIRE
 from orchestrator.domain.upgrade import (
@@ -56,7 +57,9 @@ DEADLINES: Mapping[str, float] = {
 UNDO_DEADLINE = 3600.0
 CLOSE = 0.01  # seconds by which a message may come before its time
 MAKES: Mapping[str, Kind] = {"create_image": "image", "provision": "server"}  # the steps that make something billable
-PARKED_WHILE_REFUSED: Mapping[str, float] = {"frozen": 2.0, "aborting": 1.0, "paused": 600.0, "stopped": 600.0}
+# Seconds after which one that was refused asks again: a backstop, since coordinators wake it when it may begin. Each
+# asking is an entry of the audit log, and a night's freeze must not fill the store.
+PARKED_WHILE_REFUSED: Mapping[str, float] = {"frozen": 600.0, "aborting": 1.0, "paused": 600.0, "stopped": 600.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +210,7 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
         intent = Intent(
             step=u.step, attempt=attempt, rung=rung, token=made, name=name, at=turn.now, params=dict(params)
         )
-        limit = turn.fleet.rollout.deadlines.get(u.step, DEADLINES[u.step])
+        limit = turn.fleet.rollout.deadlines.get(u.step) or _usual_deadline(turn.fleet, u.step)
         event = Began(intent=intent, deadline=turn.now + limit)
         entry = Entry(
             event="Began", actor=world.worker, detail={"step": u.step, "attempt": attempt, "name": name, **params}
@@ -229,6 +232,12 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
     turn.upgrade = answer.row.upgrade
     world.crash(f"{turn.point}.announced")
     return None
+
+
+def _usual_deadline(fleet: Fleet, step: str) -> float:
+    """Seconds. What the fleet file tells a step to spend is not what it may be late by."""
+    told = {"swap": fleet.rollout.soak, "drain_old": fleet.rollout.drain.deadline}
+    return DEADLINES[step] + told.get(step, 0.0)
 
 
 def _said(reason: str) -> str:
@@ -273,11 +282,11 @@ def _overdue(turn: Turn, answer: Wait) -> tuple[Event, Extras]:
 def _trouble(world: World, turn: Turn, error: Exception) -> tuple[Event, Extras]:
     policy = turn.fleet.rollout
     kind, why = classify(error)
-    if kind is None:
+    if kind is None and (turn.upgrade.deadline is None or turn.now <= turn.upgrade.deadline):
         return Stumbled(why=why, at=turn.now, counts=False), Extras()
     event = answer_to(
         turn.upgrade,
-        kind,
+        kind or "unsure",  # out of time again and again: it would go on for ever
         why,
         limits=Limits(attempts=policy.attempts, base=policy.back_off),
         now=turn.now,

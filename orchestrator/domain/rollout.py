@@ -137,6 +137,16 @@ def in_flight(u: Upgrade) -> bool:
     return u.state in ("running", "waiting", "held")
 
 
+def may_begin(rollout: Rollout, u: Upgrade) -> bool:
+    """Whether one that was refused leave to begin its step would have it now, unless everything is frozen. Nothing but
+    a freeze keeps an undo from beginning."""
+    if u.direction == "undo":
+        return True
+    if rollout.stop or rollout.state in ("paused", "rolling_back"):
+        return False
+    return rollout.state != "aborting" or (u.past_swap and u.state != "upgraded")
+
+
 def _next_wave(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> list[Decision]:
     moved = replace(rollout, state="running", bake_until=None)
     if rollout.wave + 1 < len(rollout.waves):

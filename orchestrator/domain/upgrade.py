@@ -339,9 +339,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
         case Held(why=why) if active:
             return replace(u, state="held", wait=None, seen=None, notes={}, why=why)
         case Released(at=at) if u.state == "held":
-            return replace(
-                u, state="waiting", tries=0, deadline=None, wait=Waiting(reason="released by a person", at=at)
-            )
+            return replace(_timed_anew(u, at), state="waiting", wait=Waiting(reason="released by a person", at=at))
         case Released() if u.state in ("failed", "rolled_back"):
             # Every step that had begun gets a new attempt: its old tokens stand for things that were destroyed.
             attempts = {**u.attempts, **{i.step: u.attempt(i.step) + 1 for i in u.begun}}
@@ -365,6 +363,16 @@ def _fresh() -> dict[str, Any]:
     return {"intent": None, "wait": None, "seen": None, "tries": 0, "deadline": None, "notes": {}}
 
 
+def _timed_anew(u: Upgrade, at: float) -> Upgrade:
+    """Its step has all its time and tries once more: without a deadline nobody would ever be asked again. An undo is
+    announced anew, and has its deadline from that."""
+    if u.direction == "undo":
+        return replace(u, tries=0, deadline=None, undoing="")
+    if u.intent is None or u.deadline is None:
+        return replace(u, tries=0, deadline=None)
+    return replace(u, tries=0, deadline=at + u.deadline - u.intent.at)
+
+
 def _finished(u: Upgrade, result: Mapping[str, Any], at: float, retain_until: float | None) -> Upgrade:
     results = {**u.results, u.step: result}
     follower = following(u.step)
@@ -385,7 +393,7 @@ def _turned_back(u: Upgrade, why: str, at: float, asked: bool) -> Upgrade:
     if u.state in ("failed", "rolled_back") or (u.direction == "undo" and u.state != "held"):
         return u  # already there, or on its way: asking twice is the same as asking once
     if u.direction == "undo":
-        return replace(u, state="waiting", tries=0, deadline=None, wait=Waiting(reason=why, at=at), why=why)
+        return replace(_timed_anew(u, at), state="waiting", wait=Waiting(reason=why, at=at), why=why)
     if not u.begun:
         ended: State = "rolled_back" if asked else "failed"
         return replace(u, **_fresh(), state=ended, why=why, cause=why, asked=asked, direction="undo", ended_at=at)

@@ -180,9 +180,10 @@ class Store(Protocol):
 
     def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
         """The epoch to send a chain under; its due time is now + grace. A new epoch, unless a message of the present
-        one is still out and not taken: that is sent again under the same. None if the record has changed since
-        `version`, or someone holds a live lease: then it is due when that lease ends. `version` rises, so that of
-        several coordinators that saw the same, one sends."""
+        one is still out and not taken: that is sent again under the same, and due again after as long as it has been
+        out already (five minutes at the most), so that a time without workers does not multiply it. None if the record
+        has changed since `version`, or someone holds a live lease: then it is due when that lease ends. `version`
+        rises, so that of several coordinators that saw the same, one sends."""
         ...
 
     def claim(

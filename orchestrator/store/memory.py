@@ -28,6 +28,7 @@ from orchestrator.store import (
     codec,
 )
 from orchestrator.store.shapes import (
+    RESEND,
     at_rest,
     attempts,
     check_agenda,
@@ -247,7 +248,7 @@ class MemoryStore:
                 record.epoch += 1
                 record.sent = now
             record.owner, record.lease = "", 0.0
-            self._place(record, now + grace, "")
+            self._place(record, now + max(grace, min(now - record.sent, RESEND)), "")
             return record.epoch
 
     def claim(

@@ -51,6 +51,7 @@ from orchestrator.store import (
     codec,
 )
 from orchestrator.store.shapes import (
+    RESEND,
     attempts,
     check_agenda,
     check_creation,
@@ -326,7 +327,7 @@ class RedisStore:
     def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
         epoch = self._run(
             "issue",
-            {"rollout": rollout, "server": server, "version": version, "grace": grace},
+            {"rollout": rollout, "server": server, "version": version, "grace": grace, "longest": RESEND},
         )
         return None if epoch is None else int(epoch)
 

@@ -13,6 +13,7 @@ from orchestrator.errors import BadInput, Fenced, Locked
 from orchestrator.store import Claim
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+RESEND = 300.0  # seconds between two sendings of what nobody takes, at the most (or the grace, if longer)
 _CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?\Z")
 
 

@@ -157,6 +157,8 @@ class FakeCompute:
             found = self.cloud.get(image)
             if found is None or not isinstance(found.view, Image):
                 raise NotFound(f"there is no image {image}")
+            if self.cloud.get(like) is None:
+                raise NotFound(f"there is no server {like}")
             if size.disk < found.view.disk:
                 raise Refused(f"the image needs {found.view.disk} bytes of disk, the size has {size.disk}")
             view = Server(

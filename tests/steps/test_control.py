@@ -14,6 +14,7 @@ from orchestrator import operations
 from orchestrator.domain.rollout import Rollout
 from orchestrator.errors import PointOfNoReturn
 from providers.compute import Server
+from providers.errors import Throttled
 from tests.support.outcome import Watch, up
 from tests.support.runner import Runner, running
 
@@ -150,6 +151,26 @@ def test_a_freeze_stops_every_intent_forward_and_back() -> None:
         operations.unfreeze(r.store, actor=WHO)
         ended(r, "failed")
         assert states(r) == {"web-1": "upgraded", "web-2": "rolled_back", "web-3": "upgraded"}
+        back_at_a(r, "web-2")
+
+
+@pytest.mark.parametrize("verb", ["none", "pause", "rollback"])
+def test_a_night_of_freeze_leaves_a_short_log_and_its_end_wakes_everybody(verb: str) -> None:
+    with running(THREE, rollout=policy()) as r:
+        r.until(at(r, "web-1", "swap"))
+        operations.rollback_server(r.store, r.rollout, "web-2", actor=WHO)
+        operations.freeze(r.store, actor=WHO)
+        if verb == "pause":
+            operations.pause(r.store, r.rollout, actor=WHO)
+        elif verb == "rollback":
+            operations.rollback(r.store, r.rollout, actor=WHO)
+        mark = newest(r)
+        wait(r, 36_000)
+        assert len(operations.events(r.store, r.rollout, after=mark)) < 300
+        operations.unfreeze(r.store, actor=WHO)
+        start = r.clock()
+        r.until(lambda: r.upgrade("web-2").terminal if verb == "pause" else r.record().ended)
+        assert r.clock() - start < 60
         back_at_a(r, "web-2")
 
 
@@ -420,6 +441,52 @@ def test_never_more_are_in_flight_than_allowed_with_two_coordinators() -> None:
         r.until(over)
         assert r.record().state == "succeeded" and max(flying) == 2
         assert not r.made_twice()
+
+
+# -- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_out_of_time_again_and_again_ends_at_its_deadline() -> None:
+    two = [{"url": "http://shop.test/health"}, {"url": "http://shop.test/cart"}]
+    checks = {"smoke": {"requests": two, "passes": 1, "every": "1s", "probe": "fake"}}
+    with running(["web-1"], rollout=policy(deadlines={"smoke_test": "120s"}), checks=checks) as r:
+
+        def slow(point: str) -> None:
+            if point.endswith("after probe.check"):
+                r.clock.now += 31
+
+        r.world.lease, r.crash = 600.0, slow
+        r.until(at(r, "web-1", "smoke_test"))
+        r.until(lambda: r.upgrade("web-1").direction == "undo", limit=200)
+        assert "work are up" in r.upgrade("web-1").cause
+
+
+def test_a_soak_is_no_part_of_the_time_that_a_swap_may_be_late_by() -> None:
+    with running(["web-1"], rollout=policy(soak="2h")) as r:
+        r.until(lambda: "since" in r.upgrade("web-1").notes)
+        once = iter([True])
+
+        def fault(name: str) -> Any:
+            if name == "proven" and r.upgrade("web-1").wait is not None and next(once, False):
+                raise Throttled("slow down", retry_after=1.0)
+            return ""
+
+        r.cloud.fault = fault
+        ended(r, "succeeded")
+
+
+@pytest.mark.parametrize("step", ["create_image", "provision"])
+def test_a_server_that_is_gone_by_itself_is_a_matter_for_a_person(step: str) -> None:
+    with running(THREE, rollout=policy(max_in_flight=1)) as r:
+
+        def die(point: str) -> None:
+            if point.startswith(f"{step}.before compute.ensure"):
+                r.cloud.things.pop("web-1", None)
+
+        r.crash = die
+        r.until(lambda: r.upgrade("web-1").state == "held")
+        assert "web-1 is gone" in r.upgrade("web-1").why
+        assert r.store.tally(r.rollout).failed_before_swap == 0
 
 
 # -- guards and drains ------------------------------------------------------------------------------------------------

@@ -480,6 +480,23 @@ def test_while_a_message_is_out_that_nobody_took_it_is_sent_again_under_its_epoc
     assert site.issue() == 2
 
 
+def test_what_nobody_takes_for_an_hour_is_sent_again_a_few_times_only(site: Site) -> None:
+    site.create()
+    site.admit()
+    gaps, end = [], START + 3600
+    while site.clock.now < end:
+        assert site.issue(grace=5) == 1
+        due = site.store.next_due()
+        assert due is not None
+        gaps.append(due - site.clock.now)
+        site.clock.now = due
+    assert gaps[:6] == [5, 5, 10, 20, 40, 80] and max(gaps) == 300 and len(gaps) < 20
+    site.take()
+    site.clock.now += 1000
+    assert site.issue(grace=5) == 2
+    assert site.store.next_due() == site.clock.now + 5, "one that was taken begins anew"
+
+
 def test_of_many_that_saw_the_same_one_sends(site: Site) -> None:
     site.create()
     site.admit()

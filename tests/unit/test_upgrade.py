@@ -169,16 +169,20 @@ def test_a_retry_of_what_failed_uses_no_old_token() -> None:
     assert (u.state, u.begun, u.attempts, u.direction) == ("pending", (), {STEPS[0]: 1}, "forward")
 
 
-def test_a_released_one_goes_on_where_it_was_without_its_old_deadline() -> None:
-    for name in ("begun", "undo begun"):
-        u = told("Held", "Released", u=RECORDS[name])
-        assert (u.state, u.step, u.direction) == ("waiting", RECORDS[name].step, RECORDS[name].direction)
-        assert u.deadline is None and u.begun == RECORDS[name].begun
+def test_a_released_one_goes_on_where_it_was_and_has_all_its_time_once_more() -> None:
+    was = RECORDS["begun"]
+    u = told("Held", u=was).after(Released(at=AT + 500))
+    assert (u.state, u.step, u.direction, u.begun) == ("waiting", was.step, was.direction, was.begun)
+    assert was.intent is not None and was.deadline is not None
+    assert u.deadline == AT + 500 + was.deadline - was.intent.at
 
 
-def test_a_held_undo_that_is_asked_for_again_has_a_new_deadline() -> None:
-    u = told("Held", "TurnedBack", u=RECORDS["undo begun"])
-    assert (u.state, u.direction, u.deadline) == ("waiting", "undo", None)
+@pytest.mark.parametrize("event", ["Released", "TurnedBack"])
+def test_a_held_undo_that_is_asked_for_again_is_announced_anew_with_a_new_deadline(event: str) -> None:
+    was = RECORDS["undo begun"]
+    u = told("Held", event, u=was)
+    assert (u.state, u.step, u.direction, u.deadline) == ("waiting", was.step, "undo", None)
+    assert told("UndoBegan", u=u).deadline == AT + 60
 
 
 def test_a_pause_moves_the_deadline_and_lets_begin_what_it_had_refused() -> None:

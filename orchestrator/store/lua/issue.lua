@@ -17,5 +17,7 @@ end
 call('HSET', r.key, 'version', whole(r.version + 1), 'epoch', whole(r.epoch), 'sent', sent, 'lane', '',
   'owner', '', 'lease', '0')
 unown(r)
-place(r, now + a.grace, '')
+-- The longer it is out, the longer the next sending waits: with no worker at work, a backlog is not multiplied either.
+local longer = math.min(now - tonumber(sent), a.longest)
+place(r, now + math.max(a.grace, longer), '')
 return whole(r.epoch)
