@@ -70,7 +70,8 @@ def configuration(settings: Settings, *, tcp_results: bool) -> dict[str, Any]:
         "redis_backend_health_check_interval": 25,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100 tries
-        "broker_pool_limit": settings.concurrency,  # none at all costs 2.7 times the CPU
+        # None at all costs 2.7 times the CPU; with fewer than ten, Flower's own questions keep it from listening.
+        "broker_pool_limit": max(10, settings.concurrency),
         "worker_send_task_events": True,  # Flower lives on events
         "task_send_sent_event": True,
         "task_track_started": True,

@@ -34,14 +34,15 @@ def test_flower_shows_every_step_finds_a_server_and_says_what_a_step_waits_for(t
                 http_credentials={"username": user, "password": password}, viewport={"width": 1600, "height": 1200}
             ).new_page()
             page.goto(f"{whole.supervisor.flower_url}/tasks")
+            page.locator("select").first.select_option("100")
             page.locator("input[type=search]").fill("web-002")
             page.wait_for_function(
-                "() => { const rows = [...document.querySelectorAll('#tasks-table tbody tr')];"
-                " return rows.length > 5 && rows.every(row => row.innerText.includes('web-002')); }"
+                "names => { const rows = [...document.querySelectorAll('#tasks-table tbody tr')].map(r => r.innerText);"
+                " return rows.every(row => row.includes('web-002'))"
+                " && names.every(name => rows.some(row => row.includes('tasks.' + name))); }",
+                arg=list(STEPS),
             )
-            page.locator("select").first.select_option("100")
-            rows = page.locator("#tasks-table tbody tr")
-            text = "\n".join(rows.all_inner_texts())
+            text = "\n".join(page.locator("#tasks-table tbody tr").all_inner_texts())
             page.screenshot(path=str(tmp_path / "flower.png"))
             browser.close()
         names = set(re.findall(r"tasks\.(\w+)", text))
