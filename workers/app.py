@@ -16,6 +16,7 @@ from orchestrator.settings import Settings
 from tasks import register
 from tasks.world import World
 from workers import guard
+from workers.intake import CONSUMER
 from workers.lifecycle import Lifecycle
 
 
@@ -31,6 +32,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
     settings = Settings.load()
     app = make_app(settings)
+    app.conf.worker_consumer = CONSUMER
     world = World.open(settings, worker=name)
     world.store.check(dev=settings.dev)
     register(app, world)

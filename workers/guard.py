@@ -3,12 +3,19 @@
 kombu closes its channel and then gives such messages back through a connection that is already gone. That raises
 `AttributeError: 'NoneType' object has no attribute 'hostname'`, which nobody above catches, and the process exits.
 A connection error at the same place is caught, and the worker connects again.
+
+And when somebody puts into a queue what is no message at all: kombu takes it out, cannot read it, and the error ends
+the process, once for each of them.
 """
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
+from queue import Empty
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 TESTED_KOMBU = "5.7.0"
 
@@ -26,7 +33,8 @@ class UntestedKombu(RuntimeError):
 
 
 def apply() -> None:
-    """From now on a closed channel raises a connection error. Twice is once. Raises `UntestedKombu`."""
+    """From now on a closed channel raises a connection error, and what is no message is dropped. Twice is once. Raises
+    `UntestedKombu`."""
     found = version("kombu")
     if found != TESTED_KOMBU:
         raise UntestedKombu(found)
@@ -46,3 +54,15 @@ def apply() -> None:
 
     _create_client.guarded = True  # type: ignore[attr-defined]  # a mark on our own function, read a few lines above
     transport.Channel._create_client = _create_client  # type: ignore[method-assign]  # replacing it is the point
+    unread = transport.Channel._brpop_read
+
+    def _brpop_read(channel: Any, **options: Any) -> Any:
+        try:
+            return unread(channel, **options)  # type: ignore[no-untyped-call]  # kombu has no types here
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            # Not from a task's message, whose errors end in `workers.intake`. It is out of the queue already, and was
+            # in no other place yet.
+            log.warning("what was in the queue is no message, and was dropped: %s", type(error).__name__)
+            raise Empty from None
+
+    transport.Channel._brpop_read = _brpop_read  # type: ignore[method-assign, assignment]  # replacing it is the point

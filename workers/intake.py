@@ -1,0 +1,40 @@
+"""Takes messages in, and outlives every one of them.
+
+Whoever may write to the broker may write anything. A message whose head is not Celery's (a list for a task's name, a
+mapping for an id) raises in the middle of the consumer's loop; the worker ends, and since the message was never
+acknowledged it is delivered again, to end the next one. Here it is told of and dropped, as Celery does itself with a
+body that it cannot read. What matters is in the record, and its chain is sent again when it is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker.consumer import Consumer
+from vine import promise as vine_promise
+
+CONSUMER = f"{__name__}:Intake"
+
+
+class Intake(Consumer):  # type: ignore[misc] # celery has no types
+    """Celery's consumer; `CONSUMER` is how its setting `worker_consumer` names it."""
+
+    def create_task_handler(self, promise: Any = vine_promise) -> Callable[[Any], None]:
+        take = super().create_task_handler(promise)
+        lost = (*self.connection_errors, *self.connection.channel_errors)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                take(message)
+            except lost:
+                raise
+            except Exception as error:  # whatever it was, it is this message's failure and nobody else's
+                self._drop(message, error)
+
+        return on_task_received
+
+    def _drop(self, message: Any, error: Exception) -> None:
+        if message.acknowledged:
+            return
+        self.on_decode_error(message, error)
