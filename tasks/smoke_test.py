@@ -55,13 +55,15 @@ def one_round(turn: Turn, address: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _ask(turn: Turn, spec: SmokeRequest, seat: Seat, address: str) -> tuple[str, Mapping[str, Any]]:
+    headers = {name: resolve(value) for name, value in spec.headers.items()}
     request = Request(
         url=spec.url,
         method=spec.method,
-        headers={name: resolve(value) for name, value in spec.headers.items()},
+        headers=headers,
         body=spec.body,
         timeout=spec.timeout,
         ca=spec.ca or "",
+        secrets=tuple(value for name, value in headers.items() if value != spec.headers[name]),
     )
     expect = Expect(
         status=spec.status,

@@ -238,13 +238,15 @@ def resolve(value: str) -> str:
             return Path(where).read_text().strip()
         except OSError as error:
             raise Refused(f"the secret file:{where} cannot be read by this worker: {error.strerror}") from None
+        except ValueError:  # whose own words would hold the file's bytes
+            raise Refused(f"the secret file:{where} is not UTF-8 text") from None
     return value
 
 
 def run_hook(argv: Sequence[str], *, timeout: float) -> str:
     """Runs a hook of the fleet file without a shell; what is wrong with it, in one line, or nothing."""
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=timeout, check=False, text=True)  # noqa: S603 - a fixed argv of the fleet file, no shell
+        done = subprocess.run(argv, capture_output=True, timeout=timeout, check=False, text=True, errors="replace")  # noqa: S603 - a fixed argv of the fleet file, no shell
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{argv[0]}: {error}"
     if done.returncode:

@@ -11,7 +11,8 @@ from typing import Protocol
 class Request:
     """One request as a user of `url` would send it. `url` has the site's own host name; it is used for Host, SNI and
     certificate verification, while the connection goes to the probed address. `ca` is a path of a PEM bundle that
-    replaces the system's. Seconds."""
+    replaces the system's. Seconds. `secrets` are values in it that nobody may read in an outcome or a comparison: where
+    a server sends them back they are hidden before anything is judged."""
 
     url: str
     method: str = "GET"
@@ -19,6 +20,7 @@ class Request:
     body: str = ""
     timeout: float = 5.0
     ca: str = ""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import html
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from providers.probe import Expect, Outcome, Request
 from providers.probe.rules import Wanted
@@ -13,6 +17,8 @@ from providers.probe.rules import Wanted
 LIMIT = 1 << 20  # bytes of a body that are read, and as many after decompression
 SEARCHED = 1 << 16  # characters that an expression sees: it bounds one that backtracks, since `re` has no time limit
 SHOWN = 200
+HIDDEN = "[REDACTED]"
+SHORTEST_SECRET = 4  # characters: hiding shorter ones would hide half of every page, and tell them by that
 _SHOWN_HEADERS = ("content-type", "content-length", "content-encoding", "location", "cache-control", "etag", "server")
 _CHARSET = re.compile(
     r"us-ascii|iso-8859-\d+|windows-125\d|utf-16(le|be)?|shift_jis|euc-(jp|kr)|gbk?|gb18030|big5|koi8-[ru]"
@@ -41,11 +47,39 @@ class Answer:
         values = (value for key, value in self.headers if key.lower() == "set-cookie")
         return tuple(sorted({value.split(";")[0].split("=")[0].strip() for value in values}))
 
+    def without(self, secrets: Collection[str]) -> Answer:
+        """The same where these are hidden, also as JSON, HTML and URLs write them: a page may show what it was sent."""
+        found = _hiding(secrets)
+        if found is None:
+            return self
+
+        def hide(text: str) -> str:
+            return found.sub(HIDDEN, text)
+
+        return replace(
+            self,
+            headers=tuple((hide(name), hide(value)) for name, value in self.headers),
+            body=hide(self.body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"),
+            fault=hide(self.fault),
+        )
+
     def text(self) -> str:
         """The body as text. Only well-known charsets: some of Python's codecs take quadratic time."""
         _, _, named = self.header("content-type").lower().partition("charset=")
         charset = named.split(";")[0].strip(" \"'")
         return self.body.decode(charset if _known(charset) else "utf-8", errors="replace")
+
+
+def _hiding(secrets: Collection[str]) -> re.Pattern[str] | None:
+    words = sorted({word for secret in secrets for word in _written(secret)}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, words))) if words else None
+
+
+def _written(secret: str) -> Iterator[str]:
+    """A secret as pages write it; of `Bearer abc`, also the part behind the blank."""
+    for word in (secret, secret.partition(" ")[2]):
+        if len(word) >= SHORTEST_SECRET:
+            yield from (word, json.dumps(word)[1:-1], html.escape(word), quote(word), quote(word, safe=""))
 
 
 def _known(charset: str) -> bool:

@@ -58,7 +58,7 @@ class FakeProbe:
         wanted = rules.wanted(expect)
         rules.site(request)
         target = rules.endpoint(address, port, self._ports)
-        return judge(self.sites.ask(target), request, wanted, at=where(*target))
+        return judge(self.sites.ask(target).without(request.secrets), request, wanted, at=where(*target))
 
     def compare(
         self, old: tuple[str, int], new: tuple[str, int], request: Request, *, masks: tuple[str, ...]
@@ -66,5 +66,5 @@ class FakeProbe:
         patterns = rules.comparable(request, masks)
         rules.site(request)
         before, after = (rules.endpoint(*target, self._ports) for target in (old, new))
-        first, other, second = (self.sites.ask(target) for target in (before, after, before))
+        first, other, second = (self.sites.ask(target).without(request.secrets) for target in (before, after, before))
         return compare(first, second, other, patterns, names=(where(*before), where(*after)))

@@ -141,7 +141,8 @@ def _ask(target: tuple[str, int], request: Request) -> Answer:
     except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError, zlib.error) as error:
         fault = _fault(error, request, site.host, begun=bool(status))
     took = time.monotonic() - started
-    return Answer(status=status, headers=headers, body=body, cut=cut, latency=took, fault=fault)
+    answer = Answer(status=status, headers=headers, body=body, cut=cut, latency=took, fault=fault)
+    return answer.without(request.secrets)
 
 
 def _trust(ca: str) -> ssl.SSLContext:

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
@@ -132,6 +133,26 @@ def test_a_good_answer_passes_and_says_nothing(world: World) -> None:
     assert outcome.evidence["header.x-version"] == "4.2.0"
     assert outcome.evidence["body.sha256"].startswith("2cf24dba5fb0a30e")
     assert world.calls(target) == 1
+
+
+SECRET = 'MARKER/"7f3&a9'
+ECHOES = (SECRET, r"MARKER/\"7f3&a9", "MARKER/&quot;7f3&amp;a9", "MARKER%2F%227f3%26a9")
+
+
+@pytest.mark.parametrize("body", [*ECHOES, "x" * 190 + SECRET, f'{{"you sent": "{ECHOES[1]}"}}'])
+def test_a_secret_that_a_server_sends_back_is_in_no_outcome(world: World, body: str) -> None:
+    request = replace(SITE, headers={"Authorization": f"Bearer {SECRET}"}, secrets=(f"Bearer {SECRET}",))
+    old, new = world.server(text("other")), world.server(text(body, server=f"you said {SECRET}", location=SECRET))
+    for expect in (
+        Expect(),
+        Expect(status=(301,), headers={"x-none": "."}, body_contains=("none",), body_matches="^$"),
+    ):
+        outcome = world.probe().check(*new, request, expect)
+        assert "MARKER" not in repr(outcome)
+    assert outcome.evidence["header.server"].endswith("you said [REDACTED]")
+    compared = world.probe().compare(old, new, request, masks=())
+    assert not compared.same
+    assert "MARKER" not in repr(compared)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""References to secrets: resolved at the moment of use, and never told by what goes wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from providers.errors import Refused
+from tasks.world import resolve, run_hook
+
+
+def test_a_reference_becomes_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("from a file\n")
+    monkeypatch.setenv("TOKEN", "from the environment")
+    assert resolve("env:TOKEN") == "from the environment"
+    assert resolve(f"file:{tmp_path}/token") == "from a file"
+    assert resolve("text/html") == "text/html"
+
+
+def test_a_secret_file_that_is_no_text_is_named_and_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"MARKER\xff\xfe")
+    with pytest.raises(Refused) as told:
+        resolve(f"file:{tmp_path}/key")
+    assert f"file:{tmp_path}/key is not UTF-8 text" in str(told.value)
+    assert "MARKER" not in repr(told.value)
+    assert told.value.__cause__ is None
+    assert told.value.__suppress_context__
+
+
+def test_a_hook_that_says_what_is_no_text_is_told_of_as_any_other() -> None:
+    program = "import sys; sys.stderr.buffer.write(b'no \\xff'); sys.exit(3)"
+    assert run_hook([sys.executable, "-c", program], timeout=10).endswith("ended with 3: no \ufffd")
