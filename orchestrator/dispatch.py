@@ -9,6 +9,7 @@ from celery import Celery, chain
 from orchestrator.domain.steps import PRIORITY, RETIRE, STEPS, UNDO_PRIORITY, task_name
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store import Row, Store
+from orchestrator.store.shapes import RESEND
 
 
 class Sender(Protocol):
@@ -30,7 +31,8 @@ def send(store: Store, publish: Sender, row: Row, *, grace: float) -> int | None
     messages = row.upgrade.remaining
     if not messages:
         return None
-    wait = max(grace, 2 * store.queue_wait())
+    # What waited for hours when no worker lived says nothing of the next message, and that may be lost.
+    wait = max(grace, min(RESEND, 2 * store.queue_wait()))
     epoch = store.issue(row.upgrade.rollout, row.upgrade.server, version=row.version, grace=wait)
     if epoch is not None:
         publish(compose(row.upgrade, epoch))

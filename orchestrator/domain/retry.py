@@ -31,20 +31,24 @@ class Limits:
 
 
 def answer_to(u: Upgrade, trouble: Trouble, why: str, *, limits: Limits, now: float, spread: float) -> Event:
-    """The event that follows. `spread` is a random number in [0, 1)."""
+    """The event that follows. `spread` is a random number in [0, 1).
+
+    A deadline that has passed ends no try by itself: after an hour in which nobody worked, the first call to be
+    throttled would else turn everybody back. From then on every try counts."""
     late = u.deadline is not None and now > u.deadline
-    again = Stumbled(why=why, at=now + back_off(u.tries, limits.base, spread), counts=trouble == "unsure")
+    again = Stumbled(why=why, at=now + back_off(u.tries, limits.base, spread), counts=late or trouble == "unsure")
+    last = u.tries + 1 >= limits.attempts
     if u.state == "upgraded":  # its retirement: users are served by B; go on trying
         return Stumbled(why=why, at=now + max(1.0, back_off(u.tries, limits.base, spread)))
     give_up: Event = Held(why=why) if u.direction == "undo" else TurnedBack(why=why, at=now, asked=False)
     match trouble:
         case "busy" | "guard":
-            return give_up if late else again
+            return give_up if late and last else again
         case "unsure":
-            return give_up if late or u.tries + 1 >= limits.attempts else again
+            return give_up if last else again
         case "refused":
             if u.direction == "undo" or u.intent is None:
-                return give_up if u.tries + 1 >= limits.attempts else Stumbled(why=why, at=again.at)
+                return give_up if last else Stumbled(why=why, at=again.at)
             if len(u.intents(u.step)) >= limits.attempts:
                 return give_up
             return AttemptEnded(why=why, at=again.at)

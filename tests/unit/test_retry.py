@@ -37,14 +37,17 @@ UNDO: dict[str, Any] = {"direction": "undo", "intent": None}
     [
         (upgrade(), "busy", NOW, Stumbled),
         (upgrade(tries=50), "busy", NOW, Stumbled),
-        (upgrade(), "busy", LATE, TurnedBack),
-        (upgrade(**UNDO), "busy", LATE, Held),
+        (upgrade(), "busy", LATE, Stumbled),
+        (upgrade(tries=2), "busy", LATE, TurnedBack),
+        (upgrade(tries=2, **UNDO), "busy", LATE, Held),
         (upgrade(), "guard", NOW, Stumbled),
-        (upgrade(), "guard", LATE, TurnedBack),
+        (upgrade(), "guard", LATE, Stumbled),
+        (upgrade(tries=2), "guard", LATE, TurnedBack),
         (upgrade(), "unsure", NOW, Stumbled),
         (upgrade(tries=1), "unsure", NOW, Stumbled),
         (upgrade(tries=2), "unsure", NOW, TurnedBack),
-        (upgrade(), "unsure", LATE, TurnedBack),
+        (upgrade(), "unsure", LATE, Stumbled),
+        (upgrade(tries=2), "unsure", LATE, TurnedBack),
         (upgrade(tries=2, **UNDO), "unsure", NOW, Held),
         (upgrade(), "refused", NOW, AttemptEnded),
         (upgrade(intents=2), "refused", NOW, AttemptEnded),
@@ -73,6 +76,14 @@ def test_a_retirement_is_tried_for_ever(trouble: Trouble) -> None:
     u = upgrade(state="upgraded", tries=99, step="retire", begun=(), intent=None)
     found = answer(u, trouble, now=LATE)
     assert isinstance(found, Stumbled) and found.at >= LATE + 1
+
+
+@pytest.mark.parametrize("trouble", ["busy", "guard", "unsure"])
+def test_after_the_deadline_it_is_tried_a_few_times_more_and_then_no_more(trouble: Trouble) -> None:
+    u, tries = upgrade(), 0
+    while isinstance(found := answer(u, trouble, now=LATE), Stumbled):
+        u, tries = u.after(found), tries + 1
+    assert isinstance(found, TurnedBack) and tries == LIMITS.attempts - 1
 
 
 def test_only_silence_counts_as_a_try() -> None:
