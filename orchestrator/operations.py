@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.dispatch import Sender
     from orchestrator.domain.fleet import Fleet
     from orchestrator.domain.plan import Plan, Survey
+    from orchestrator.report.certificate import Observed
 
 TRIES = 20  # of a compare-and-set that others keep winning
 PATIENCE = 60.0  # seconds to wait for a worker's answer
@@ -302,6 +303,22 @@ def events(store: Store, rollout: str, *, after: str = "0") -> Sequence[AuditEnt
         found += batch
         after = batch[-1].id
     return found
+
+
+def observed(store: Store, ask: Asker, id: str, waiter: Waiter | None = None) -> Observed | None:
+    """What the balancers have counted of the users of this rollout's pools, from its plan until now; None where they
+    do not count, or were started anew. Raises `WaitTimeout` when no worker answers."""
+    from orchestrator.domain.fleet import Fleet
+    from orchestrator.domain.plan import plan_from, users_between
+    from orchestrator.report.certificate import Observed
+
+    spec = store.document("spec", id)
+    if spec is None:
+        raise NotFound(f"there is no rollout {id}", next="changeover rollouts")
+    planned = plan_from(spec["plan"])
+    fleet = Fleet.model_validate_json(json.dumps(planned.fleet))
+    counted = users_between(planned.survey, await_survey(store, request_survey(store, ask, fleet), waiter))
+    return None if counted is None else Observed(requests=counted[0], failed=counted[1])
 
 
 # -- the rollout as a whole --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey, next_
 from providers.compute import Image, Server
 from providers.errors import ProviderError
 from providers.guest import Facts
-from providers.traffic import MemberView
+from providers.traffic import MemberView, PoolCounters
 from tasks import keys
 from tasks.poll_readiness import paths
 from tasks.world import World, read_fleet
@@ -75,7 +75,8 @@ def look(world: World, fleet: Fleet) -> Survey:
         try:
             members[pool] = traffic.members(pool)
             up = sum(view.state == "serving" for view in members[pool])
-            pools.append(FoundPool(pool=pool, lane=traffic.lane(pool), serving=up))
+            counted = traffic.counters(pool) or PoolCounters(requests=0, failed=0, epoch="")
+            pools.append(FoundPool(pool=pool, lane=traffic.lane(pool), serving=up, **asdict(counted)))
         except ProviderError as error:
             members[pool] = ()
             pools.append(FoundPool(pool=pool, lane="", serving=0, problem=str(error)))

@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.cli import output, session
 from orchestrator.cli.output import Format, Output
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, ChangeoverError
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The rollout.", show_default=False)]
 
@@ -123,16 +123,24 @@ def report(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write to.", show_default=False)],
     form: Output = Format.text,
 ) -> int:
-    """Write what happened as one HTML page and as JSON."""
+    """Write what happened as one HTML page and as JSON, with the certificate of what the balancers counted."""
     from orchestrator import operations
     from orchestrator.report import html
+    from orchestrator.report.certificate import certify
     from orchestrator.report.telling import tell
 
     with session.opened() as s:
         view, entries, now = operations.view(s.store, id), operations.events(s.store, id), s.store.now()
-        spec = s.store.document("spec", id)
+        document = tell(view, entries, s.store.document("spec", id), now=now)
+        try:
+            users = operations.observed(s.store, s.ask, id)
+        except ChangeoverError as error:
+            users = None
+            output.say(f"no certificate: {error}")
+    if users is not None:
+        document["certificate"] = certify(users).as_dict()
     try:
-        files = html.write(tell(view, entries, spec, now=now), out)
+        files = html.write(document, out)
     except OSError as error:
         raise BadInput(f"cannot be written: {error.strerror}", place=str(out), next="choose another --out") from None
     if form is Format.json:

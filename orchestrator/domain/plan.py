@@ -46,11 +46,15 @@ class FoundServer:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPool:
-    """`serving`: how many members the balancer has up; `lane` is the balancer."""
+    """`serving`: how many members the balancer has up; `lane` is the balancer. `requests` and `failed` are what it has
+    counted of its users since it started, and `epoch` names that start; empty where it does not count."""
 
     pool: str
     lane: str
     serving: int
+    requests: int = 0
+    failed: int = 0
+    epoch: str = ""
     problem: str = ""
 
 
@@ -156,6 +160,20 @@ def differences(was: Survey, now: Survey) -> list[str]:
             lines.append(f"{server.name}: its places in the balancer have changed")
     gone = before.keys() - {server.name for server in now.servers}
     return lines + [f"{name} is no longer there" for name in sorted(gone)]
+
+
+def users_between(was: Survey, now: Survey) -> tuple[int, int] | None:
+    """User requests that the balancers have seen from one survey to the other, and those that failed; None where one of
+    them does not count, or has started anew meanwhile."""
+    before = {pool.pool: pool for pool in was.pools}
+    requests = failed = 0
+    for pool in now.pools:
+        old = before.get(pool.pool)
+        if old is None or not pool.epoch or old.epoch != pool.epoch:
+            return None
+        requests += pool.requests - old.requests
+        failed += pool.failed - old.failed
+    return requests, failed
 
 
 def blockers(fleet: Fleet, survey: Survey) -> list[str]:

@@ -23,6 +23,7 @@ from orchestrator.domain.plan import (
     next_generation,
     plan_from,
     token,
+    users_between,
 )
 from tests.support.runner import fleet_file
 
@@ -159,3 +160,20 @@ def test_a_token_is_the_identity_of_its_parts() -> None:
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (20 * GiB, "20 GiB"), (2**41, "2 TiB")])
 def test_sizes_read_as_people_read_them(size: int, text: str) -> None:
     assert human(size) == text
+
+
+def counted(pool: str, requests: int, failed: int, epoch: str = "7:1") -> FoundPool:
+    return FoundPool(pool=pool, lane="lb", serving=2, requests=requests, failed=failed, epoch=epoch)
+
+
+def test_users_are_counted_over_all_pools_from_one_survey_to_the_other() -> None:
+    was = Survey(at=0, servers=(), pools=(counted("a", 100, 1), counted("b", 10, 0)))
+    now = Survey(at=9, servers=(), pools=(counted("a", 150, 1), counted("b", 30, 2)))
+    assert users_between(was, now) == (70, 2)
+
+
+@pytest.mark.parametrize("epoch", ["", "8:2"])
+def test_a_balancer_that_does_not_count_or_started_anew_proves_nothing(epoch: str) -> None:
+    was = Survey(at=0, servers=(), pools=(counted("a", 100, 0),))
+    now = Survey(at=9, servers=(), pools=(counted("a", 150, 0, epoch),))
+    assert users_between(was, now) is None
