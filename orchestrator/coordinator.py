@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from orchestrator import dispatch
 from orchestrator.dispatch import Sender
 from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide, may_begin
 from orchestrator.domain.upgrade import Admitted, TurnedBack
-from orchestrator.errors import ChangeoverError, Conflict, Unreachable
+from orchestrator.errors import ChangeoverError, Conflict, Unreachable, UnsafeStore
 from orchestrator.settings import Settings
 from orchestrator.store import Entry, Row, Store, Tally
 
@@ -57,12 +58,14 @@ class Coordinator:
     grace: float
     name: str = field(default_factory=lambda: f"coordinator-{uuid.uuid4().hex[:6]}")
     _views: dict[str, _View] = field(default_factory=dict)
+    _left_alone: dict[str, str] = field(default_factory=dict)
 
     def tick(self) -> None:
         """Do everything that is due now, once."""
         open_now = self.store.open_rollouts()
         for rollout in open_now:
-            self._advance(rollout)
+            with self._alone(rollout.id):
+                self._advance(rollout)
         for gone in self._views.keys() - {rollout.id for rollout in open_now}:
             del self._views[gone]
         for lane in self.store.due_lanes():
@@ -74,8 +77,31 @@ class Coordinator:
     def _send_due(self) -> None:
         due = self.store.due(limit=AT_ONCE)
         for rollout, servers in _grouped(due).items():
-            for row in self.store.rows(rollout, servers):
+            for row in self._readable(rollout, servers):
                 dispatch.send(self.store, self.publish, row, grace=self.grace)
+
+    def _readable(self, rollout: str, servers: Sequence[str]) -> Sequence[Row]:
+        try:
+            return self.store.rows(rollout, servers)
+        except UnsafeStore:
+            found: list[Row] = []
+            for server in servers:
+                with self._alone(f"{rollout}/{server}"):
+                    found += self.store.rows(rollout, [server])
+            return found
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """What is stored and cannot be read holds up nothing else. Of a rollout with such a record nothing is decided,
+        so that nothing new begins there and it does not end; its other servers go on with what they have begun."""
+        try:
+            yield
+        except UnsafeStore as error:
+            if self._left_alone.get(what) != str(error):
+                log.error("left alone", what=what, error=str(error))
+            self._left_alone[what] = str(error)
+        else:
+            self._left_alone.pop(what, None)
 
     # -- rollouts -------------------------------------------------------------------------------------------------
 

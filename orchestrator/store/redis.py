@@ -23,8 +23,10 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
@@ -63,6 +65,8 @@ from orchestrator.store.shapes import (
     locked,
     target,
 )
+
+log = logging.getLogger(__name__)
 
 _FIELDS: Final = ("doc", "version", "epoch", "entry", "owner", "fence", "lease", "lane")
 _LOCKS = 90  # a script touches each lock's key and its owner's
@@ -107,6 +111,7 @@ class RedisStore:
             raise BadInput(f"{self.where} is no address of a Redis: {error}", next="use redis://HOST:PORT/0") from None
         self._redis: Any = redis.Redis(connection_pool=pool)  # Any: its types mix the answers of its asyncio twin
         self._told = _Told(self.where)
+        self._passed_over: set[str] = set()
 
     def close(self) -> None:
         """Ends its connections."""
@@ -213,19 +218,22 @@ class RedisStore:
         with self._told:
             found = self._redis.smembers(self._key("open"))
         return sorted(
-            self._rollouts([name.decode() for name in found]), key=lambda r: (r.created_at, r.id), reverse=True
+            self._rollouts([name.decode() for name in found], skip=True),
+            key=lambda r: (r.created_at, r.id),
+            reverse=True,
         )
 
-    def _rollouts(self, ids: Sequence[str]) -> list[Rollout]:
+    def _rollouts(self, ids: Sequence[str], *, skip: bool = False) -> list[Rollout]:
+        """With `skip` what cannot be read is left out, and told in the log."""
         keys = [self._key("ro", name) for name in ids]
         found = []
         for some in _batches(keys, _READ):
-            for key, (ready, doc, version, stop) in zip(
-                some, self._hashes(some, ("ready", "doc", "version", "stop")), strict=True
-            ):
-                if ready == b"1":
-                    stored = codec.ROLLOUT.load(doc, key=key)
-                    found.append(replace(stored, version=_int(version, key), stop=(stop or b"").decode()))
+            for key, values in zip(some, self._hashes(some, ("ready", "doc", "version", "stop")), strict=True):
+                with self._unreadable(key, skip=skip):
+                    ready, doc, version, stop = self._hash(values)
+                    if ready == b"1":
+                        stored = codec.ROLLOUT.load(doc, key=key)
+                        found.append(replace(stored, version=_int(version, key), stop=(stop or b"").decode()))
         return found
 
     def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
@@ -272,17 +280,34 @@ class RedisStore:
         return self._rows([(rollout, server) for server in sorted(set(servers))])
 
     def _rows(self, who: Sequence[tuple[str, str]], *, lane: str | None = None) -> list[Row]:
-        """Those that exist (and are in the lane, where one is given)."""
+        """Those that exist. Where a lane is given: those in it that can be read, since one that cannot be must not hold
+        up the others there."""
         if not who:
             return []
         now = self.now()
         found = []
         for some in _batches(who, _READ):
             keys = [self._key("sv", *pair) for pair in some]
-            for key, values in zip(keys, self._hashes(keys, _FIELDS), strict=True):
-                if values[1] is not None and (lane is None or values[-1] == lane.encode()):
-                    found.append(self._row(key, values, now=now))
+            for key, answer in zip(keys, self._hashes(keys, _FIELDS), strict=True):
+                with self._unreadable(key, skip=lane is not None):
+                    values = self._hash(answer)
+                    if values[1] is not None and (lane is None or values[-1] == lane.encode()):
+                        found.append(self._row(key, values, now=now))
         return found
+
+    @contextmanager
+    def _unreadable(self, key: str, *, skip: bool) -> Iterator[None]:
+        """With `skip` what is stored there and cannot be read is told once, and passed over."""
+        try:
+            yield
+        except UnsafeStore as error:
+            if not skip:
+                raise
+            if key not in self._passed_over:
+                self._passed_over.add(key)
+                log.error("%s", error)
+        else:
+            self._passed_over.discard(key)
 
     def _row(self, key: str, values: Sequence[bytes | None], *, now: float | None = None) -> Row:
         upgrade = codec.UPGRADE.load(values[0], key=key)
@@ -549,12 +574,19 @@ class RedisStore:
     def _key(self, *parts: str) -> str:
         return self._prefix + ":".join(parts)
 
-    def _hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[list[bytes | None]]:
+    def _hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[list[bytes | None] | Exception]:
+        """One answer a key, or why that key has none: see `_hash`."""
         with self._told:
             pipeline = self._redis.pipeline(transaction=False)
             for key in keys:
                 pipeline.hmget(key, fields)
-            return cast(list[list[bytes | None]], pipeline.execute())
+            return cast(list[list[bytes | None] | Exception], pipeline.execute(raise_on_error=False))
+
+    def _hash(self, answer: list[bytes | None] | Exception) -> list[bytes | None]:
+        with self._told:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
     def _read(self, key: str, after: str, *, limit: int, block: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
         end = time.monotonic() + block
