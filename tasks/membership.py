@@ -24,6 +24,8 @@ def bring_in(turn: Turn, members: Sequence[tuple[str, Member]], *, notes: Mappin
     for pool, member in members:
         with turn.only_writer(turn.traffic.lane(pool)):
             view = act(pool, member)
+            if view.actionable and view.state != "serving":  # the balancer says that the next advance is due already
+                view = act(pool, member)
         if view.state != "serving":
             waiting.append(view)
     if not waiting:
@@ -51,7 +53,12 @@ def take_out(turn: Turn, seats: Sequence[tuple[str, str]], *, serving: Sequence[
                 serving=tuple(other for where, other in serving if where == pool),
             )
             with turn.only_writer(turn.traffic.lane(pool)):
-                view = turn.traffic.remove(pool, name, guard=guard, cut=late and drain.at_deadline == "cut")
+                cut = late and drain.at_deadline == "cut"
+                view = turn.traffic.remove(pool, name, guard=guard, cut=cut)
+                if (
+                    view.actionable and view.state == "draining" and drain.quiet == 0
+                ):  # idle already, and nothing to wait for
+                    view = turn.traffic.remove(pool, name, guard=guard, cut=cut)
         if view.state != "absent":
             left.append(view)
     if not left:

@@ -20,10 +20,15 @@ def params(_turn: Turn) -> Mapping[str, Any]:
     return {}
 
 
-def do(turn: Turn, _intent: Intent) -> Done | Wait:
+def do(turn: Turn, intent: Intent) -> Done | Wait:
     id = turn.upgrade.results["provision"]["server"]
     notes = dict(turn.upgrade.notes)
     if "address" not in notes:
+        made = turn.upgrade.results["provision"]
+        fresh = turn.upgrade.seen is None and turn.now - intent.at < turn.fleet.rollout.poll
+        if fresh and made.get("state") == "pending":
+            # It was pending when it was made, a moment ago: the first look is one for all servers at once.
+            return _wait(turn, "server", id, f"server {id} is starting", notes)
         server = turn.look_at_server(id)
         if server is None or server.state == "pending":
             return _wait(turn, "server", id, f"server {id} is starting", notes)

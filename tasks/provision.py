@@ -59,7 +59,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     if former:  # attempts that were refused may have left something all the same
         _terminate(turn, but=server.id)
     return Done(
-        result={"server": server.id, "address": server.address},
+        result={"server": server.id, "address": server.address, "state": server.state},
         ledger=(*_terminated(turn, former), item),
         locks=(keys.lock(turn.fleet, server.id),),
     )
