@@ -38,10 +38,8 @@ GiB = 1024**3
 
 
 def work() -> int:
-    """The process that runs the peers' tasks: the worker of `workers/app.py` with other tasks in it."""
-    from workers import guard
-
-    guard.apply()
+    """The process that runs the peers' tasks: a worker started like the one of `workers/app.py`, but with nothing of
+    ours inside Celery."""
     logs.configure("bench")
     signals.setup_logging.connect(_keep_logging)
     app = make_app(Settings())

@@ -42,7 +42,11 @@ class Figures:
     @property
     def cpu_each(self) -> float:
         """Milliseconds a server of those who work and coordinate; Valkey's own is beside it."""
-        return 1000 * sum(spent for name, spent in self.cpu.items() if name != "valkey") / self.servers
+        return self.cpu_of(*(name for name in self.cpu if name != "valkey"))
+
+    def cpu_of(self, *names: str) -> float:
+        """Milliseconds a server of these processes."""
+        return 1000 * sum(self.cpu.get(name, 0.0) for name in names) / self.servers
 
     @property
     def over(self) -> float | None:
@@ -57,6 +61,8 @@ HEADS = (
     "makespan s",
     "/ limit",
     "CPU ms",
+    "worker",
+    "sender",
     "x bare",
     "Valkey ms",
     "commands: broker",
@@ -109,6 +115,8 @@ def _row(each: Figures, bare: float | None) -> tuple[str, ...]:
         f"{each.seconds:.1f}",
         _or(each.over, ".2f"),
         f"{each.cpu_each:.1f}",
+        _or(each.cpu_of("worker", "script"), ".1f"),
+        _or(each.cpu_of("coordinator", "feeder") if redis else None, ".1f"),
         _or(each.cpu_each / bare if bare else None, ".2f"),
         _or(1000 * each.cpu["valkey"] / n if redis else None, ".1f"),
         _or(each.commands[1] / n if redis else None, ".0f"),
