@@ -13,7 +13,6 @@ from orchestrator.settings import for_celery
 from tests.support.valkey import running_valkey
 from workers import guard
 
-
 _connect: Any = Connection  # kombu has no types here
 
 
