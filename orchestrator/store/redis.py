@@ -230,7 +230,7 @@ class RedisStore:
         for some in _batches(keys, _READ):
             for key, values in zip(some, self._hashes(some, ("ready", "doc", "version", "stop")), strict=True):
                 with self._unreadable(key, skip=skip):
-                    ready, doc, version, stop = self._hash(values)
+                    ready, doc, version, stop = self._hash(key, values)
                     if ready == b"1":
                         stored = codec.ROLLOUT.load(doc, key=key)
                         found.append(replace(stored, version=_int(version, key), stop=(stop or b"").decode()))
@@ -290,7 +290,7 @@ class RedisStore:
             keys = [self._key("sv", *pair) for pair in some]
             for key, answer in zip(keys, self._hashes(keys, _FIELDS), strict=True):
                 with self._unreadable(key, skip=lane is not None):
-                    values = self._hash(answer)
+                    values = self._hash(key, answer)
                     if values[1] is not None and (lane is None or values[-1] == lane.encode()):
                         found.append(self._row(key, values, now=now))
         return found
@@ -498,6 +498,12 @@ class RedisStore:
         members = self._texts("due_in_lane", {"lane": lane, "limit": limit, "postpone": postpone})
         return self._rows([_pair(member) for member in members], lane=lane)
 
+    def look_again(self, lane: str, due: Mapping[tuple[str, str], float]) -> None:
+        scores = {f"{rollout}/{server}": f"{at:.6f}" for (rollout, server), at in due.items()}
+        for some in _batches(list(scores.items()), _READ):
+            with self._told:
+                self._redis.zadd(self._key("look", lane), dict(some), xx=True, lt=True)
+
     def next_due(self) -> float | None:
         least = self._run("next_due", {})
         return None if least is None else float(least)
@@ -582,10 +588,10 @@ class RedisStore:
                 pipeline.hmget(key, fields)
             return cast(list[list[bytes | None] | Exception], pipeline.execute(raise_on_error=False))
 
-    def _hash(self, answer: list[bytes | None] | Exception) -> list[bytes | None]:
+    def _hash(self, key: str, answer: list[bytes | None] | Exception) -> list[bytes | None]:
         with self._told:
             if isinstance(answer, Exception):
-                raise answer
+                raise type(answer)(f"{answer} ({key})") from answer
             return answer
 
     def _read(self, key: str, after: str, *, limit: int, block: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
@@ -766,9 +772,9 @@ def plainly(error: redis.exceptions.RedisError, where: str) -> ChangeoverError:
         case redis.exceptions.BusyLoadingError():
             return Unreachable(f"Redis at {where} is still loading its data", next="try again")
         case redis.exceptions.TimeoutError():
-            return Unreachable(f"Redis at {where} did not answer in time: {text}", next="redis-cli PING")
+            return Unreachable(f"Redis at {where} did not answer in time: {text}", next=_ping(where))
         case redis.exceptions.ConnectionError():
-            return Unreachable(f"Redis at {where} does not answer: {text}", next="redis-cli PING")
+            return Unreachable(f"Redis at {where} does not answer: {text}", next=_ping(where))
     if "OOM " in text or "used memory > 'maxmemory'" in text:
         return UnsafeStore(f"Redis at {where} is full and refused it; nothing was changed", next=_MORE_MEMORY)
     if "READONLY" in text or "read only replica" in text:
@@ -784,6 +790,11 @@ def plainly(error: redis.exceptions.RedisError, where: str) -> ChangeoverError:
             f"Redis at {where} holds something that is not ours: {text}", next="redis-cli TYPE <the key>"
         )
     return UnsafeStore(f"Redis at {where} refused: {text}", next="redis-cli INFO")
+
+
+def _ping(where: str) -> str:
+    """A socket is of our own Redis as a rule: `up` keeps that alive. redis-cli's -u takes no socket."""
+    return "changeover up" if where.startswith("unix:") else f"redis-cli -u {where} PING"
 
 
 _MORE_MEMORY = "redis-cli CONFIG SET maxmemory <more>"
