@@ -23,7 +23,7 @@ import logging
 import re
 import socketserver
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -37,6 +37,7 @@ from providers.local_host import guest
 from providers.local_host.addresses import listeners
 from providers.local_host.haproxy import Balancers
 from providers.local_host.images import Images
+from providers.local_host.processes import Proc
 from providers.local_host.records import BalancerRecord, ImageRecord, Program, ServerRecord
 from providers.local_host.servers import Servers
 
@@ -254,11 +255,20 @@ class Api:
         for record in self._host.servers.all():
             proc = self._host.servers.proc(record.id)
             if record.id in ids and record.state == "running" and proc:
-                look = guest.facts(
-                    record, self._host.servers.root(record.id), proc, paths, heard.get(record.address, ())
-                )
-                found += [look] if look else []
+                found += self._look(record, proc, paths, heard.get(record.address, ()))
         return found
+
+    def _look(
+        self, record: ServerRecord, proc: Proc, paths: Sequence[str], listening: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Nothing of a server that does not let itself be looked at: the others of the call are answered all the
+        same, whatever one does to its folder."""
+        try:
+            look = guest.facts(record, self._host.servers.root(record.id), proc, paths, listening)
+        except OSError as error:
+            log.warning("no facts of %s: %s", record.id, error.strerror)
+            return []
+        return [look] if look else []
 
     def ensure_balancer(self, call: Call) -> dict[str, Any]:
         body = call.take(config=str, runtime=str)

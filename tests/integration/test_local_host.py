@@ -534,6 +534,15 @@ def test_facts_are_those_of_the_real_process_and_folder(host: LocalHost, tmp_pat
     assert abs(found.clock_offset) < 1
 
 
+def test_a_server_whose_folder_cannot_be_read_hides_only_itself(host: LocalHost) -> None:
+    well = host.server(unique("well"))
+    program = "import os, time\nfor _ in range(250): os.mkdir('x' * 20); os.chdir('x' * 20)\ntime.sleep(600)"
+    made = host.client.create_server(name=unique("deep"), command=[PYTHON, "-c", program], port=8080, size=SMALL)
+    guest = LocalGuest(host.settings)
+    until(lambda: made["id"] not in guest.facts([made["id"]], paths=[]) and host.one(made["id"])["pid"], "too deep")
+    until(lambda: list(guest.facts([well["id"], made["id"]], paths=["/"])) == [well["id"]], "the other's facts")
+
+
 def test_a_server_that_does_not_run_has_no_facts(host: LocalHost) -> None:
     server, other = host.server(unique("still")), host.server(unique("awake"))
     host.client.call("POST", f"/servers/{server['id']}/stop")
