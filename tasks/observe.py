@@ -18,12 +18,13 @@ from orchestrator.domain.upgrade import Looked, Observe, Seen
 from orchestrator.store import Row
 from providers.errors import ProviderError, Throttled
 from tasks.poll_readiness import paths
-from tasks.step import Step
+from tasks.step import Step, next_look
 from tasks.world import Spec, World
 
 log = structlog.get_logger()
 AT_ONCE = 1000  # rows one message looks at
 POSTPONE = 15.0  # seconds for which they are this observer's, should it die
+KEPT = 5.0  # seconds for which a record may go on saying what it said of its wait, while the answer is "not yet"
 Answers = Mapping[str, Mapping[str, Any]]
 
 
@@ -32,11 +33,13 @@ def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> M
     rows = world.store.due_in_lane(lane, limit=AT_ONCE, postpone=POSTPONE)
     world.store.unlease(f"observe:{lane}", owner=ticket)
     woken = calls = 0
+    again: dict[tuple[str, str], float] = {}
     for (rollout, kind), group in groupby(sorted(rows, key=_asked), key=_asked):
         spec = world.spec(rollout)
         for batch in _batches(list(group), world.compute(spec.fleet).caps.batch):
             calls += 1
-            woken += _look(world, steps, spec, kind, batch)
+            woken += _look(world, steps, spec, kind, batch, again)
+    world.store.look_again(lane, again)
     return {"asked": len(rows), "calls": calls, "woken": woken}
 
 
@@ -55,7 +58,15 @@ def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
         yield rows[start : start + size]
 
 
-def _look(world: World, steps: Mapping[str, Step], spec: Spec, kind: str, batch: Sequence[Row]) -> int:
+def _look(
+    world: World,
+    steps: Mapping[str, Step],
+    spec: Spec,
+    kind: str,
+    batch: Sequence[Row],
+    again: dict[tuple[str, str], float],
+) -> int:
+    """How many were woken. Those of which nothing new was seen are put into `again`, with their next look's time."""
     ids = [id for row in batch for id in _observe(row).ids]
     try:
         answers: Answers = ASK[kind](world, spec, ids)
@@ -65,7 +76,7 @@ def _look(world: World, steps: Mapping[str, Step], spec: Spec, kind: str, batch:
         pause = error.retry_after if isinstance(error, Throttled) else 1.0
         return sum(_missed(world, row, pause * (1 + world.spread())) for row in batch)
     now = world.store.now()
-    return sum(_keep(world, steps, row, kind, answers, now) for row in batch)
+    return sum(_keep(world, steps, row, kind, answers, now, again) for row in batch)
 
 
 def _missed(world: World, row: Row, pause: float) -> bool:
@@ -78,17 +89,28 @@ def _missed(world: World, row: Row, pause: float) -> bool:
     return dispatch.send(world.store, world.publish, stored, grace=world.grace) is not None
 
 
-def _keep(world: World, steps: Mapping[str, Step], row: Row, kind: str, answers: Answers, now: float) -> bool:
-    """Store the answer on the record; wake the step if it is enough, or if its deadline has passed."""
-    assert row.upgrade.wait is not None
-    again = now + row.upgrade.wait.every
+def _keep(
+    world: World,
+    steps: Mapping[str, Step],
+    row: Row,
+    kind: str,
+    answers: Answers,
+    now: float,
+    again: dict[tuple[str, str], float],
+) -> bool:
+    """Store the answer on the record; wake the step if it is enough, or if its deadline has passed. A "not yet" soon
+    after the last is not worth a write: a thousand servers are asked about twice a second."""
+    wait = row.upgrade.wait
+    assert wait is not None
+    again_at = next_look(_observe(row).lane, wait.every, now)
     mine = {id: answers[id] for id in _keys(_observe(row)) if id in answers}
-    to = row.upgrade.after(Looked(seen=Seen(kind=kind, at=now, answers=mine), again=again))
-    stored = world.store.looked(row, to, due=again)
-    if stored is None:
+    to = row.upgrade.after(Looked(seen=Seen(kind=kind, at=now, answers=mine), again=again_at))
+    enough = (to.deadline is not None and now > to.deadline) or steps[to.step].check(to)
+    if not enough and now - wait.at < KEPT:
+        again[to.rollout, to.server] = again_at
         return False
-    late = to.deadline is not None and now > to.deadline
-    if not (late or steps[to.step].check(to)):
+    stored = world.store.looked(row, to, due=again_at)
+    if stored is None or not enough:
         return False
     return dispatch.send(world.store, world.publish, stored, grace=world.grace) is not None
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
+from zlib import crc32
 
 import structlog
 
@@ -254,14 +255,21 @@ def _outcome(turn: Turn, answer: Done | Wait) -> tuple[Event, Extras]:
     if isinstance(answer, Wait):
         if u.deadline is not None and turn.now > u.deadline:
             return _overdue(turn, answer)
-        wait = Waiting(
-            reason=answer.reason, at=turn.now + answer.every, observe=answer.observe, every=max(0.05, answer.every)
-        )
+        every = max(0.05, answer.every)
+        at = turn.now + answer.every if answer.observe is None else next_look(answer.observe.lane, every, turn.now)
+        wait = Waiting(reason=answer.reason, at=at, observe=answer.observe, every=every)
         return Waits(wait=wait, notes=answer.notes), Extras()
     extras = Extras(ledger=answer.ledger, locks=answer.locks, detail={"step": u.step, "result": answer.result})
     if u.direction == "undo" and u.state != "upgraded":
         return Undone(at=turn.now, result=answer.result), extras
     return Finished(result=answer.result, at=turn.now, retain_until=answer.retain_until), extras
+
+
+def next_look(lane: str, every: float, now: float) -> float:
+    """When the lane is looked at next, within `every` seconds: the same moment for all that wait there with the same
+    period, so that one call answers for all of them, and another one in another lane."""
+    phase = crc32(lane.encode()) % 1000 / 1000 * every
+    return ((now - phase) // every + 1) * every + phase
 
 
 def _overdue(turn: Turn, answer: Wait) -> tuple[Event, Extras]:

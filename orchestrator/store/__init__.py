@@ -268,6 +268,11 @@ class Store(Protocol):
         """When the earliest entry of any agenda comes due; None without any."""
         ...
 
+    def look_again(self, lane: str, due: Mapping[tuple[str, str], float]) -> None:
+        """Those (rollout, server) of the lane that are due later are due at that time instead; whoever has left the
+        lane stays out of it, and no record changes."""
+        ...
+
     def looked(self, row: Row, to: Upgrade, *, due: float) -> Row | None:
         """`to`, which differs only by its observation, is stored, due at `due` in its lane, if the record is still
         `row.version` and unleased; else None. No audit entry, and `version` rises by one."""

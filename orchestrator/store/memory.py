@@ -420,6 +420,11 @@ class MemoryStore:
             agenda.update(dict.fromkeys(found, round(now + postpone, 6)))
             return [self._row(self._rollouts[rollout].records[server]) for rollout, server in found]
 
+    def look_again(self, lane: str, due: Mapping[tuple[str, str], float]) -> None:
+        with self._lock:
+            agenda = self._look.get(lane, {})
+            agenda.update({who: round(at, 6) for who, at in due.items() if who in agenda and at < agenda[who]})
+
     def next_due(self) -> float | None:
         with self._lock:
             return min((at for agenda in (self._due, *self._look.values()) for at in agenda.values()), default=None)

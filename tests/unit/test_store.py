@@ -867,6 +867,27 @@ def test_a_look_is_due_in_its_lane_only_and_postponed_for_others(site: Site) -> 
     assert site.store.due_in_lane("no lane", limit=1, postpone=2) == []
 
 
+def test_what_is_to_be_looked_at_again_is_due_then_if_it_still_waits_there_and_no_later_than_it_was(site: Site) -> None:
+    site.create()
+    for name in ("a", "b", "c"):
+        site.parked(name)
+    site.clock.now += 6
+    assert len(site.store.due_in_lane(LANE, limit=9, postpone=15)) == 3
+    left = site.claim("c")
+    rows = [site.row(name) for name in ("a", "b", "c")]
+    now = site.clock.now
+    site.store.look_again(LANE, {("r1", "a"): now + 1, ("r1", "b"): now + 99, ("r1", "c"): now + 1, ("r1", "x"): now})
+    site.store.look_again("no lane", {("r1", "a"): now})
+    site.store.look_again(LANE, {})
+    assert site.store.next_due() == now + 1
+    site.clock.now += 2
+    assert [row.upgrade.server for row in site.store.due_in_lane(LANE, limit=9, postpone=15)] == ["a"]
+    assert [site.row(name) for name in ("a", "b", "c")] == rows, "no record changes"
+    site.clock.now = now + 15
+    assert [row.upgrade.server for row in site.store.due_in_lane(LANE, limit=9, postpone=15)] == ["b"]
+    assert site.store.renew(left, lease=60).owner == "w1"
+
+
 def test_what_was_seen_is_stored_without_an_audit_entry(site: Site) -> None:
     site.create()
     row = site.parked()
@@ -1430,6 +1451,7 @@ class Pair:
             case 12:
                 lane, limit = pick.choice((LANE, "other")), pick.randrange(1, 4)
                 self.both(lambda s: s.due_in_lane(lane, limit=limit, postpone=1.5))
+                self.both(lambda s: s.look_again(lane, {("r1", "a"): self.clock.now + 1}))
             case 13:
                 self.roll()
             case _:

@@ -1,0 +1,46 @@
+"""When a lane is looked at, and what of a look is written down."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as some
+
+from tasks.step import next_look
+from tests.support.runner import running
+
+moments = some.floats(min_value=1e9, max_value=4e9, allow_nan=False)
+periods = some.floats(min_value=0.05, max_value=300, allow_nan=False)
+
+
+@given(now=moments, every=periods)
+def test_the_next_look_comes_within_the_period(now: float, every: float) -> None:
+    assert -1e-5 <= next_look("aws/a/eu", every, now) - now <= every + 1e-5
+
+
+@given(now=moments, share=some.floats(min_value=0, max_value=0.4))
+def test_all_of_a_lane_with_one_period_are_looked_at_in_the_same_moment(now: float, share: float) -> None:
+    first = next_look("aws/a/eu", 5.0, now)
+    between = next_look("aws/a/eu", 5.0, now + share * (first - now))
+    assert abs(first - between) < 1e-5
+    assert abs(next_look("aws/a/eu", 5.0, first + 0.001) - first - 5.0) < 1e-5
+
+
+def test_a_not_yet_soon_after_the_last_is_not_written_down() -> None:
+    with running(["web-1", "web-2"]) as r:
+        r.until(lambda: all(u[0] == "waiting" for u in r.upgrades().values()))
+        before = {name: r.store.row(r.rollout, name) for name in ("web-1", "web-2")}
+        calls = r.cloud.calls.get("images", 0)
+        r.until(lambda: r.cloud.calls.get("images", 0) >= calls + 1)
+        assert {name: r.store.row(r.rollout, name) for name in ("web-1", "web-2")} == before
+        assert (due := r.store.next_due()) is not None
+        assert due <= r.clock() + 1.0, "and yet it is looked at again"
+        r.finish()
+        assert r.record().state == "succeeded"
+
+
+def test_one_look_answers_for_all_servers_that_wait_in_a_lane() -> None:
+    names = [f"web-{n}" for n in range(1, 11)]
+    with running(names) as r:
+        r.finish()
+        assert r.cloud.calls["images"] < len(names)
+        assert r.cloud.calls["servers"] < len(names)
