@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
@@ -44,7 +44,7 @@ class _View:
 
     rows: dict[str, Row] = field(default_factory=dict)
     version: int = -1
-    tally: Tally | None = None
+    tally: tuple[object, ...] = ()
     read_at: float = 0.0
     cost: float = 0.0
 
@@ -108,10 +108,11 @@ class Coordinator:
     def _advance(self, rollout: Rollout) -> None:
         view = self._views.setdefault(rollout.id, _View())
         tally = self.store.tally(rollout.id)
-        now = self.store.now()
-        timed = rollout.state == "baking" and rollout.bake_until is not None and now >= rollout.bake_until
+        moved = _moved(tally)
+        until = rollout.bake_until if rollout.state == "baking" else None
+        timed = until is not None and self.store.now() >= until
         clock = self.monotonic()
-        known = (view.version, view.tally) == (rollout.version, tally) and clock - view.read_at < STALE
+        known = (view.version, view.tally) == (rollout.version, moved) and clock - view.read_at < STALE
         if known and not timed:
             return
         if clock - view.read_at < view.cost * RELOAD_SHARE:
@@ -120,11 +121,12 @@ class Coordinator:
         view.read_at, view.cost = self.monotonic(), self.monotonic() - clock
         # In the order of the fleet file: who stands first there goes first.
         upgrades = [view.rows[name].upgrade for wave in rollout.waves for name in wave if name in view.rows]
+        now = self.store.now()
         decisions = decide(rollout, upgrades, failed_before_swap=tally.failed_before_swap, now=now)
         for decision in decisions:
             self._act(rollout, view, decision, now)
         if not decisions:
-            view.version, view.tally = rollout.version, tally
+            view.version, view.tally = rollout.version, moved
             self._wake_refused(rollout, view)
 
     def _wake_refused(self, rollout: Rollout, view: _View) -> None:
@@ -158,7 +160,9 @@ class Coordinator:
             domain=to.domain,
             entry=Entry(event="Admitted", actor=self.name),
         )
-        if admitted and (fresh := self.store.row(rollout.id, to.server)) is not None:
+        if admitted:
+            # If it was changed since it was read, this sends nothing: it is due at once, and read anew.
+            fresh = replace(row, upgrade=to, version=row.version + 1)
             dispatch.send(self.store, self.publish, fresh, grace=self.grace)
 
     def _turn(self, row: Row, why: str, now: float) -> None:
@@ -173,6 +177,13 @@ class Coordinator:
         turned = self.store.turn(row, to, entry=entry, due=None if to.terminal else now)
         if turned is not None and not to.terminal:
             dispatch.send(self.store, self.publish, turned, grace=self.grace)
+
+
+def _moved(tally: Tally) -> tuple[object, ...]:
+    """What of a tally can change a decision: not how many of those in flight happen to wait at the moment."""
+    states = dict(tally.by_state)
+    states["running"] = states.get("running", 0) + states.pop("waiting", 0)
+    return (*sorted(states.items()), tally.failed_before_swap, tally.failed_after_swap)
 
 
 def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -203,6 +214,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     )
     cursor = "$"
     while not stop.is_set():
+        began = time.monotonic()
         try:
             coordinator.tick()
             next_due = store.next_due()
@@ -210,6 +222,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, next_due - store.now()))
             )
             cursor = store.sleep(pause, cursor=cursor)
+            # Commits wake us, hundreds of them a second in a large rollout: one sweep answers all of a moment.
+            stop.wait(max(0.0, began + SHORTEST_SLEEP - time.monotonic()))
         except Unreachable as error:
             log.warning("store away", error=str(error))
             stop.wait(1.0)
