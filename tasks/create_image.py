@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Observe, Upgrade
 from orchestrator.store import LedgerItem
 from providers.compute import Image
 from providers.errors import NotFound, Refused
-from tasks import keys
+from tasks import cleaning, keys, membership
 from tasks.step import Done, NeedsPerson, Wait
 from tasks.world import Turn
+
+SURE = 3  # looks in a row that find A not serving before a person is asked
 
 
 def params(turn: Turn) -> Mapping[str, Any]:
@@ -35,8 +37,10 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
             )
             former = turn.upgrade.intents("create_image")[:-1]
             if former:  # attempts that were refused may have left something all the same
-                _delete(turn, but=image.id)
-            return Done(result={"image": image.id, "disk": image.disk}, ledger=(*_deleted(turn, former), item))
+                cleaning.end_images(turn, but=image.id)
+            return Done(
+                result={"image": image.id, "disk": image.disk}, ledger=(*cleaning.ended(turn, "image", former), item)
+            )
         case "pending":
             return Wait(
                 reason=f"image {image.id} of {turn.upgrade.server} is being made",
@@ -60,21 +64,10 @@ def check(u: Upgrade) -> bool:
 
 
 def undo(turn: Turn) -> Done | Wait:
-    gone = _delete(turn)
-    return Done(result={"deleted": gone}, ledger=_deleted(turn, turn.upgrade.intents("create_image")))
-
-
-def _delete(turn: Turn, *, but: str = "") -> list[str]:
-    """Every image that was made for this upgrade, found by its tags rather than by what was remembered."""
-    found = turn.compute.inventory(keys.ours(turn.upgrade))
-    gone = [image.id for image in found if isinstance(image, Image) and image.id != but]
-    for id in gone:
-        turn.compute.delete_image(id)
-    return gone
-
-
-def _deleted(turn: Turn, intents: Sequence[Intent]) -> tuple[LedgerItem, ...]:
-    return tuple(
-        LedgerItem(key=f"image:{intent.token}", kind="image", server=turn.upgrade.server, state="deleted")
-        for intent in intents
-    )
+    gone = cleaning.end_images(turn)
+    if sick := membership.not_serving(turn):
+        looks = int(turn.upgrade.notes.get("sick", 0)) + 1
+        if looks < SURE:
+            return Wait(reason=f"{sick}; making sure", every=1.0, notes={"sick": looks})
+        raise NeedsPerson(f"all is undone, but the old server does not serve: {sick}. Bring it up, then retry")
+    return Done(result={"deleted": gone}, ledger=cleaning.ended(turn, "image", turn.upgrade.intents("create_image")))

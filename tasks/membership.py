@@ -92,6 +92,13 @@ def _look(turn: Turn, kind: str, pairs: Sequence[tuple[str, str]], reason: str, 
     return Wait(reason=reason, every=every, observe=Observe(kind=kind, lane=lane, ids=ids), notes=notes)
 
 
+def not_serving(turn: Turn) -> str:
+    """Which of A's places in the balancers does not serve, and how it is there; empty when all do."""
+    views = turn.traffic.proven(names(old_members(turn.server.seats)))
+    sick = [(pool, name, view) for (pool, name), view in sorted(views.items()) if view.state != "serving"]
+    return ", ".join(f"{name} is {view.state} in {pool}" for pool, name, view in sick)
+
+
 def worth_waking(u: Upgrade) -> bool:
     """Pure: whether a look at the balancer has shown something to act on."""
     assert u.seen is not None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.domain.fleet import TargetSize
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
-from providers.compute import Server, Size
+from providers.compute import Size
 from providers.errors import NoCapacity, NotFound, Refused
-from tasks import keys
+from tasks import cleaning, keys
 from tasks.step import Done, NeedsPerson, StepFailed, Wait
 from tasks.world import Turn
 
@@ -57,10 +57,10 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     )
     former = turn.upgrade.intents("provision")[:-1]
     if former:  # attempts that were refused may have left something all the same
-        _terminate(turn, but=server.id)
+        cleaning.end_servers(turn, but=server.id)
     return Done(
         result={"server": server.id, "address": server.address, "state": server.state},
-        ledger=(*_terminated(turn, former), item),
+        ledger=(*cleaning.ended(turn, "server", former), item),
         locks=(keys.lock(turn.fleet, server.id),),
     )
 
@@ -70,21 +70,5 @@ def check(u: Upgrade) -> bool:
 
 
 def undo(turn: Turn) -> Done | Wait:
-    gone = _terminate(turn)
-    return Done(result={"terminated": gone}, ledger=_terminated(turn, turn.upgrade.intents("provision")))
-
-
-def _terminate(turn: Turn, *, but: str = "") -> list[str]:
-    """Every server that was made for this upgrade, found by its tags rather than by what was remembered."""
-    found = turn.compute.inventory(keys.ours(turn.upgrade))
-    gone = [server.id for server in found if isinstance(server, Server) and server.id != but]
-    for id in gone:
-        turn.compute.terminate(id)
-    return gone
-
-
-def _terminated(turn: Turn, intents: Sequence[Intent]) -> tuple[LedgerItem, ...]:
-    return tuple(
-        LedgerItem(key=f"server:{intent.token}", kind="server", server=turn.upgrade.server, state="deleted")
-        for intent in intents
-    )
+    gone = cleaning.end_servers(turn)
+    return Done(result={"terminated": gone}, ledger=cleaning.ended(turn, "server", turn.upgrade.intents("provision")))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from orchestrator import operations
 from tests.support.runner import PORT, running
 
 
@@ -37,3 +40,19 @@ def test_the_old_server_is_ended_when_its_time_is_up() -> None:
         assert r.cloud.things["web-1"].view.state == "terminated"
         assert not r.alive("image")
         assert r.store.owner_of(f"{r.fleet.lane}/web-1") is None
+
+
+def test_a_server_that_died_by_itself_is_never_said_to_serve() -> None:
+    with running(["web-1", "web-2"]) as r:
+        r.until(lambda: r.upgrade("web-1").step == "poll_readiness")
+        made = r.cloud.things[r.upgrade("web-1").results["provision"]["server"]]
+        r.sites.fails(made.view.address, PORT, status=500)
+        old = r.cloud.things["web-1"]
+        old.view = replace(old.view, state="stopped")
+        r.until(lambda: r.upgrade("web-1").state == "held")
+        assert "does not serve" in r.upgrade("web-1").why
+        assert r.store.tally(r.rollout).by_state.get("failed", 0) == 0
+        old.view = replace(old.view, state="running")
+        operations.retry(r.store, r.rollout, ["web-1"], actor="test")
+        r.until(lambda: r.upgrade("web-1").state == "failed")
+        assert "web-1" in r.serving()
