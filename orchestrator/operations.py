@@ -664,7 +664,8 @@ def doctor(store: Store, ask: Asker, fleet: Fleet, *, dev: bool, waiter: Waiter 
     try:
         answer = _answer(store, "doctor", _request(store, ask, "doctor", fleet), waiter or Waiter())
     except ChangeoverError as error:
-        return (*checks, Check(name="providers", ok=False, detail=error.message, fix=error.next))
+        again = error.next.startswith("changeover doctor")  # which is where we are
+        return (*checks, Check(name="providers", ok=False, detail=error.message, fix="" if again else error.next))
     checks += [
         Check(name=str(c["name"]), ok=bool(c["ok"]), detail=str(c.get("detail", "")), fix=str(c.get("fix", "")))
         for c in answer["checks"]

@@ -45,6 +45,10 @@ def resume(id: Id, form: Output = Format.text) -> int:
 
     with session.opened() as s:
         answer = operations.resume(s.store, id, actor=session.actor())
+    if not answer.changed:
+        told = f"Rollout {id} is not paused, it is {answer.rollout.state}."
+        next = f"changeover watch {id}"
+        return _tell(answer, "resume", form, told, traffic="unchanged", next=next, unchanged=told)
     return _tell(
         answer,
         "resume",
@@ -106,12 +110,13 @@ def rollback(id: Id, server: Server = "", why: Why = "", form: Output = Format.t
 def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
     """Let a held server go on, or try a failed one anew. Without --server: every held or failed one."""
     from orchestrator import operations
+    from orchestrator.cli import words
 
     with session.opened() as s:
         answer = operations.retry(s.store, id, [server] if server else None, actor=session.actor())
-    names = ", ".join(u.server for u in answer.servers[:10])
+    tried = ", ".join(u.server for u in answer.servers[:10])
     more = f" and {len(answer.servers) - 10} more" if len(answer.servers) > 10 else ""
-    told = f"Tried again: {names}{more}." if answer.changed else f"Rollout {id} has no server to try again."
+    told = f"Tried again: {tried}{more}." if answer.changed else f"Rollout {id} has no server to try again."
     if server and not answer.changed:
         told = f"{server} is {answer.servers[0].state}: there is nothing to try again."
     return _tell(
@@ -119,8 +124,8 @@ def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
         "retry",
         form,
         told,
-        traffic="their old servers serve until their new ones are proven",
-        next=f"changeover watch {id}",
+        traffic="their old servers serve until their new ones are proven" if answer.changed else "unchanged",
+        next=words.next_of(answer.rollout, ()),
         unchanged=told,
     )
 

@@ -131,7 +131,7 @@ def report(
 
     with session.opened() as s:
         view, entries, now = operations.view(s.store, id), operations.events(s.store, id), s.store.now()
-        document = tell(view, entries, s.store.document("spec", id), now=now)
+        document = tell(view.rollout, view.upgrades, entries, s.store.document("spec", id), now=now)
         try:
             users = operations.observed(s.store, s.ask, id)
         except ChangeoverError as error:

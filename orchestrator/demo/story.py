@@ -123,7 +123,7 @@ class Story:
         proof = certify(seen, held)
         problems = [*proof.faults, *self._problems(view, scene)]
         log = operations.events(store, rollout.id)
-        document = tell(view, log, store.document("spec", rollout.id), now=store.now())
+        document = tell(rollout, view.upgrades, log, store.document("spec", rollout.id), now=store.now())
         document["marks"] = [*document["marks"], *self.marks]
         document["traffic"] = seen["seconds"]
         document["latency"] = {k: v for k, v in (seen["latency"] or {}).items() if v["count"]}

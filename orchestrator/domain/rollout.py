@@ -109,10 +109,9 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
 def _run(rollout: Rollout, upgrades: Sequence[Upgrade], failed: int, now: float) -> list[Decision]:
     counted = failed - rollout.forgiven
     if counted > rollout.allowed_failures:
-        why = (
-            f"{counted} servers failed before their swap, {rollout.allowed_failures} are allowed; "
-            "their old servers serve"
-        )
+        told = "1 server failed before its swap" if counted == 1 else f"{counted} servers failed before their swap"
+        allowed = "1 is" if rollout.allowed_failures == 1 else f"{rollout.allowed_failures} are"
+        why = f"{told}, {allowed} allowed; {'its old server serves' if counted == 1 else 'their old servers serve'}"
         return [Become(rollout=paused(rollout, why=why, now=now), event="budget spent")]
     wave = [u for u in upgrades if u.wave == rollout.wave]
     flying = [u for u in upgrades if in_flight(u)]
@@ -157,7 +156,8 @@ def _next_wave(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> lis
     if not aside:
         return [Become(rollout=replace(moved, state="succeeded", ended_at=now, why=""), event="succeeded")]
     done = len(upgrades) - len(aside)
-    why = f"{done} of {len(upgrades)} servers upgraded; {_names(aside)} set aside, their old servers serve"
+    serve = "its old server serves" if len(aside) == 1 else "their old servers serve"
+    why = f"{done} of {len(upgrades)} servers upgraded; {_names(aside)} set aside, {serve}"
     return [Become(rollout=replace(moved, state="failed", ended_at=now, why=why), event="failed")]
 
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.plan import Plan, human, plan_from
-from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.rollout import Rollout, counts
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import Upgrade
 
 if TYPE_CHECKING:
-    from orchestrator.operations import View
     from orchestrator.store import AuditEntry
 
 # Events of the rollout that a reader of the timeline should see, and which of them tell of a fault.
@@ -33,7 +32,6 @@ _CLOSING = {"Finished": "done", "Undone": "undo", "AttemptEnded": "failed", "Tur
 def tell(view: View, entries: Sequence[AuditEntry], spec: Mapping[str, Any] | None, *, now: float) -> dict[str, Any]:
     """The document, without what only a watcher of the traffic can add (traffic, latency, certificate). `spec` is the
     rollout's own, with its plan."""
-    r = view.rollout
     plan = plan_from(spec["plan"]) if spec else None
     by_server: dict[str, list[AuditEntry]] = {}
     for entry in entries:
@@ -46,9 +44,9 @@ def tell(view: View, entries: Sequence[AuditEntry], spec: Mapping[str, Any] | No
         "state": r.state,
         "started": r.created_at,
         "ended": ended,
-        "summary": _summary(view),
+        "summary": _summary(r, upgrades),
         "steps": [*STEPS, RETIRE],
-        "servers": [_server(u, by_server.get(u.server, []), plan, ended) for u in view.upgrades],
+        "servers": [_server(u, by_server.get(u.server, []), plan, ended) for u in upgrades],
         "marks": [
             {"t": entry.at, "label": _label(entry), "kind": _MARKS[entry.event]}
             for entry in by_server.get("", [])
@@ -58,9 +56,9 @@ def tell(view: View, entries: Sequence[AuditEntry], spec: Mapping[str, Any] | No
     }
 
 
-def _summary(view: View) -> str:
-    states = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in view.tally.by_state.items())
-    return f"{states}{f'; {view.rollout.why}' if view.rollout.why else ''}"
+def _summary(r: Rollout, upgrades: Sequence[Upgrade]) -> str:
+    states = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in counts(upgrades).items())
+    return f"{states}{f'; {r.why}' if r.why else ''}"
 
 
 def _facts(r: Rollout, plan: Plan | None) -> list[dict[str, str]]:

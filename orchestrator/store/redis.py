@@ -108,7 +108,12 @@ class RedisStore:
                 protocol=2,
             )
         except (ValueError, TypeError) as error:
-            raise BadInput(f"{self.where} is no address of a Redis: {error}", next="use redis://HOST:PORT/0") from None
+            # The error's own words may hold a part of the password: one with / or # in it ends where the port should be.
+            scheme = "" if url.startswith(("redis://", "rediss://", "unix://")) else f": {error}"
+            raise BadInput(
+                f"{self.where} is no address of a Redis{scheme}",
+                next="use redis://:PASSWORD@HOST:PORT/0, with what is neither letter nor digit in PASSWORD as %XX",
+            ) from None
         self._redis: Any = redis.Redis(connection_pool=pool)  # Any: its types mix the answers of its asyncio twin
         self._told = _Told(self.where)
         self._passed_over: set[str] = set()
@@ -772,7 +777,11 @@ def plainly(error: redis.exceptions.RedisError, where: str) -> ChangeoverError:
         case redis.exceptions.BusyLoadingError():
             return Unreachable(f"Redis at {where} is still loading its data", next="try again")
         case redis.exceptions.TimeoutError():
-            return Unreachable(f"Redis at {where} did not answer in time: {text}", next=_ping(where))
+            return Unreachable(
+                f"Redis at {where} did not answer in time: {text}",
+                traffic="every site goes on serving as it is; whether Redis did what was asked, it did not say",
+                next=_ping(where),
+            )
         case redis.exceptions.ConnectionError():
             return Unreachable(f"Redis at {where} does not answer: {text}", next=_ping(where))
     if "OOM " in text or "used memory > 'maxmemory'" in text:
