@@ -108,7 +108,7 @@ class RedisStore:
                 protocol=2,
             )
         except (ValueError, TypeError) as error:
-            # The error's own words may hold a part of the password: one with / or # in it ends where the port should be.
+            # Its own words may hold a part of the password: one with / or # in it is taken for the port.
             scheme = "" if url.startswith(("redis://", "rediss://", "unix://")) else f": {error}"
             raise BadInput(
                 f"{self.where} is no address of a Redis{scheme}",

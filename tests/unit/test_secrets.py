@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import BadInput
+from orchestrator.store.redis import RedisStore
 from providers.errors import Refused
 from tasks.world import resolve, run_hook
 
@@ -32,3 +34,11 @@ def test_a_secret_file_that_is_no_text_is_named_and_not_shown(tmp_path: Path) ->
 def test_a_hook_that_says_what_is_no_text_is_told_of_as_any_other() -> None:
     program = "import sys; sys.stderr.buffer.write(b'no \\xff'); sys.exit(3)"
     assert run_hook([sys.executable, "-c", program], timeout=10).endswith("ended with 3: no \ufffd")
+
+
+@pytest.mark.parametrize("mark", ["/", "#", "?", "["])
+def test_a_redis_password_that_breaks_its_url_is_not_told(mark: str) -> None:
+    with pytest.raises(BadInput) as told:
+        RedisStore(f"redis://:MARKER{mark}rest@127.0.0.1:6379/0")
+    assert "MARKER" not in str(told.value)
+    assert "%XX" in told.value.next
