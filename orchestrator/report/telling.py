@@ -29,7 +29,14 @@ _MARKS: Mapping[str, str] = {
 _CLOSING = {"Finished": "done", "Undone": "undo", "AttemptEnded": "failed", "TurnedBack": "failed"}
 
 
-def tell(view: View, entries: Sequence[AuditEntry], spec: Mapping[str, Any] | None, *, now: float) -> dict[str, Any]:
+def tell(
+    r: Rollout,
+    upgrades: Sequence[Upgrade],
+    entries: Sequence[AuditEntry],
+    spec: Mapping[str, Any] | None,
+    *,
+    now: float,
+) -> dict[str, Any]:
     """The document, without what only a watcher of the traffic can add (traffic, latency, certificate). `spec` is the
     rollout's own, with its plan."""
     plan = plan_from(spec["plan"]) if spec else None
