@@ -42,6 +42,9 @@ backend web
 def main(folder: Path, host: Path) -> None:
     api = httpx2.Client(transport=httpx2.HTTPTransport(uds=str(host / "host.sock")), base_url="http://host", timeout=30)
     site = folder / "site"
+    if site.exists():
+        sys.exit(f"{folder} is not new; its fleet is as it was. Give another folder")
+    ask(api, "GET", "/servers")  # before a folder is made that a second try would find
     site.mkdir(parents=True)
     (site / "index.html").write_text("<h1>The corner shop</h1>\n")
     (site / "private.txt").write_text("not for others\n")
@@ -77,8 +80,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ask(api: httpx2.Client, method: str, path: str, body: dict[str, Any]) -> Any:
-    answer = api.request(method, path, json=body)
+def ask(api: httpx2.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    try:
+        answer = api.request(method, path, json=body)
+    except httpx2.TransportError as error:
+        sys.exit(f"no local cloud answers: {error}. Next: changeover host --detach")
     if answer.status_code != httpx2.codes.OK:
         sys.exit(f"the host refused {method} {path}: {answer.text}")
     return answer.json()

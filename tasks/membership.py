@@ -65,14 +65,15 @@ def take_out(turn: Turn, seats: Sequence[tuple[str, str]], *, serving: Sequence[
         return None
     sessions = sum(view.sessions for view in left)
     if late and drain.at_deadline == "keep" and sessions:
+        these = "1 request or connection" if sessions == 1 else f"{sessions} requests or connections"
         raise NeedsPerson(
-            f"{left[0].name} still has {sessions} requests or connections after {drain.deadline:g} s; "
-            "it drains and goes on serving them"
+            f"{left[0].name} still has {these} after {drain.deadline:g} s; "
+            "it drains and goes on serving them; a retry gives them as long again"
         )
     if not sessions and all(view.state == "draining" for view in left) and not late:
         # Idle as seen once. The next look, a quiet time later, is made by `remove` itself, at the very moment.
         return Wait(reason=f"{left[0].name} is idle; making sure", every=max(0.05, drain.quiet), notes=notes)
-    reason = f"{left[0].name} is {left[0].state}, {sessions} sessions left"
+    reason = f"{left[0].name} is {left[0].state}, {sessions} session{'' if sessions == 1 else 's'} left"
     return _look(turn, "idle", list(seats), reason, notes)
 
 

@@ -12,6 +12,7 @@ from orchestrator.cli.looking import Id
 from orchestrator.cli.output import Format, Output
 
 if TYPE_CHECKING:
+    from orchestrator.domain.upgrade import Upgrade
     from orchestrator.operations import Answer, Frozen
 
 Why = Annotated[str, typer.Option("--why", help="Kept in the audit log.")]
@@ -25,7 +26,7 @@ def pause(id: Id, why: Why = "", form: Output = Format.text) -> int:
     with session.opened() as s:
         answer = operations.pause(s.store, id, actor=session.actor(), why=why)
     told = (
-        f"Each finishes the step it is in and waits there: {_flying(answer)}."
+        f"Each finishes the step it is in and waits there: {_flying(answer.in_flight)}."
         if answer.in_flight
         else "No server is under way."
     )
@@ -42,6 +43,7 @@ def pause(id: Id, why: Why = "", form: Output = Format.text) -> int:
 def resume(id: Id, form: Output = Format.text) -> int:
     """Go on where it was paused. Failures so far are forgiven, and deadlines move by the pause."""
     from orchestrator import operations
+    from orchestrator.cli import words
 
     with session.opened() as s:
         answer = operations.resume(s.store, id, actor=session.actor())
@@ -49,12 +51,15 @@ def resume(id: Id, form: Output = Format.text) -> int:
         told = f"Rollout {id} is not paused, it is {answer.rollout.state}."
         next = f"changeover watch {id}"
         return _tell(answer, "resume", form, told, traffic="unchanged", next=next, unchanged=told)
+    held = tuple(u for u in answer.in_flight if u.state == "held")
+    going = tuple(u for u in answer.in_flight if u.state != "held")
     return _tell(
         answer,
         "resume",
         form,
         f"Rollout {id} is {answer.rollout.state} again. "
-        + (f"At once go on {_flying(answer)}." if answer.in_flight else "No server was under way."),
+        + (f"At once go on {_flying(going)}." if going else "No server was under way.")
+        + (f" Held until somebody retries: {words.names(held)}." if held else ""),
         traffic="every server serves; each is replaced only after its new one is proven",
         next=f"changeover watch {id}",
     )
@@ -68,7 +73,7 @@ def abort(id: Id, why: Why = "", form: Output = Format.text) -> int:
         answer = operations.abort(s.store, id, actor=session.actor(), why=why)
     behind = "finish" if answer.rollout.on_abort == "finish" else "go back too"
     told = (
-        f"{_flying(answer)}: those before their swap go back, those behind it {behind}."
+        f"{_flying(answer.in_flight)}: those before their swap go back, those behind it {behind}."
         if answer.in_flight
         else "No server is under way."
     )
@@ -117,6 +122,7 @@ def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
     tried = ", ".join(u.server for u in answer.servers[:10])
     more = f" and {len(answer.servers) - 10} more" if len(answer.servers) > 10 else ""
     told = f"Tried again: {tried}{more}." if answer.changed else f"Rollout {id} has no server to try again."
+    traffic = answer.servers[0].traffic if len(answer.servers) == 1 else "each is served by its old or its new one"
     if server and not answer.changed:
         told = f"{server} is {answer.servers[0].state}: there is nothing to try again."
     return _tell(
@@ -124,7 +130,7 @@ def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
         "retry",
         form,
         told,
-        traffic="their old servers serve until their new ones are proven" if answer.changed else "unchanged",
+        traffic=traffic if answer.changed else "unchanged",
         next=words.next_of(answer.rollout, ()),
         unchanged=told,
     )
@@ -197,10 +203,10 @@ def gc(
     return 0
 
 
-def _flying(answer: Answer) -> str:
+def _flying(upgrades: tuple[Upgrade, ...]) -> str:
     from orchestrator.cli import words
 
-    return f"{words.many(len(answer.in_flight), 'server')} under way, {words.names(answer.in_flight)}"
+    return f"{words.many(len(upgrades), 'server')} under way, {words.names(upgrades)}"
 
 
 def _tell(answer: Answer, verb: str, form: Format, told: str, *, traffic: str, next: str, unchanged: str = "") -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -61,3 +63,16 @@ def test_the_snippets_of_the_reference_are_parts_of_a_fleet_file() -> None:
         if "servers" in snippet:
             changed["rollout"] = {**whole["rollout"], "waves": ["rest"]}
         Fleet.model_validate_json(json.dumps(changed))
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_example_says_in_one_line_why_it_builds_no_fleet(tmp_path: Path, taken: bool) -> None:
+    folder = tmp_path / "shop"
+    if taken:
+        (folder / "site").mkdir(parents=True)
+    command = [sys.executable, str(ROOT / "examples" / "local_fleet.py"), str(folder), str(tmp_path / "no-host")]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 1
+    (line,) = told.stderr.splitlines()
+    assert ("is not new" if taken else "Next: changeover host --detach") in line
+    assert folder.exists() == taken, "a second try finds the folder new"

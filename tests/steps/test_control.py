@@ -365,7 +365,7 @@ def test_more_failures_before_the_swap_than_allowed_pause_it(allowed: int, state
         assert states(r)["web-1"] == "failed"
         back_at_a(r, "web-1")
         if state == "paused":
-            assert "1 servers failed before their swap, 0 are allowed" in r.record().why
+            assert "1 server failed before its swap, 0 are allowed" in r.record().why
             assert {states(r)["web-2"], states(r)["web-3"]} == {"pending"}
             operations.resume(r.store, r.rollout, actor=WHO)
             ended(r, "failed")

@@ -17,7 +17,7 @@ import pytest
 import orchestrator.cli.session
 from orchestrator import operations
 from orchestrator.cli import main
-from orchestrator.domain.upgrade import Held, TurnedBack
+from orchestrator.domain.upgrade import Admitted, Held, TurnedBack
 from orchestrator.errors import PointOfNoReturn
 from orchestrator.settings import Settings
 from orchestrator.store import Entry
@@ -357,6 +357,34 @@ def test_pause_says_what_becomes_of_servers_under_way_and_how_to_go_on(place: Pl
     assert body["rollout"]["state"] == "paused"
     code, out, _ = place.run("resume", id)
     assert "is running again" in out
+
+
+def test_resuming_what_is_not_paused_says_so(place: Place) -> None:
+    id = place.applied()
+    code, out, _ = place.run("resume", id)
+    assert (code, out) == (0, f"Rollout {id} is not paused, it is running.\n")
+
+
+def test_a_retry_while_the_rollout_is_paused_names_what_lets_it_begin(place: Place) -> None:
+    id = place.applied()
+    u = row(place.store, id, "web-1").upgrade.after(Admitted(at=1.0))
+    put(place.store, id, "web-1", u.after(TurnedBack(why="smoke", at=2.0, asked=False)))
+    place.run("pause", id)
+    code, out, err = place.run("retry", id, "--server", "web-1")
+    assert code == 0
+    assert "Tried again: web-1" in out
+    assert f"Next: changeover resume {id}" in err
+
+
+def test_a_held_server_is_not_said_to_go_on_by_a_resume_and_its_retry_tells_its_traffic(place: Place) -> None:
+    id = place.applied()
+    u = at_step(place.store, id, "web-1", "drain_old")
+    u = put(place.store, id, "web-1", u.after(Held(why="1 connection")))
+    place.run("pause", id)
+    _, out, _ = place.run("resume", id)
+    assert "No server was under way. Held until somebody retries: web-1 (drain_old)." in out
+    _, _, err = place.run("retry", id, "--server", "web-1")
+    assert f"Traffic: {u.traffic}" in err
 
 
 def test_a_rollback_that_comes_too_late_tells_where_traffic_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

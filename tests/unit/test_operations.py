@@ -471,3 +471,4 @@ def test_doctor_tells_each_check_and_how_to_mend_it(store: MemoryStore, world: W
     world.error = "no credentials"
     ill = [c for c in operations.doctor(store, world, fleet, dev=True) if not c.ok]
     assert [c.name for c in ill] == ["freeze", "providers"]
+    assert "doctor" not in ill[1].fix, "that is where one is"

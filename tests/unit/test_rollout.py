@@ -182,7 +182,7 @@ def test_after_the_last_wave_it_has_succeeded_or_says_who_was_set_aside() -> Non
 def test_more_failures_before_the_swap_than_allowed_pause() -> None:
     us = [upgrade("a", "failed", direction="undo"), upgrade("b", wave=1)]
     stopped = become(rollout(), us, failed=1)
-    assert stopped.state == "paused" and "1 servers failed before their swap, 0 are allowed" in stopped.why
+    assert stopped.state == "paused" and "1 server failed before its swap, 0 are allowed" in stopped.why
     assert become(rollout(allowed_failures=1), us, failed=1).state == "running"
     on = resumed(stopped, failed_before_swap=1, now=NOW)
     assert on.forgiven == 1 and become(on, us, failed=1).wave == 1

@@ -38,7 +38,7 @@ from orchestrator.domain.upgrade import (
 from orchestrator.errors import BadInput, ChangeoverError, Fenced, Locked, NotFound, Unreachable, UnsafeStore
 from orchestrator.store import Claim, Entry, Ignored, LedgerItem, RefusedIntent, Row, Store, codec
 from orchestrator.store.memory import MemoryStore
-from orchestrator.store.redis import RedisStore
+from orchestrator.store.redis import RedisStore, plainly
 from tests.support.valkey import RunningValkey, running_valkey
 
 START = 1_800_000_000.0
@@ -1267,11 +1267,19 @@ def test_namespaces_do_not_see_each_other(valkey_url: str) -> None:
     cast(RedisStore, two.store).close()
 
 
+def test_a_silent_redis_is_not_said_to_have_changed_nothing() -> None:
+    """The script may have run, and only its answer be late."""
+    told = plainly(redis.exceptions.TimeoutError("Timeout reading from socket"), "unix:///run/valkey.sock")
+    assert "it did not say" in told.traffic
+    assert told.next == "changeover up"
+
+
 def test_nothing_answers_is_said_without_the_password() -> None:
     store = RedisStore("redis://anna:secret@127.0.0.1:1/3")
     with pytest.raises(Unreachable, match=r"redis://127\.0\.0\.1:1/3 does not answer") as told:
         store.check(dev=True)
     assert "secret" not in str(told.value)
+    assert told.value.next == "redis-cli -u redis://127.0.0.1:1/3 PING"
     with pytest.raises(Unreachable):
         store.rollouts()
     with pytest.raises(Unreachable):
