@@ -36,7 +36,7 @@ Output = Annotated[Format, typer.Option("--output", "-o", help="Text for people,
 
 def emit(what: str, body: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
-    print(json.dumps({"schema": f"changeover/v1/{what}", **body}, ensure_ascii=False), flush=True)
+    print(json.dumps({"schema": f"changeover/v1/{what}", **body}), flush=True)
 
 
 def tell(text: str) -> None:
@@ -80,7 +80,7 @@ def fail(error: ChangeoverError, *, as_json: bool) -> int:
             "next": next,
             "exit_code": error.exit_code,
         }
-        print(json.dumps(body, ensure_ascii=False), file=sys.stderr, flush=True)
+        print(json.dumps(body), file=sys.stderr, flush=True)
         return error.exit_code
     lines = error.message.splitlines() or [type(error).__name__]
     red, bold, plain = ("\x1b[31;1m", "\x1b[1m", "\x1b[0m") if _coloured() else ("", "", "")

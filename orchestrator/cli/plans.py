@@ -82,7 +82,7 @@ def refuse_too_small(file: Path, fleet: Fleet, made: Plan) -> None:
 def _write(out: Path, made: Plan) -> None:
     from orchestrator.cli import schema
 
-    text = json.dumps({"schema": "changeover/v1/plan", **schema.plan(made)}, indent=2, ensure_ascii=False)
+    text = json.dumps({"schema": "changeover/v1/plan", **schema.plan(made)}, indent=2)
     try:
         out.write_text(text + "\n", encoding="utf-8")
     except OSError as error:

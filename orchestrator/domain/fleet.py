@@ -19,7 +19,7 @@ _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = re.compile(r"(\d{1,16})(B|KiB|MiB|GiB|TiB)")
 _POWERS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
-_SECRET_HEADER = re.compile(r"authorization|cookie|token|secret|password|api-?key", re.IGNORECASE)
+_SECRET = re.compile(r"authorization|cookie|token|secret|password|api-?key", re.IGNORECASE)
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00-\x1f]{1,500})")
 _YEAR = 366 * 86400.0
 ROUND_LIMIT = 25.0  # seconds that one round of smoke requests may take: a worker's turn is short
@@ -75,6 +75,16 @@ InnerPath = Annotated[str, Field(pattern=r"^/?[^\x00-\x1f\x7f]{1,500}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+def _no_secrets(settings: Mapping[str, str | int]) -> Mapping[str, str | int]:
+    for name, value in settings.items():
+        if _SECRET.search(name) and not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
+            raise ValueError(f"{name} is a secret: write env:NAME or file:/path, not its value")
+    return settings
+
+
+Settings = Annotated[Mapping[str, Line | int], AfterValidator(_no_secrets)]
+
+
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, str_max_length=4096, allow_inf_nan=False)
 
@@ -86,7 +96,7 @@ class Provider(Model):
     account: Word = "default"
     region: Word = "default"
     guest: Word | None = None
-    settings: Mapping[str, Line | int] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
 
 
 class TargetSize(Model):
@@ -121,7 +131,7 @@ class Pool(Model):
 
 class TrafficSwitch(Model):
     provider: Word
-    settings: Mapping[str, Line | int] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
     pools: Mapping[Word, Pool] = Field(min_length=1, max_length=100)
 
 
@@ -162,7 +172,7 @@ class SmokeRequest(Model):
     @model_validator(mode="after")
     def _secrets_are_references(self) -> SmokeRequest:
         for name, value in self.headers.items():
-            if _SECRET_HEADER.search(name) and not _REFERENCE.fullmatch(value):
+            if _SECRET.search(name) and not _REFERENCE.fullmatch(value):
                 raise ValueError(f"header {name} carries a secret: write env:NAME or file:/path, not its value")
         if self.same_as_old and self.method not in ("GET", "HEAD"):
             raise ValueError("same_as_old asks A as well, which serves users: only GET and HEAD")

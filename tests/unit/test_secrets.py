@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from orchestrator.domain.fleet import Fleet
 from orchestrator.errors import BadInput
 from orchestrator.store.redis import RedisStore
 from providers.errors import Refused
 from tasks.world import resolve, run_hook
+from tests.support.runner import fleet_file
 
 
 def test_a_reference_becomes_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +46,13 @@ def test_a_redis_password_that_breaks_its_url_is_not_told(mark: str) -> None:
         RedisStore(f"redis://:MARKER{mark}rest@127.0.0.1:6379/0")
     assert "MARKER" not in str(told.value)
     assert "%XX" in told.value.next
+
+
+@pytest.mark.parametrize("part", ["provider", "traffic"])
+def test_a_secret_in_the_settings_of_a_provider_must_be_a_reference(part: str) -> None:
+    whole = fleet_file(["web-1"], "w").canonical()
+    whole[part]["settings"]["api_token"] = "MARKER"
+    with pytest.raises(ValidationError, match="api_token is a secret: write env:NAME or file:/path"):
+        Fleet.model_validate_json(json.dumps(whole))
+    whole[part]["settings"]["api_token"] = "env:TOKEN"
+    assert Fleet.model_validate_json(json.dumps(whole))
