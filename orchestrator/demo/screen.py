@@ -88,7 +88,7 @@ class Screen:
                     soft_wrap=True,
                 )
         if killed:
-            out.print(killed + "; another worker went on")
+            out.print(killed + "; another worker went on", soft_wrap=True)
         out.print(_times(document))
         out.print(_latencies(document))
         colour = "bold green" if proof.verdict == "held" else "bold red"

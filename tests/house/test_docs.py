@@ -37,3 +37,10 @@ def test_every_command_is_in_the_manual() -> None:
 def test_the_tour_tells_of_every_step_and_state() -> None:
     tour = (ROOT / "docs" / "how-it-works.md").read_text()
     assert [word for word in (*STEPS, *sorted(TERMINAL)) if f"`{word}`" not in tour] == []
+
+
+def test_make_help_names_every_target_that_the_readme_uses() -> None:
+    told = set(re.findall(r"\bmake ([a-z]+)  ", (ROOT / "Makefile").read_text()))
+    used = set(re.findall(r"^ *make ([a-z]+)\b", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert {"demo", "setup"} <= used
+    assert sorted(used - told) == []
