@@ -273,7 +273,7 @@ rollout:
   waves: [1, 4, rest]
   bake: 2s
   soak: 2s
-  max_in_flight: 4
+  max_in_flight: 7
   budget: {{before_swap: 1}}
   poll: 250ms
   back_off: 500ms

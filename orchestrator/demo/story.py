@@ -26,7 +26,7 @@ from orchestrator.store import Row, Store
 from orchestrator.store.redis import RedisStore
 from orchestrator.supervisor import Supervisor, start
 
-BEFORE, AFTER = 6.0, 5.0  # seconds of traffic before and after
+BEFORE, AFTER = 5.0, 4.0  # seconds of traffic before and after
 READY = 90.0  # seconds for workers and Flower to start, on a busy machine
 PATIENCE = 150.0  # seconds for the rollout, on a slow machine
 WORKERS = 2
