@@ -87,10 +87,17 @@ def _seen_draining(turn: Turn, pool: str, name: str) -> MemberView | None:
 
 
 def _look(turn: Turn, kind: str, pairs: Sequence[tuple[str, str]], reason: str, notes: Mapping[str, Any]) -> Wait:
-    lane = turn.traffic.lane(pairs[0][0])
-    ids = tuple(word for pair in pairs for word in pair)
     every = min(POLL, turn.fleet.rollout.poll)
-    return Wait(reason=reason, every=every, observe=Observe(kind=kind, lane=lane, ids=ids), notes=notes)
+    return Wait(reason=reason, every=every, observe=_observe(turn, kind, pairs), notes=notes)
+
+
+def _observe(turn: Turn, kind: str, pairs: Sequence[tuple[str, str]]) -> Observe:
+    return Observe(kind=kind, lane=turn.traffic.lane(pairs[0][0]), ids=tuple(word for pair in pairs for word in pair))
+
+
+def observe_proven(turn: Turn, members: Sequence[tuple[str, Member]]) -> Observe:
+    """A look at whether they all serve."""
+    return _observe(turn, "proven", names(members))
 
 
 def not_serving(turn: Turn) -> str:

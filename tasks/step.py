@@ -323,7 +323,7 @@ def classify(error: Exception) -> tuple[Trouble | None, str]:
         case provider.GuardRefused():
             return "guard", why
         case provider.Transient() | provider.NotYetVisible():
-            return "unsure", why
+            return "away", why
         case provider.NoCapacity() | provider.Refused():
             return "refused", why
         case provider.NotFound():

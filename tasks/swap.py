@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Upgrade
+from providers.traffic import Member
 from tasks import membership, smoke_test
 from tasks.step import Done, StepFailed, Wait
 from tasks.world import Turn
@@ -29,23 +30,34 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         if (wait := membership.bring_in(turn, members, notes=notes, back=False)) is not None:
             return wait
         if turn.fleet.rollout.soak > 0:
-            reason = f"soaking: {turn.upgrade.server} and its new server both serve"
-            return Wait(reason=reason, every=turn.fleet.rollout.soak, notes={"since": turn.now})
+            return _soak(turn, members, {"since": turn.now, "until": turn.now + turn.fleet.rollout.soak})
         return Done(result={"since": turn.now})
     views = turn.traffic.proven(membership.names(members))
     sick = [(pool, name, view) for (pool, name), view in sorted(views.items()) if view.state != "serving"]
-    if not sick:
-        return Done(result={"since": notes["since"], "balancer": membership.evidence(views)})
-    pool, name, view = sick[0]
-    why = f"{name} is {view.state} in {pool} after it had served ({view.detail})"
-    looks = int(notes.get("sick", 0)) + 1
-    if looks < SURE:
-        return Wait(reason=f"{why}; making sure", every=1.0, notes={**notes, "sick": looks})
-    raise StepFailed(why, {"balancer": membership.evidence(views)})
+    if sick:
+        pool, name, view = sick[0]
+        why = f"{name} is {view.state} in {pool} after it had served ({view.detail})"
+        looks = int(notes.get("sick", 0)) + 1
+        if looks < SURE:
+            return Wait(reason=f"{why}; making sure", every=1.0, notes={**notes, "sick": looks})
+        raise StepFailed(why, {"balancer": membership.evidence(views)})
+    if turn.now < notes["until"]:
+        return _soak(turn, members, {"since": notes["since"], "until": notes["until"]})
+    return Done(result={"since": notes["since"], "balancer": membership.evidence(views)})
+
+
+def _soak(turn: Turn, members: Sequence[tuple[str, Member]], notes: Mapping[str, float]) -> Wait:
+    """Both serve, and B is looked at all the while."""
+    every = max(0.05, min(turn.fleet.rollout.poll, notes["until"] - turn.now))
+    reason = f"soaking: {turn.upgrade.server} and its new server both serve"
+    return Wait(reason=reason, every=every, observe=membership.observe_proven(turn, members), notes=notes)
 
 
 def check(u: Upgrade) -> bool:
-    return membership.worth_waking(u)
+    if "until" not in u.notes:
+        return membership.worth_waking(u)
+    assert u.seen is not None
+    return u.seen.at >= u.notes["until"] or any(a["state"] != "serving" for a in u.seen.answers.values())
 
 
 def undo(turn: Turn) -> Done | Wait:

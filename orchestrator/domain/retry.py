@@ -14,7 +14,8 @@ from orchestrator.domain.upgrade import AttemptEnded, Event, Held, Stumbled, Tur
 Trouble = Literal[
     "busy",  # somebody else's turn, or asked too often: nothing happened, and it counts for nothing
     "guard",  # the resource refused since obeying would hurt users: wait for better times
-    "unsure",  # no answer, or one that says nothing about the effect: look again under the same intent
+    "away",  # the provider does not answer, or not what became of it: look again under the same intent, to the deadline
+    "unsure",  # an answer that makes no sense: look again under the same intent, a few times
     "refused",  # a definite no: nothing was made; a new attempt
     "failed",  # a check said no: B is not fit
     "blocked",  # nobody can go on before a person has changed something
@@ -24,7 +25,8 @@ CAP = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """`attempts` bounds definite refusals, and tries in a row without an answer. `base` in seconds."""
+    """`attempts` bounds definite refusals, and tries in a row that made no sense or came after the deadline. `base` in
+    seconds."""
 
     attempts: int
     base: float
@@ -36,13 +38,13 @@ def answer_to(u: Upgrade, trouble: Trouble, why: str, *, limits: Limits, now: fl
     A deadline that has passed ends no try by itself: after an hour in which nobody worked, the first call to be
     throttled would else turn everybody back. From then on every try counts."""
     late = u.deadline is not None and now > u.deadline
-    again = Stumbled(why=why, at=now + back_off(u.tries, limits.base, spread), counts=late or trouble == "unsure")
+    again = Stumbled(why=why, at=now + back_off(u.tries, limits.base, spread), counts=late or trouble in ("away", "unsure"))
     last = u.tries + 1 >= limits.attempts
     if u.state == "upgraded":  # its retirement: users are served by B; go on trying
         return Stumbled(why=why, at=now + max(1.0, back_off(u.tries, limits.base, spread)))
     give_up: Event = Held(why=why) if u.direction == "undo" else TurnedBack(why=why, at=now, asked=False)
     match trouble:
-        case "busy" | "guard":
+        case "busy" | "guard" | "away":
             return give_up if late and last else again
         case "unsure":
             return give_up if last else again

@@ -462,17 +462,27 @@ def test_a_step_that_is_out_of_time_again_and_again_ends_at_its_deadline() -> No
 
 
 def test_a_soak_is_no_part_of_the_time_that_a_swap_may_be_late_by() -> None:
-    with running(["web-1"], rollout=policy(soak="2h")) as r:
+    with running(["web-1"], rollout=policy(soak="2h", poll="30s")) as r:
         r.until(lambda: "since" in r.upgrade("web-1").notes)
+        end = r.upgrade("web-1").notes["until"]
         once = iter([True])
 
         def fault(name: str) -> Any:
-            if name == "proven" and r.upgrade("web-1").wait is not None and next(once, False):
+            if name == "proven" and r.clock() >= end and next(once, False):
                 raise Throttled("slow down", retry_after=1.0)
             return ""
 
         r.cloud.fault = fault
         ended(r, "succeeded")
+
+
+def test_a_new_server_that_dies_in_its_soak_is_noticed_at_once() -> None:
+    with running(["web-1"], rollout=policy(soak="2h")) as r:
+        r.until(lambda: "since" in r.upgrade("web-1").notes)
+        fall_over(r, "web-1")
+        start = r.clock()
+        r.until(lambda: r.upgrade("web-1").direction == "undo")
+        assert r.clock() - start < 30
 
 
 @pytest.mark.parametrize("step", ["create_image", "provision"])

@@ -43,6 +43,11 @@ UNDO: dict[str, Any] = {"direction": "undo", "intent": None}
         (upgrade(), "guard", NOW, Stumbled),
         (upgrade(), "guard", LATE, Stumbled),
         (upgrade(tries=2), "guard", LATE, TurnedBack),
+        (upgrade(), "away", NOW, Stumbled),
+        (upgrade(tries=50), "away", NOW, Stumbled),
+        (upgrade(), "away", LATE, Stumbled),
+        (upgrade(tries=2), "away", LATE, TurnedBack),
+        (upgrade(tries=2, **UNDO), "away", LATE, Held),
         (upgrade(), "unsure", NOW, Stumbled),
         (upgrade(tries=1), "unsure", NOW, Stumbled),
         (upgrade(tries=2), "unsure", NOW, TurnedBack),
@@ -78,7 +83,7 @@ def test_a_retirement_is_tried_for_ever(trouble: Trouble) -> None:
     assert isinstance(found, Stumbled) and found.at >= LATE + 1
 
 
-@pytest.mark.parametrize("trouble", ["busy", "guard", "unsure"])
+@pytest.mark.parametrize("trouble", ["busy", "guard", "away", "unsure"])
 def test_after_the_deadline_it_is_tried_a_few_times_more_and_then_no_more(trouble: Trouble) -> None:
     u, tries = upgrade(), 0
     while isinstance(found := answer(u, trouble, now=LATE), Stumbled):
