@@ -38,7 +38,8 @@ def answer_to(u: Upgrade, trouble: Trouble, why: str, *, limits: Limits, now: fl
     A deadline that has passed ends no try by itself: after an hour in which nobody worked, the first call to be
     throttled would else turn everybody back. From then on every try counts."""
     late = u.deadline is not None and now > u.deadline
-    again = Stumbled(why=why, at=now + back_off(u.tries, limits.base, spread), counts=late or trouble in ("away", "unsure"))
+    counts = late or trouble in ("away", "unsure")
+    again = Stumbled(why=why, at=now + back_off(u.tries, limits.base, spread), counts=counts)
     last = u.tries + 1 >= limits.attempts
     if u.state == "upgraded":  # its retirement: users are served by B; go on trying
         return Stumbled(why=why, at=now + max(1.0, back_off(u.tries, limits.base, spread)))
