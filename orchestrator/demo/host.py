@@ -57,6 +57,12 @@ class Host:
     def servers(self) -> list[Mapping[str, Any]]:
         return list(self.ask("GET", "/servers"))
 
+    def last_words(self, id: str) -> str:
+        """How that server is, and what it wrote last."""
+        server = next((server for server in self.servers() if server["id"] == id), {"state": "gone", "reason": ""})
+        text = str(self.ask("GET", f"/servers/{id}/console")["text"]).strip().splitlines()[-5:]
+        return f"It is {server['state']} ({server['reason'] or 'no reason given'}); it wrote: {' | '.join(text)}"
+
     def images(self) -> list[Mapping[str, Any]]:
         return list(self.ask("GET", "/images"))
 

@@ -88,21 +88,29 @@ class Scene:
                     f"  server {name} {server['address']}:{PORT} check inter 200ms fastinter 100ms rise 2 fall 2"
                 )
         for server in self.host.servers():
-            self._wait_for(str(server["address"]), PORT)
+            try:
+                self._wait_for(str(server["address"]), PORT)
+            except ChangeoverError as error:
+                raise ChangeoverError(f"{error}. {self.host.last_words(str(server['id']))}") from error
         self._balance(lines)
 
     def _create(self, name: str) -> Mapping[str, Any]:
-        files = self.short / "files"
-        files.mkdir(exist_ok=True)
-        shutil.copy(SITE, files / "site.py")
-        (files / "release.json").write_text(json.dumps({"release": "7"}))
-        (files / "catalogue.txt").write_text("lamp\n" * 20000)
-        private = files / "secret.key"
-        private.write_text("not for others\n")
-        private.chmod(0o640)
+        files = self._files()
         command = [sys.executable, "{root}/site.py", "--address", "{address}", "--port", "{port}"]
         command += ["--root", "{root}", "--database", self.database]
         return self.host.create_server(name, command=command, port=PORT, memory=SMALL[0], disk=SMALL[1], files=files)
+
+    def _files(self) -> Path:
+        """What every server begins with. Written once: the host copies it while servers are starting."""
+        files = self.short / "files"
+        if not files.exists():
+            files.mkdir()
+            shutil.copy(SITE, files / "site.py")
+            (files / "release.json").write_text(json.dumps({"release": "7"}))
+            (files / "catalogue.txt").write_text("lamp\n" * 20000)
+            (files / "secret.key").write_text("not for others\n")
+            (files / "secret.key").chmod(0o640)
+        return files
 
     def spoil(self, name: str) -> None:
         """Bind that server's licence to its address: a clone of it will not be healthy."""

@@ -149,7 +149,8 @@ class LocalHostClient:
         tags: Mapping[str, str] | None = None,
         grace: float = 10.0,
     ) -> dict[str, Any]:
-        """A server of its own, started from a command on a copy of a folder: how a fleet's first servers are made.
+        """A server of its own, started from a command on a copy of a folder: how a fleet's first servers are made. The
+        folder is copied after this returns, so leave it as it is until the server runs.
 
         {address} {port} {root} {name} in the command and in the values of `env` are replaced. `grace` in seconds.
         """
