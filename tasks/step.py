@@ -55,6 +55,7 @@ DEADLINES: Mapping[str, float] = {
     "drain_old": 3600.0,
     RETIRE: 7 * 86400.0,
 }
+SOON = 0.15  # seconds
 UNDO_DEADLINE = 3600.0
 CLOSE = 0.01  # seconds by which a message may come before its time
 MAKES: Mapping[str, Kind] = {"create_image": "image", "provision": "server"}  # the steps that make something billable
@@ -302,6 +303,8 @@ def _trouble(world: World, turn: Turn, error: Exception) -> tuple[Event, Extras]
     )
     if isinstance(error, provider.Throttled) and isinstance(event, Stumbled):
         event = replace(event, at=max(event.at, turn.now + error.retry_after))
+    if isinstance(error, provider.Busy) and isinstance(event, Stumbled):
+        event = replace(event, at=turn.now + SOON * (1 + world.spread()))  # whoever has it has it for moments
     evidence = error.evidence if isinstance(error, StepFailed) else {}
     request = getattr(error, "request_id", None)
     detail = {"step": turn.upgrade.step, "error": type(error).__name__, "why": why, **evidence}

@@ -33,6 +33,8 @@ from providers.traffic import Traffic
 
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
 
+QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
+
 
 class OutOfTime(Exception):
     """The body has used up its time: the rest is for the next message."""
@@ -56,6 +58,7 @@ class World:
     find: Callable[[Any, str, Mapping[str, Any]], Any] = find
     _specs: dict[str, Spec] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    _writers: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -64,6 +67,11 @@ class World:
         store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=settings.concurrency + 4)
         publish = celery_sender(make_app(settings))
         return cls(store=store, publish=publish, worker=worker, lease=settings.lease, grace=settings.grace)
+
+    def writers(self, resource: str) -> threading.Lock:
+        """What this process' threads queue at before one of them takes the lease on the resource."""
+        with self._lock:
+            return self._writers.setdefault(resource, threading.Lock())
 
     def spec(self, rollout: str) -> Spec:
         """What this rollout is about; it never changes."""
@@ -168,14 +176,21 @@ class Turn:
 
     @contextmanager
     def only_writer(self, resource: str) -> Iterator[None]:
-        """Nobody else changes that balancer or zone meanwhile. Raises `Busy` at once if somebody does."""
+        """Nobody else changes that balancer or zone meanwhile. Threads of this worker queue for their turn, a moment
+        long; raises `Busy` if that passes, and at once if another worker has the lease."""
         store, owner = self._world.store, self.claim.owner
-        if store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
-            raise Busy(f"another worker is changing {resource}")
+        among_us = self._world.writers(resource)
+        if not among_us.acquire(timeout=QUEUE):
+            raise Busy(f"many of this worker are changing {resource}")
         try:
-            yield
+            if store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
+                raise Busy(f"another worker is changing {resource}")
+            try:
+                yield
+            finally:
+                store.unlease(f"lb:{resource}", owner=owner)
         finally:
-            store.unlease(f"lb:{resource}", owner=owner)
+            among_us.release()
 
     # -- looks: what the last observation said, or else a call -------------------------------------------------------
 
