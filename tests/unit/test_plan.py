@@ -19,6 +19,7 @@ from orchestrator.domain.plan import (
     differences,
     fingerprint,
     human,
+    least_calls,
     make_plan,
     next_generation,
     plan_from,
@@ -177,3 +178,7 @@ def test_a_balancer_that_does_not_count_or_started_anew_proves_nothing(epoch: st
     was = Survey(at=0, servers=(), pools=(counted("a", 100, 0),))
     now = Survey(at=9, servers=(), pools=(counted("a", 150, 0, epoch),))
     assert users_between(was, now) is None
+
+
+def test_a_plan_counts_the_calls_that_each_server_needs() -> None:
+    assert least_calls(fleet_file(["a", "b", "c"], "w")) == 3 * (4 + 4 + 2), "two passes of one request, in one pool"
