@@ -11,14 +11,14 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.domain import rollout as decisions
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.upgrade import Released, Shifted, TurnedBack, Upgrade
-from orchestrator.errors import ChangeoverError, Conflict, NotFound, PlanMoved, Unreachable, WaitTimeout
-from orchestrator.store import AuditEntry, Entry, LedgerItem, Row, Store, Tally
+from orchestrator.domain.upgrade import Released, Settled, Shifted, Side, TurnedBack, Upgrade
+from orchestrator.errors import BadInput, ChangeoverError, Conflict, NotFound, PlanMoved, Unreachable, WaitTimeout
+from orchestrator.store import AuditEntry, Entry, LedgerItem, LedgerState, Row, Store, Tally
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.dispatch import Sender
     from orchestrator.domain.fleet import Fleet
     from orchestrator.domain.plan import Plan, Survey
+    from orchestrator.domain.settlement import Whereabouts
     from orchestrator.report.certificate import Observed
 
 TRIES = 20  # of a compare-and-set that others keep winning
@@ -40,21 +41,22 @@ _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # in the order of their codes, wit
 
 
 class Asker(Protocol):
-    """Sends a reading task (`survey`, `doctor`, `inventory`) to the workers; its answer is a document of that kind."""
+    """Sends a reading task (`survey`, `doctor`, `inventory`: `about` a fleet; `whereabouts`: about a rollout's server)
+    to the workers; its answer is a document of that kind."""
 
-    def __call__(self, task: str, *, request: str, fleet: Mapping[str, Any]) -> None: ...
+    def __call__(self, task: str, *, request: str, **about: Any) -> None: ...
 
 
 def celery_asker(app: Celery) -> Asker:
     """Raises `Unreachable` when the broker does not take the message."""
 
-    def ask(task: str, *, request: str, fleet: Mapping[str, Any]) -> None:
+    def ask(task: str, *, request: str, **about: Any) -> None:
         from kombu.exceptions import OperationalError
 
         try:
             app.send_task(
                 f"tasks.{task}",
-                kwargs={"request": request, "fleet": fleet},
+                kwargs={"request": request, **about},
                 task_id=f"{task}:{request}",
                 priority=0,
                 ignore_result=True,
@@ -437,6 +439,104 @@ def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, 
     return row.upgrade, changed
 
 
+def settle(
+    store: Store,
+    ask: Asker,
+    id: str,
+    server: str,
+    *,
+    serving: Side,
+    because: str,
+    unchecked: bool,
+    actor: str,
+    waiter: Waiter | None = None,
+) -> Answer:
+    """A held server stays as it is: this one of the two serves, and nothing more is done for it. A worker looks first
+    whether it does, and whether the other is out of every pool, unless `unchecked`. In the ledger, what we made and
+    nobody uses then is quarantined; an old server that is left is retained without an end.
+
+    Raises `IllegalTransition` for one that is not held or was settled the other way, `Conflict` with what was seen.
+    """
+    from orchestrator.domain.settlement import contradictions
+
+    if not because.strip():
+        raise BadInput("a reason is wanted: it is all that will be known of why", place="--because")
+    rollout, row = find(store, id), _row(store, id, server)
+    if row.upgrade.terminal and row.upgrade.by_hand and (row.upgrade.state == "upgraded") == (serving == "new"):
+        return Answer(rollout=rollout, changed=False, servers=(row.upgrade,))
+    event = Settled(serving=serving, why=because, at=store.now())
+    row.upgrade.after(event)  # refused before anybody is asked
+    seen = None if unchecked else _whereabouts(store, ask, id, server, waiter)
+    if seen is not None and (against := contradictions(serving, seen)):
+        told = "".join(f"\n  {line}" for line in against)
+        raise Conflict(
+            f"{server} cannot be settled as served by its {serving} server:{told}",
+            traffic="; ".join(member for member in seen.told() if "pool" in member),
+            next=f"bring that about and repeat it, or add --unchecked: changeover settle {id} {server} --help",
+        )
+    old = _old_id(store, id, server)
+    event = replace(event, old_gone=seen is not None and seen.gone(old))
+    left = _left_behind(store.ledger(id), row.upgrade, event, seen, old)
+    entry = Entry(
+        event="Settled",
+        actor=actor,
+        detail={
+            "why": because,
+            "serving": serving,
+            "checked": seen is not None,
+            "seen": seen.told() if seen is not None else [],
+            "left": [f"{item.kind} {item.id} {item.state}" for item in left],
+        },
+    )
+    stored = store.turn(row, row.upgrade.after(event), entry=entry, due=None, ledger=left)
+    if stored is None:
+        raise Conflict(f"{server} was changed meanwhile; nothing was done", next=f"changeover explain {server}")
+    return Answer(rollout=rollout, changed=True, servers=(stored.upgrade,))
+
+
+def _whereabouts(store: Store, ask: Asker, rollout: str, server: str, waiter: Waiter | None) -> Whereabouts:
+    from orchestrator.domain.settlement import whereabouts_from
+
+    request = new_id("q", store.now())
+    ask("whereabouts", request=request, rollout=rollout, server=server)
+    return whereabouts_from(_answer(store, "whereabouts", request, waiter or Waiter())["seen"])
+
+
+def _old_id(store: Store, rollout: str, server: str) -> str:
+    from orchestrator.domain.plan import plan_from
+
+    spec = store.document("spec", rollout)
+    return plan_from(spec["plan"]).server(server).id if spec is not None else ""
+
+
+def _left_behind(
+    ledger: Sequence[LedgerItem], u: Upgrade, event: Settled, seen: Whereabouts | None, old: str
+) -> tuple[LedgerItem, ...]:
+    """What the ledger says of this server's things from now on."""
+    mine = [item for item in ledger if item.server == u.server]
+    user = u.results.get("provision", {}).get("server") if event.serving == "new" else None
+    left: list[LedgerItem] = []
+    for item in mine:
+        if item.kind == "old server" or item.state == "deleted" or not item.id:
+            continue  # what was only intended may still show: it is looked for until then
+        gone = seen is not None and seen.gone(item.id)
+        state: LedgerState = "deleted" if gone else "live" if item.id == user else "quarantined"
+        left.append(replace(item, state=state, until=None))
+    known = {item.id for item in mine}
+    left += [
+        LedgerItem(key=f"{thing.kind}:{thing.id}", kind=thing.kind, server=u.server, state="quarantined", id=thing.id)
+        for thing in (seen.things if seen is not None else ())
+        if thing.side == "new" and not thing.gone and thing.id not in (*known, user)
+    ]
+    key = f"old:{u.server}"
+    if event.serving == "new":
+        state = "deleted" if event.old_gone else "retained"
+        left.append(LedgerItem(key=key, kind="old server", server=u.server, state=state, id=old))
+    elif any(item.key == key for item in mine):
+        left.append(LedgerItem(key=key, kind="old server", server=u.server, state="live", id=old))
+    return tuple(left)
+
+
 def _released(u: Upgrade, now: float) -> Upgrade:
     return u.after(Released(at=now)) if u.state in ("held", "failed", "rolled_back") else u
 
@@ -580,7 +680,7 @@ def gc(
         for rollout in rollouts
         if not rollout.closed
         for row in store.rows(rollout.id)
-        if row.upgrade.state == "upgraded" and not row.upgrade.old_gone and (row.upgrade.retain_until or now) <= now
+        if row.upgrade.state == "upgraded" and not row.upgrade.settled and (row.upgrade.retain_until or now) <= now
     ]
     sent = [row for row in due if collect and _send(store, publish, row, grace)]
     orphans, unread = _orphans(store, ask, rollouts, kept, waiter or Waiter(timeout=20.0))

@@ -63,7 +63,7 @@ def register(app: Celery, world: World) -> None:
     def look(*, lane: str, ticket: str) -> Mapping[str, Any]:
         return observe.run(world, BODIES, lane=lane, ticket=ticket)
 
-    for name in ("survey", "doctor", "inventory"):
+    for name in ("survey", "doctor", "inventory", "whereabouts"):
         _register_reader(app, world, name)
 
 
@@ -87,9 +87,9 @@ def _end(task: Any, ran: Ran) -> Mapping[str, Any]:
 
 def _register_reader(app: Celery, world: World, name: str) -> None:
     @app.task(name=f"tasks.{name}", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
-    def body(*, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
+    def body(*, request: str, **about: Any) -> Mapping[str, Any]:
         try:
-            return cast(Mapping[str, Any], getattr(survey, name)(world, request=request, fleet=fleet))
+            return cast(Mapping[str, Any], getattr(survey, name)(world, request=request, **about))
         except ChangeoverError as error:
             world.store.put_document(name, request, {"ok": False, "error": str(error)}, ttl=survey.KEEP)
             return {"ok": False}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.domain.fleet import Fleet, FleetServer
-from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey, next_generation, seats_of
+from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey, generation, next_generation, seats_of
+from orchestrator.domain.settlement import SeenMember, SeenThing, Whereabouts
+from orchestrator.domain.upgrade import Side
 from providers.compute import Image, Server
 from providers.errors import ProviderError
 from providers.guest import Facts
@@ -18,6 +20,7 @@ from tasks.world import World, read_fleet
 
 BATCH = 100
 KEEP = 86400.0  # seconds that an answer is kept
+REMEMBERED = (("provision", "server"), ("create_image", "image"))  # where a record keeps what was made
 
 
 def survey(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -37,6 +40,46 @@ def inventory(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mappin
         return {"items": [_thing(thing) for thing in things]}
 
     return _answer(world, "inventory", request, found)
+
+
+def whereabouts(world: World, *, request: str, rollout: str, server: str) -> Mapping[str, Any]:
+    """Where A and B of this upgrade are: in the balancers' own view, and at the provider."""
+    return _answer(world, "whereabouts", request, lambda: {"seen": asdict(find(world, rollout, server))})
+
+
+def find(world: World, rollout: str, server: str) -> Whereabouts:
+    spec = world.spec(rollout)
+    compute, traffic, old = world.compute(spec.fleet), world.traffic(spec.fleet), spec.plan.server(server)
+    row = world.store.row(rollout, server)
+    lives = row.upgrade.life if row is not None else 1
+    names = {(seat.pool, seat.name): "old" for seat in old.seats}
+    # A B of every life: an earlier one may have been left in a pool.
+    names |= {(seat.pool, generation(seat.new_name, life)): "new" for seat in old.seats for life in range(lives)}
+    members = [
+        SeenMember(side=cast(Side, names[key]), pool=key[0], name=key[1], state=view.state, detail=view.detail)
+        for key, view in traffic.proven(list(names)).items()
+    ]
+    made = compute.inventory({keys.ROLLOUT: rollout, keys.SERVER: server})
+    things = [
+        SeenThing(side="new", kind="server" if isinstance(thing, Server) else "image", id=thing.id, state=thing.state)
+        for thing in made
+        if thing.id != old.id
+    ]
+    known = row.upgrade.results if row is not None else {}
+    new, image = (str(known.get(step, {}).get(field, "")) for step, field in REMEMBERED)
+    listed = {thing.id for thing in things}
+    servers = compute.servers([id for id in (old.id, new) if id])
+    things.append(SeenThing(side="old", kind="server", id=old.id, state=_state(servers.get(old.id))))
+    if new and new not in listed:  # tags may show late, or have been taken off
+        things.append(SeenThing(side="new", kind="server", id=new, state=_state(servers.get(new))))
+    if image and image not in listed:
+        found = compute.images([image]).get(image)
+        things.append(SeenThing(side="new", kind="image", id=image, state=_state(found)))
+    return Whereabouts(members=tuple(members), things=tuple(things))
+
+
+def _state(found: Server | Image | None) -> str:
+    return found.state if found is not None else "gone"
 
 
 def _thing(thing: Server | Image) -> Mapping[str, Any]:

@@ -35,6 +35,7 @@ PANELS: dict[str, tuple[Callable[..., int], ...]] = {
         control.abort,
         control.rollback,
         control.retry,
+        control.settle,
         control.freeze,
         control.unfreeze,
         control.gc,

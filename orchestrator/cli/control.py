@@ -1,8 +1,9 @@
-"""`pause`, `resume`, `abort`, `rollback`, `retry`, `freeze`, `unfreeze` and `gc`: what a person decides."""
+"""`pause`, `resume`, `abort`, `rollback`, `retry`, `settle`, `freeze`, `unfreeze` and `gc`: what a person decides."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from orchestrator.operations import Answer, Frozen
 
 Why = Annotated[str, typer.Option("--why", help="Kept in the audit log.")]
+
+
+class Side(Enum):
+    """Of an upgrade."""
+
+    old = "old"
+    new = "new"
+
+
 Server = Annotated[str, typer.Option("--server", metavar="NAME", help="Only this server.")]
 
 
@@ -134,6 +144,41 @@ def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
         next=words.next_of(answer.rollout, ()),
         unchanged=told,
     )
+
+
+def settle(
+    id: Id,
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="A held server.", show_default=False)],
+    serving: Annotated[Side, typer.Option("--serving", help="Which of the two serves, and stays.", show_default=False)],
+    because: Annotated[str, typer.Option("--because", help="Kept in the audit log.", show_default=False)],
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Take my word for it: nobody looks whether it is so.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds to wait for a worker's answer.")] = 60.0,
+    form: Output = Format.text,
+) -> int:
+    """End a held server as you have put it right by hand: it stays as it is, and its rollout can end.
+
+    A worker looks first: the one that is said to serve must serve in the balancers' own view, and the other must be in
+    no pool. What is left of the other is listed by gc, and yours to delete.
+    """
+    from orchestrator import operations
+
+    with session.opened() as s:
+        answer = operations.settle(
+            s.store,
+            s.ask,
+            id,
+            server,
+            serving=serving.value,
+            because=because,
+            unchecked=unchecked,
+            actor=session.actor(),
+            waiter=operations.Waiter(timeout=timeout),
+        )
+    u = answer.servers[0]
+    told = f"{server} is settled: its {serving.value} server serves, and nothing more is done for it."
+    return _tell(answer, "settle", form, told, traffic=u.traffic, next="changeover gc")
 
 
 def freeze(

@@ -72,6 +72,7 @@ def upgrade(u: Upgrade) -> dict[str, Any]:
         "ended_at": u.ended_at,
         "retain_until": u.retain_until,
         "old_gone": u.old_gone,
+        "by_hand": u.by_hand,
     }
 
 

@@ -48,7 +48,7 @@ def names(upgrades: tuple[Upgrade, ...], *, most: int = 5) -> str:
 def where(u: Upgrade) -> str:
     """The step that an upgrade is at, and in which direction."""
     if u.state == "upgraded":
-        return "done" if u.old_gone else "old server kept"
+        return "done" if u.settled else "old server kept"
     return f"undo {u.step}" if u.direction == "undo" else u.step
 
 
@@ -92,6 +92,9 @@ def happened(entry: AuditEntry) -> str:
             return f"NEEDS YOU at {step}: {why}"
         case "Released":
             return f"released{f': {why}' if why else ''}"
+        case "Settled":
+            checked = "" if detail.get("checked") else ", unchecked"
+            return f"settled by {entry.actor}, its {detail.get('serving', '')} server serves{checked}: {why}"
         case "Shifted":
             return "deadline moved by the pause"
         case _:

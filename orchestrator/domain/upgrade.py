@@ -6,7 +6,7 @@
                                        │
                               last Undone ──▶ rolled_back (B had been given users, or a person asked)
                                           └─▶ failed      (it had not: A has served all the time)
-    held: a person is asked, with the reason; Released goes on where it was
+    held: a person is asked, with the reason; Released goes on where it was, Settled ends it as a person found it
 
 The record says everything that decides what happens next. Messages carry only who is meant.
 """
@@ -22,6 +22,7 @@ from orchestrator.errors import IllegalTransition, PointOfNoReturn
 
 State = Literal["pending", "running", "waiting", "held", "upgraded", "rolled_back", "failed"]
 Direction = Literal["forward", "undo"]
+Side = Literal["old", "new"]
 SCHEMA = 1
 OPEN: frozenset[State] = frozenset({"running", "waiting", "held"})
 TERMINAL: frozenset[State] = frozenset({"upgraded", "rolled_back", "failed"})
@@ -81,7 +82,7 @@ class Upgrade:
 
     `why` is the reason of the present state, `cause` that of the turn back. `undoing` is the step whose undo has
     been announced in the audit log. `asked`: a person or a policy turned it back, not its own failure. `life` counts
-    the times that it began anew.
+    the times that it began anew. `by_hand`: why a person settled it as it stood; nothing is undone or retired then.
     """
 
     rollout: str
@@ -110,6 +111,7 @@ class Upgrade:
     ended_at: float | None = None
     retain_until: float | None = None
     old_gone: bool = False
+    by_hand: str = ""
 
     # -- what the record says -------------------------------------------------------------------------------------
 
@@ -125,18 +127,20 @@ class Upgrade:
     @property
     def settled(self) -> bool:
         """Nothing will happen to it any more, unless a person asks."""
-        return self.state in ("rolled_back", "failed") or (self.state == "upgraded" and self.old_gone)
+        if self.state == "upgraded":
+            return self.old_gone or bool(self.by_hand)
+        return self.state in ("rolled_back", "failed")
 
     @property
     def beyond_return(self) -> bool:
-        """A's terminate has been decided: committed before the call is made."""
-        return any(intent.step == RETIRE for intent in self.begun)
+        """A's terminate has been decided: committed before the call is made. Or a person has said that B is to stay."""
+        return self.has_begun(RETIRE) or (self.state == "upgraded" and bool(self.by_hand))
 
     @property
     def remaining(self) -> tuple[str, ...]:
         """The steps that are left in its present direction, the due one first."""
         if self.state == "upgraded":
-            return () if self.old_gone else (RETIRE,)
+            return () if self.settled else (RETIRE,)
         if self.direction == "forward":
             return STEPS[STEPS.index(self.step) :]
         return tuple(step for step in reversed(STEPS[: STEPS.index(self.step) + 1]) if self.has_begun(step))
@@ -154,6 +158,9 @@ class Upgrade:
     @property
     def traffic(self) -> str:
         """Where this server's users are served, in words for a person."""
+        if self.terminal and self.by_hand:
+            side = f"the new server of {self.server}" if self.state == "upgraded" else self.server
+            return f"{side} serves, as settled by a person"
         if self.state == "upgraded":
             return f"the new server of {self.server} serves" + (
                 "" if self.old_gone else ", the old one is kept stopped"
@@ -271,6 +278,17 @@ class Released:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A person says that this one serves and that it is to stay so: what is left of the other is theirs to end.
+    `old_gone`: A was seen to be gone."""
+
+    serving: Side
+    why: str
+    at: float
+    old_gone: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shifted:
     """It was paused for so many seconds: its deadline moves by them."""
 
@@ -290,13 +308,14 @@ Event = (
     | Undone
     | Held
     | Released
+    | Settled
     | Shifted
 )
 
 
 def _after(u: Upgrade, event: Event) -> Upgrade:
     active = u.state in ("running", "waiting")
-    retiring = u.state == "upgraded" and not u.old_gone
+    retiring = u.state == "upgraded" and not u.settled
     match event:
         case Admitted(at=at) if u.state == "pending":
             return replace(u, state="running", admitted_at=at, why="")
@@ -346,6 +365,8 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return Upgrade(
                 rollout=u.rollout, server=u.server, wave=u.wave, domain=u.domain, attempts=attempts, life=u.life + 1
             )
+        case Settled() if u.state == "held":
+            return _settled(u, event)
         case Shifted(seconds=seconds) if not u.terminal:
             if u.state == "waiting" and u.direction == "forward" and u.intent is None:
                 # What it waits for is to begin its step, which the pause has refused: it may now.
@@ -383,7 +404,20 @@ def _finished(u: Upgrade, result: Mapping[str, Any], at: float, retain_until: fl
     )
 
 
+def _settled(u: Upgrade, event: Settled) -> Upgrade:
+    ended = replace(u, **_fresh(), why=event.why, by_hand=event.why, ended_at=event.at, retain_until=None)
+    if event.serving == "new":
+        return replace(ended, state="upgraded", direction="forward", step=RETIRE, old_gone=event.old_gone)
+    return replace(ended, state="rolled_back", direction="undo", cause=u.cause or event.why, asked=True)
+
+
 def _turned_back(u: Upgrade, why: str, at: float, asked: bool) -> Upgrade:
+    if u.by_hand and u.state == "upgraded":
+        raise PointOfNoReturn(
+            f"{u.server} was settled by a person, served by its new server: {u.by_hand}",
+            traffic=u.traffic,
+            next=f"changeover explain {u.server}",
+        )
     if u.beyond_return:
         raise PointOfNoReturn(
             f"{u.server}: its old server is terminated, or about to be",

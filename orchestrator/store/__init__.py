@@ -242,6 +242,7 @@ class Store(Protocol):
         *,
         entry: Entry,
         due: float | None,
+        ledger: Sequence[LedgerItem] = (),
         failure: Failure = "",
         stop: str = "",
     ) -> Row | None:

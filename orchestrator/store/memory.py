@@ -380,6 +380,7 @@ class MemoryStore:
         *,
         entry: Entry,
         due: float | None,
+        ledger: Sequence[LedgerItem] = (),
         failure: Failure = "",
         stop: str = "",
     ) -> Row | None:
@@ -395,7 +396,7 @@ class MemoryStore:
                 due = max(due, record.lease)
             stored = self._rollouts[to.rollout]
             record.sent = None
-            self._change(stored, record, to, doc, entry=entry)
+            self._change(stored, record, to, doc, entry=entry, ledger=ledger)
             self._place(record, due, "")
             self._fail(stored, failure, stop)
             self._wake()

@@ -475,6 +475,7 @@ class RedisStore:
         *,
         entry: Entry,
         due: float | None,
+        ledger: Sequence[LedgerItem] = (),
         failure: Failure = "",
         stop: str = "",
     ) -> Row | None:
@@ -485,6 +486,7 @@ class RedisStore:
             {
                 **_seen(row),
                 **_due(check_agenda(to, due)),
+                "ledger": _ledger(ledger),
                 "failure": failure,
                 "stop": stop,
             },

@@ -376,6 +376,25 @@ def test_a_retry_while_the_rollout_is_paused_names_what_lets_it_begin(place: Pla
     assert f"Next: changeover resume {id}" in err
 
 
+def test_a_held_server_is_settled_as_a_person_says_once_a_worker_has_seen_it(place: Place) -> None:
+    id = place.applied()
+    put(place.store, id, "web-1", at_step(place.store, id, "web-1", "swap").after(Held(why="stuck")))
+    settle = ("settle", id, "web-1", "--because", "mended")
+    place.world.where = {"old": "serving", "new": "draining"}
+    code, _, err = place.run(*settle, "--serving", "old")
+    assert code == 1
+    assert "web-1.g2 is still draining in pool web" in err and "--unchecked" in err
+    place.world.where = {"old": "serving", "new": "absent"}
+    code, out, err = place.run(*settle, "--serving", "old")
+    assert code == 0
+    assert "web-1 is settled: its old server serves" in out
+    assert "Traffic: web-1 serves, as settled by a person" in err and "Next: changeover gc" in err
+    code, body = place.json(*settle, "--serving", "old")
+    assert (code, body["verb"], body["changed"], body["servers"][0]["by_hand"]) == (0, "settle", False, "mended")
+    for wrong in (("--serving", "both"), ()):
+        assert place.run(*settle, *wrong)[0] == 64
+
+
 def test_a_held_server_is_not_said_to_go_on_by_a_resume_and_its_retry_tells_its_traffic(place: Place) -> None:
     id = place.applied()
     u = at_step(place.store, id, "web-1", "drain_old")

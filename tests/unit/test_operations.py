@@ -79,6 +79,7 @@ class World:
         self.change: Mapping[str, Any] = {}
         self.error = ""
         self.items: list[Mapping[str, Any]] = []
+        self.where: Mapping[str, str] = {}
         self.asked: list[str] = []
 
     def survey(self, fleet: Mapping[str, Any]) -> Survey:
@@ -106,13 +107,24 @@ class World:
         changed = tuple(replace(server, **self.change) for server in servers)
         return Survey(at=self.store.now(), servers=changed, pools=(FoundPool(pool="web", lane="lb", serving=3),))
 
-    def __call__(self, task: str, *, request: str, fleet: Mapping[str, Any]) -> None:
+    def __call__(
+        self, task: str, *, request: str, fleet: Mapping[str, Any] | None = None, rollout: str = "", server: str = ""
+    ) -> None:
         self.asked.append(task)
         body: dict[str, Any] = {"ok": True}
         if self.error:
             body = {"ok": False, "error": self.error}
         elif task == "survey":
+            assert fleet is not None
             body["survey"] = asdict(self.survey(fleet))
+        elif task == "whereabouts":
+            body["seen"] = {
+                "members": [
+                    {"side": side, "pool": "web", "name": server if side == "old" else f"{server}.g2", "state": state}
+                    for side, state in self.where.items()
+                ],
+                "things": [{"side": "old", "kind": "server", "id": server, "state": "running"}],
+            }
         elif task == "inventory":
             body["items"] = self.items
         else:

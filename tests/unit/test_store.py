@@ -826,6 +826,16 @@ def test_a_turn_fences_the_holder_and_waits_for_the_end_of_its_lease(site: Site)
     assert site.claim(owner="w2").row.upgrade.direction == "undo"
 
 
+def test_a_turn_changes_the_ledger_with_the_record_or_not_at_all(site: Site) -> None:
+    site.create()
+    row, item = site.row(), LedgerItem(key="image:1", kind="image", server="a", state="quarantined", id="img-1")
+    to = row.upgrade.after(TurnedBack(why="x", at=START, asked=True))
+    assert site.store.turn(row, to, entry=DID, due=None, ledger=[item]) is not None
+    assert site.store.ledger("r1") == [item]
+    assert site.store.turn(row, to, entry=DID, due=None, ledger=[replace(item, state="live")]) is None
+    assert site.store.ledger("r1") == [item]
+
+
 def test_a_turn_from_an_older_record_does_nothing(site: Site) -> None:
     site.create()
     row = site.row()

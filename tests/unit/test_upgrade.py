@@ -23,7 +23,9 @@ from orchestrator.domain.upgrade import (
     Observe,
     Released,
     Seen,
+    Settled,
     Shifted,
+    Side,
     Stumbled,
     TurnedBack,
     UndoBegan,
@@ -59,6 +61,7 @@ def event(kind: str, u: Upgrade) -> Event:
         "Undone": lambda: Undone(at=AT),
         "Held": lambda: Held(why="ask"),
         "Released": lambda: Released(at=AT),
+        "Settled": lambda: Settled(serving="new", why="mended by hand", at=AT),
         "Shifted": lambda: Shifted(seconds=7.0),
     }
     return made[kind]()
@@ -85,6 +88,8 @@ RECORDS = {
     "old gone": told("Admitted", *FORWARD * 7),
     "failed": told("Admitted", "Began", "TurnedBack", "Undone"),
     "rolled back": replace(told("Admitted", "Began", "TurnedBack", "Undone"), state="rolled_back"),
+    "settled on A": told("Admitted", "Began", "Held").after(Settled(serving="old", why="mine", at=AT)),
+    "settled on B": told("Admitted", "Began", "Held", "Settled"),
 }
 ANY_TURN = {"Waits", "Stumbled", "TurnedBack"}
 APPLY = {
@@ -92,7 +97,7 @@ APPLY = {
     "admitted": {"Began", "Held", "Shifted", *ANY_TURN},
     "begun": {"Finished", "AttemptEnded", "Held", "Shifted", *ANY_TURN},
     "waiting": {"Looked", "Finished", "AttemptEnded", "Held", "Shifted", *ANY_TURN},
-    "held": {"TurnedBack", "Released", "Shifted"},
+    "held": {"TurnedBack", "Released", "Settled", "Shifted"},
     "undoing": {"UndoBegan", "Undone", "Held", "Shifted", *ANY_TURN},
     "undo begun": {"Undone", "Held", "Shifted", *ANY_TURN},
     "upgraded": {"Began", *ANY_TURN},
@@ -100,6 +105,8 @@ APPLY = {
     "old gone": set[str](),
     "failed": {"TurnedBack", "Released"},
     "rolled back": {"TurnedBack", "Released"},
+    "settled on A": {"TurnedBack", "Released"},
+    "settled on B": set[str](),
 }
 KINDS = [kind.__name__ for kind in Event.__args__]
 
@@ -111,7 +118,7 @@ def test_every_state_answers_every_event(name: str, kind: str) -> None:
     if kind in APPLY[name]:
         assert isinstance(u.after(event(kind, u)), Upgrade)
     elif kind == "TurnedBack":
-        with pytest.raises(PointOfNoReturn, match="terminated"):
+        with pytest.raises(PointOfNoReturn, match="settled by a person" if u.by_hand else "terminated"):
             u.after(event(kind, u))
     else:
         with pytest.raises(IllegalTransition, match=f"{kind} does not apply") as refused:
@@ -200,6 +207,17 @@ def test_looking_says_nothing_but_what_was_seen() -> None:
     assert replace(now, seen=None, wait=was.wait) == was
 
 
+@pytest.mark.parametrize("way", [("Held",), ("TurnedBack", "Held"), ("Finished", "Began", "TurnedBack", "Held")])
+def test_what_a_person_has_settled_is_done(way: tuple[str, ...]) -> None:
+    held = told(*way, u=RECORDS["begun"])
+    new = held.after(Settled(serving="new", why="A is gone", at=AT, old_gone=True))
+    assert (new.state, new.direction, new.old_gone, new.by_hand) == ("upgraded", "forward", True, "A is gone")
+    assert new.settled and not new.remaining and new.traffic == "the new server of s serves, as settled by a person"
+    old = held.after(Settled(serving="old", why="B is gone", at=AT))
+    assert (old.state, old.asked) == ("rolled_back", True)
+    assert old.settled and old.traffic == "s serves, as settled by a person"
+
+
 def test_words_say_where_users_are_served() -> None:
     assert RECORDS["begun"].traffic == "s serves"
     swapping = told("Admitted", *FORWARD * 4, "Began")
@@ -235,6 +253,10 @@ class AnyHistory(RuleBasedStateMachine):
     def another_step_is_begun(self, step: str) -> None:
         self.happens(Began(intent=intent(step, self.u.attempt(step)), deadline=None))
 
+    @rule(serving=st.sampled_from(("old", "new")), gone=st.booleans())
+    def a_person_settles_it(self, serving: Side, gone: bool) -> None:
+        self.happens(Settled(serving=serving, why="by hand", at=AT, old_gone=gone))
+
     @rule(asked=st.booleans(), why=st.text(max_size=5))
     def it_is_turned_back(self, asked: bool, why: str) -> None:
         self.happens(TurnedBack(why=why, at=AT, asked=asked))
@@ -257,11 +279,11 @@ class AnyHistory(RuleBasedStateMachine):
         if was.terminal and now.state != was.state:
             assert isinstance(event, Released | TurnedBack)
         if was.direction == "undo" and now.direction == "forward":
-            assert anew
+            assert anew or isinstance(event, Settled)
         if was.beyond_return:
             assert now.state == "upgraded" and now.beyond_return
         if was.state == "held" and now.state != "held":
-            assert isinstance(event, Released | TurnedBack)
+            assert isinstance(event, Released | Settled | TurnedBack)
         assert len(now.results) >= len(was.results) or anew
         assert all(now.attempt(step) >= was.attempt(step) for step in (*STEPS, RETIRE)), "no token is used again"
 
@@ -271,7 +293,7 @@ class AnyHistory(RuleBasedStateMachine):
         if u.state in ("running", "waiting", "held"):
             assert u.remaining and u.remaining[0] == u.step
         if u.state == "upgraded":
-            assert u.step == RETIRE and bool(u.remaining) != u.old_gone
+            assert u.step == RETIRE and bool(u.remaining) != (u.old_gone or bool(u.by_hand))
         if u.settled:
             assert u.terminal and u.wait is None
         if u.intent is not None:
