@@ -1,5 +1,6 @@
 """A cloud in memory, for tests, simulations and benchmarks: it takes its time, keeps to the contract, and misbehaves
 on request. One `FakeCloud` holds servers, images and balancer; the fake providers of all roles look at the same one.
+Settings with a `socket` mean the one of another process, that of `python -m providers.fake_host`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from providers import Caps, Key
+from providers.clients.fake_cloud import Remote
 from providers.compute import Image, Server, Size
 from providers.errors import Conflict, GuardRefused, NotFound, Refused, Transient
 
@@ -38,13 +40,14 @@ class FakeCloud:
 
     image_seconds: float = 0.0
     ready_seconds: float = 0.0
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = time.time
     fault: Callable[[str], Fault] = lambda _name: ""
     spoil: Callable[[str], str] = lambda _source: ""
     things: dict[str, _Thing] = field(default_factory=dict)
     made: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     pools: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sick: set[str] = field(default_factory=set)  # addresses that run and fail the balancer's check
     lock: threading.RLock = field(default_factory=threading.RLock)
     addresses: dict[str, str] = field(default_factory=dict)  # address -> server: a thousand servers are looked up in it
     _tokens: dict[str, str] = field(default_factory=dict)  # token -> what it has made
@@ -82,7 +85,7 @@ class FakeCloud:
                 state="running",
                 address=self._address(),
                 size=Size(memory=memory, disk=disk),
-                boot="1",
+                boot=f"{name}#1",
                 launched=self.clock(),
             )
             self.things[name] = _Thing(view=view)
@@ -110,12 +113,19 @@ class FakeCloud:
         thing = self.things.get(self.addresses.get(address, ""))
         return thing is not None and self.now(thing).state == "running"
 
+    def healthy(self, address: str) -> bool:
+        """Whether the balancer's check of it passes."""
+        return address not in self.sick and self.alive(address)
+
     def get(self, id: str) -> _Thing | None:
         thing = self.things.get(id)
         return thing if thing is not None and thing.view.state != "terminated" else None
 
 
 class FakeCompute:
+    def __new__(cls, settings: Mapping[str, Any]) -> Any:
+        return Remote("compute", settings) if "socket" in settings else super().__new__(cls)
+
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.cloud = FakeCloud.of(settings)
 
@@ -168,7 +178,6 @@ class FakeCompute:
                 address=self.cloud._address(),
                 size=size,
                 tags=dict(key.tags),
-                boot="1",
                 launched=self.cloud.clock(),
             )
             ready = self.cloud.spoil(like) or "running"
@@ -187,7 +196,8 @@ class FakeCompute:
             if thing.made_of != made_of:
                 raise Conflict(f"{thing.view.id} was made by the same key of something else")
             return self.cloud.now(thing)
-        view = replace(view, id=self.cloud.new_id(kind))
+        id = self.cloud.new_id(kind)
+        view = replace(view, id=id, boot=f"{id}#1") if isinstance(view, Server) else replace(view, id=id)
         self.cloud.things[view.id] = _Thing(
             view=view, ready_at=self.cloud.clock() + seconds, made_of=made_of, ready_state=ready
         )
@@ -228,7 +238,8 @@ class FakeCompute:
             if thing is None or not isinstance(thing.view, Server):
                 raise NotFound(f"there is no server {id}")
             if thing.view.state != "running":
-                thing.view = replace(thing.view, state="pending", boot=f"{int(thing.view.boot) + 1}")
+                boots = int(thing.view.boot.partition("#")[2])
+                thing.view = replace(thing.view, state="pending", boot=f"{id}#{boots + 1}")
                 thing.ready_at = self.cloud.clock() + self.cloud.ready_seconds
                 thing.ready_state = "running"
             self.cloud.answer(fault, "start")

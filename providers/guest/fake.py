@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from providers import Caps
+from providers.clients.fake_cloud import Remote
 from providers.compute import Server
 from providers.compute.fake import FakeCloud
 from providers.guest import Facts, PathFacts
 
 
 class FakeGuest:
+    def __new__(cls, settings: Mapping[str, Any]) -> Any:
+        return Remote("guest", settings) if "socket" in settings else super().__new__(cls)
+
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.cloud = FakeCloud.of(settings)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, ClassVar
 
+from providers.clients.fake_cloud import Remote
 from providers.probe import Comparison, Expect, Outcome, Request, rules
 from providers.probe.answer import Answer, judge, where
 from providers.probe.compare import compare
@@ -49,6 +50,9 @@ class FakeProbe:
     of the same name share one, so that a test can set up what a probe made elsewhere will find."""
 
     registry: ClassVar[dict[str, FakeSites]] = {}
+
+    def __new__(cls, settings: Mapping[str, Any]) -> Any:
+        return Remote("probe", settings) if "socket" in settings else super().__new__(cls)
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._ports = rules.ports(settings)

@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.contract.worlds import ComputeWorld, local_world
+from tests.contract.worlds import ComputeWorld, fake_world, fake_world_of_its_own, local_world
 
 COMPUTE_WORLDS: dict[str, Callable[[], AbstractContextManager[ComputeWorld]]] = {
+    "fake": fake_world,
+    "fake in a process of its own": fake_world_of_its_own,
     "local": local_world,
 }
 

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from providers.probe import Expect, Probe, Request
 from providers.probe.answer import Answer
 from providers.probe.fake import FakeProbe
 from providers.probe.http import HttpProbe
+from tests.support.fake_cloud import running_cloud
 
 Target = tuple[str, int]
 SITE = Request(url="http://site.example/page")
@@ -105,7 +107,37 @@ class HttpWorld:
             server.server_close()
 
 
-WORLDS: Mapping[str, Callable[[], World]] = {"fake": FakeWorld, "http": HttpWorld}
+class FakeWorldOfItsOwn:
+    """The fake one in a process of its own: an address answers if a server runs there."""
+
+    def __init__(self) -> None:
+        self._ends = ExitStack()
+        self._running = self._ends.enter_context(running_cloud())
+        self._operator = self._running.operator("contract")
+
+    def probe(self, **settings: Any) -> Probe:
+        return FakeProbe({**self._running.settings("contract"), **settings})
+
+    def server(self, *answers: Answer) -> Target:
+        target = self._operator.server(f"web-{uuid.uuid4().hex}").address, 8080
+        self._operator.answers(*target, *answers)
+        return target
+
+    def nobody(self) -> Target:
+        return "127.0.0.1", 8080
+
+    def calls(self, target: Target) -> int:
+        return self._operator.asked(*target)
+
+    def close(self) -> None:
+        self._ends.close()
+
+
+WORLDS: Mapping[str, Callable[[], World]] = {
+    "fake": FakeWorld,
+    "fake in a process of its own": FakeWorldOfItsOwn,
+    "http": HttpWorld,
+}
 
 
 @pytest.fixture(params=sorted(WORLDS))

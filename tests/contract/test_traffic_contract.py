@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import pytest
 
+from providers.compute.fake import FakeCloud
 from providers.errors import Conflict, GuardRefused, NotFound, Refused
+from providers.fake_host import Operator
+from providers.probe.fake import FakeSites
 from providers.traffic import Guard, Member, MemberView, Traffic
+from providers.traffic.fake import FakeTraffic
+from tests.support.fake_cloud import running_cloud
 from tests.support.haproxy import HAProxy, Site, Visit, stage
 
 POOL = "web"
@@ -93,7 +99,46 @@ def haproxy_world() -> Iterator[World]:
             world.close()
 
 
+class FakeWorld:
+    """The fake balancer, in this process or in its own: `operator` says which."""
+
+    def __init__(self, traffic: Traffic, operator: Operator) -> None:
+        self.traffic, self._operator = traffic, operator
+        pools = {"a": {POOL: 8080}, "c": {POOL: 8080}, "new": {}}
+        self._addresses = {name: operator.server(name, pools=pool).address for name, pool in pools.items()}
+
+    def member(self, name: str) -> Member:
+        return Member(name=name, address=self._addresses[name], port=8080)
+
+    def heal(self, name: str, *, healthy: bool) -> None:
+        self._operator.health(self._addresses[name], healthy)
+
+    def hold(self, name: str) -> Callable[[], None]:
+        self._operator.session(POOL, name, 1)
+        return lambda: self._operator.session(POOL, name, 0)
+
+    def request(self) -> None: ...
+
+    def pass_time(self) -> None: ...
+
+
+@contextlib.contextmanager
+def fake_world() -> Iterator[World]:
+    world = uuid.uuid4().hex
+    traffic = FakeTraffic({"world": world})
+    yield FakeWorld(traffic, Operator(traffic.cloud, FakeSites()))
+    del FakeCloud.named[world]
+
+
+@contextlib.contextmanager
+def fake_world_of_its_own() -> Iterator[World]:
+    with running_cloud() as running:
+        yield FakeWorld(FakeTraffic(running.settings("contract")), running.operator("contract"))
+
+
 WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
+    "fake": fake_world,
+    "fake in a process of its own": fake_world_of_its_own,
     "haproxy": haproxy_world,
 }
 

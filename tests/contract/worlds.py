@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from providers import Key
 from providers.compute import Compute, Size
+from providers.compute.fake import FakeCloud, FakeCompute
 from providers.compute.local import LocalCompute
+from providers.fake_host import Operator
+from providers.probe.fake import FakeSites
+from tests.support.fake_cloud import running_cloud
 from tests.support.local_host import MIB, SITE, LocalHost
 from tests.support.lossy import LossyWire
 
@@ -70,3 +75,51 @@ class LocalWorld:
 def local_world() -> Iterator[ComputeWorld]:
     with LocalHost() as host, LossyWire(host.folder / "lossy.sock", host.client.socket) as wire:
         yield LocalWorld(host, wire)
+
+
+class FakeWorld:
+    """The fake cloud, in this process or in its own: `operator` says which."""
+
+    size = Size(memory=256 * MIB, disk=16 * MIB)
+    bigger = Size(memory=512 * MIB, disk=32 * MIB)
+
+    def __init__(self, compute: Compute, operator: Operator, lose: Callable[[], None]) -> None:
+        self.compute, self._operator, self._lose = compute, operator, lose
+
+    def server(self, tags: Mapping[str, str] | None = None) -> str:
+        made = self._operator.server(f"web-{uuid.uuid4().hex[:8]}")
+        self.compute.tag(made.id, tags or {})
+        return made.id
+
+    def settle(self, id: str, state: str) -> None:
+        end = time.monotonic() + 20
+        while True:
+            found = {**self.compute.servers([id]), **self.compute.images([id])}
+            if found[id].state == state:
+                return
+            assert time.monotonic() < end, f"{id} is {found[id].state}"
+            time.sleep(0.005)
+
+    def lose_next_answer(self) -> None:
+        self._lose()
+
+
+TIMES = {"image_ms": 20, "ready_ms": 20}
+
+
+@contextmanager
+def fake_world() -> Iterator[ComputeWorld]:
+    settings = {"world": uuid.uuid4().hex, **TIMES}
+    compute = FakeCompute(settings)
+    lost: list[Literal["after"]] = []
+    compute.cloud.fault = lambda name: lost.pop() if lost and name.startswith("ensure_") else ""
+    yield FakeWorld(compute, Operator(compute.cloud, FakeSites()), lambda: lost.append("after"))
+    del FakeCloud.named[str(settings["world"])]
+
+
+@contextmanager
+def fake_world_of_its_own() -> Iterator[ComputeWorld]:
+    with running_cloud() as running:
+        compute = FakeCompute(running.settings("contract", **TIMES))
+        operator = running.operator("contract", **TIMES)
+        yield FakeWorld(compute, operator, lambda: operator.fault("ensure_*", "silent"))

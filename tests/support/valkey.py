@@ -19,7 +19,7 @@ from redis.retry import Retry
 from orchestrator.embedded import valkey_arguments, valkey_server
 
 # Runs in the child before the server: the kernel kills it when its parent dies, also if that happened already.
-_WRAPPER = """
+WRAPPER = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]):
@@ -44,7 +44,7 @@ class RunningValkey:
         server = [str(valkey_server()), *valkey_arguments(data, self.socket), *self._options]
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _WRAPPER, str(os.getpid()), *server],
+                [sys.executable, "-I", "-S", "-c", WRAPPER, str(os.getpid()), *server],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
