@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from orchestrator.domain import rollout as decisions
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Released, Settled, Shifted, Side, TurnedBack, Upgrade
-from orchestrator.errors import BadInput, ChangeoverError, Conflict, NotFound, PlanMoved, Unreachable, WaitTimeout
+from orchestrator.errors import (
+    BadInput,
+    ChangeoverError,
+    Conflict,
+    NotFound,
+    PlanMoved,
+    Unreachable,
+    UnsafeStore,
+    WaitTimeout,
+)
 from orchestrator.store import AuditEntry, Entry, LedgerItem, LedgerState, Row, Store, Tally
 
 if TYPE_CHECKING:
@@ -328,10 +337,11 @@ def observed(store: Store, ask: Asker, id: str, waiter: Waiter | None = None) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a verb did to a rollout. `in_flight`: the servers under way when it was asked."""
+    """What a verb did to a rollout. `in_flight`: the servers under way when it was asked. `confirmed`: see there."""
 
     rollout: Rollout
     changed: bool
+    confirmed: bool | None = None
     in_flight: tuple[Upgrade, ...] = ()
     servers: tuple[Upgrade, ...] = ()
 
@@ -403,7 +413,7 @@ def rollback_server(store: Store, id: str, server: str, *, actor: str, why: str 
         lambda u, now: u.after(TurnedBack(why=reason, at=now, asked=True)),
         entry,
     )
-    return Answer(rollout=rollout, changed=changed, servers=(row.upgrade,))
+    return Answer(rollout=rollout, changed=changed, confirmed=confirmed(store), servers=(row.upgrade,))
 
 
 def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str) -> Answer:
@@ -414,7 +424,10 @@ def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str) -
         servers = [row.upgrade.server for row in store.rows(id) if row.upgrade.state in ("held", "failed")]
     done = [_retry(store, id, server, actor=actor) for server in servers]
     return Answer(
-        rollout=find(store, id), changed=any(changed for _, changed in done), servers=tuple(u for u, _ in done)
+        rollout=find(store, id),
+        changed=any(changed for _, changed in done),
+        confirmed=confirmed(store),
+        servers=tuple(u for u, _ in done),
     )
 
 
@@ -543,11 +556,12 @@ def _released(u: Upgrade, now: float) -> Upgrade:
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """`why` is None when not frozen; `in_flight` counts servers under way in all rollouts."""
+    """`why` is None when not frozen; `in_flight` counts servers under way in all rollouts. `confirmed`: see there."""
 
     why: str | None
     changed: bool
     in_flight: int
+    confirmed: bool | None = None
 
 
 def freeze(store: Store, *, actor: str, reason: str = "") -> Frozen:
@@ -555,7 +569,7 @@ def freeze(store: Store, *, actor: str, reason: str = "") -> Frozen:
     before = store.frozen()
     if before is None:
         store.freeze(True, actor=actor, reason=reason)
-    return Frozen(why=store.frozen(), changed=before is None, in_flight=_flying(store))
+    return _frozen(store, changed=before is None)
 
 
 def unfreeze(store: Store, *, actor: str) -> Frozen:
@@ -563,12 +577,28 @@ def unfreeze(store: Store, *, actor: str) -> Frozen:
     if before is not None:
         store.freeze(False, actor=actor)
         store.wake()
-    return Frozen(why=store.frozen(), changed=before is not None, in_flight=_flying(store))
+    return _frozen(store, changed=before is not None)
+
+
+def _frozen(store: Store, *, changed: bool) -> Frozen:
+    return Frozen(why=store.frozen(), changed=changed, in_flight=_flying(store), confirmed=confirmed(store))
 
 
 def _flying(store: Store) -> int:
     tallies = (store.tally(rollout.id).by_state for rollout in store.open_rollouts())
     return sum(states.get("running", 0) + states.get("waiting", 0) for states in tallies)
+
+
+# -- kept, should a server be lost -------------------------------------------------------------------------------------
+
+
+def confirmed(store: Store) -> bool | None:
+    """Whether what was done before this call is on a replica too: None where the server has none. False is no failure
+    of what was done: it is done, and would be lost with its server. Asking again, or doing it again, is safe."""
+    try:
+        return store.confirmed()
+    except (Unreachable, UnsafeStore):  # of all moments, right after it had answered
+        return False
 
 
 # -- compare and set ---------------------------------------------------------------------------------------------------
@@ -590,10 +620,10 @@ def _ask(
         flying = tuple(row.upgrade for row in store.rows(id) if decisions.in_flight(row.upgrade))
         now = to(was)
         if now == was and not always:
-            return Answer(rollout=was, changed=False, in_flight=flying)
+            return Answer(rollout=was, changed=False, confirmed=confirmed(store), in_flight=flying)
         stored = store.change(was, now, entry=Entry(event=event, actor=actor, detail={"why": why} if why else {}))
         if stored is not None:
-            return Answer(rollout=stored, changed=True, in_flight=flying)
+            return Answer(rollout=stored, changed=True, confirmed=confirmed(store), in_flight=flying)
     raise _contended(f"rollout {id}", f"changeover show {id}")
 
 

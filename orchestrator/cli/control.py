@@ -263,6 +263,7 @@ def _tell(answer: Answer, verb: str, form: Format, told: str, *, traffic: str, n
             {
                 "verb": verb,
                 "changed": answer.changed,
+                "confirmed": answer.confirmed,
                 "rollout": schema.rollout(answer.rollout),
                 "in_flight": [schema.upgrade(u) for u in answer.in_flight],
                 "servers": [schema.upgrade(u) for u in answer.servers],
@@ -273,6 +274,7 @@ def _tell(answer: Answer, verb: str, form: Format, told: str, *, traffic: str, n
     if not answer.changed and not unchanged:
         told += " It was so already."
     output.tell(told)
+    output.say_unconfirmed(answer.confirmed, "The same command again is safe, and asks again.")
     output.say(f"Traffic: {traffic}")
     output.say(f"Next: {next}")
     return 0
@@ -286,10 +288,17 @@ def _tell_frozen(frozen: Frozen, form: Format, told: str, next: str) -> int:
     if form is Format.json:
         output.emit(
             "freeze",
-            {"frozen": frozen.why, "changed": frozen.changed, "in_flight": frozen.in_flight, "next": next},
+            {
+                "frozen": frozen.why,
+                "changed": frozen.changed,
+                "confirmed": frozen.confirmed,
+                "in_flight": frozen.in_flight,
+                "next": next,
+            },
         )
         return 0
     output.tell(told)
+    output.say_unconfirmed(frozen.confirmed, "The same command again is safe, and asks again.")
     output.say("Traffic: every server serves; one in the middle of its swap is served by its old and its new one")
     output.say(f"Next: {next}")
     return 0

@@ -49,6 +49,15 @@ def say(text: str) -> None:
     print(clean(text, lines=True), file=sys.stderr, flush=True)
 
 
+def say_unconfirmed(confirmed: bool | None, again: str) -> None:
+    """Where a replica should have it and does not, whoever asked is told; the act is done all the same."""
+    if confirmed is False:
+        say(
+            "Not confirmed: this is done, but no replica of Redis has it yet. If Redis' server is lost now, it may be "
+            f"forgotten. {again}"
+        )
+
+
 def console() -> Console:
     """Colour only on a terminal, and not with NO_COLOR; elsewhere wide enough not to cut names."""
     from rich.console import Console

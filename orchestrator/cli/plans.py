@@ -125,10 +125,12 @@ def apply(
             refuse_too_small(file, fleet, operations.plan(s.store, s.ask, fleet, waiter))
             raise
         next = f"changeover watch {made.id}"
+        confirmed = operations.confirmed(s.store)
         if form is Format.json:
-            output.emit("applied", {"rollout": schema.rollout(made), "next": next})
+            output.emit("applied", {"rollout": schema.rollout(made), "confirmed": confirmed, "next": next})
         else:
             output.tell(f"Rollout {made.id} has begun: {len(fleet.servers)} servers in {len(made.waves)} waves.")
+            output.say_unconfirmed(confirmed, "To apply again is safe: as long as this one is known, it is refused.")
         if not watch:
             if form is Format.text:
                 output.say(

@@ -4,18 +4,20 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
 
     plan        id, hash, fleet, created_at, waves [[server]], servers [{name, id, address, problem, ...}],
                 target {memory, disk}, blockers [text], caveats [text], least_seconds, provider_calls, changes
-    applied     rollout, next
+    applied     rollout, confirmed, next
     rollouts    frozen (why, or null), rollouts [{...rollout, counts}]
     rollout     rollout, counts {state: number}, frozen, servers [upgrade], exit_code, next
     story       rollout, server (upgrade), events [event], next
     event       id, at, server ("" for the rollout's own), n, event, actor, was, now, detail
-    answer      verb, changed, rollout, in_flight [upgrade], servers [upgrade], next
-    freeze      frozen, changed, in_flight, next
+    answer      verb, changed, confirmed, rollout, in_flight [upgrade], servers [upgrade], next
+    freeze      frozen, changed, confirmed, in_flight, next
     doctor      ok, checks [{name, ok, detail, fix}]
     gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, orphans, unread {lane: why}
     report      files [path]
     version     version
     error       (on stderr) error, message, traffic, next, exit_code
+
+`confirmed`: whether a replica of Redis has it too; null where Redis has no replica. False is no failure.
 """
 
 from __future__ import annotations

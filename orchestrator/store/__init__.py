@@ -123,6 +123,11 @@ class Store(Protocol):
         read-only or full."""
         ...
 
+    def confirmed(self) -> bool | None:
+        """Whether a replica has everything that was written before this call, asked for half a second; None where the
+        server has no replica. Changes nothing that anybody reads."""
+        ...
+
     # -- plans and rollouts ------------------------------------------------------------------------------------------
 
     def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> None:

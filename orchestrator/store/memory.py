@@ -105,6 +105,9 @@ class MemoryStore:
     def check(self, *, dev: bool) -> None:
         """Nothing to check."""
 
+    def confirmed(self) -> bool | None:
+        return None
+
     # -- plans and rollouts ------------------------------------------------------------------------------------------
 
     def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> None:

@@ -17,7 +17,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     wake                    stream   a few entries: coordinators block on it
     lease:<name>            hash     owner, fence, until
     worker, workers         hash, zset by the end of their beat
-    document:<kind>:<id>    string   frozen, queue_wait: strings; ignored: hash
+    document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; ignored: hash
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ _ROWS = 50
 _READ = 500
 _MAKING = 60.0  # seconds for which a creation's locks bind while its next batch does not come
 _SLICE = 5.0  # seconds of one blocking read: below the socket's time-out
+_CONFIRM = 500  # milliseconds that a replica is given to confirm
 
 
 class RedisStore:
@@ -135,6 +136,20 @@ class RedisStore:
             self._redis.ping()
             if not dev:
                 _check(self._redis, self.where)
+
+    def confirmed(self) -> bool | None:
+        with self._told:
+            try:
+                replicas = int(self._redis.info("replication").get("connected_slaves", 0))
+            except redis.exceptions.NoPermissionError:
+                replicas = 1  # nobody tells us: ask for one all the same
+            if not replicas:
+                return None
+            # WAIT asks for what its own connection wrote. Replication is one stream: who has this, has all before it.
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.set(self._key("confirm"), "1")
+            pipeline.wait(1, _CONFIRM)
+            return bool(int(pipeline.execute()[-1]) >= 1)
 
     # -- plans and rollouts ------------------------------------------------------------------------------------------
 
