@@ -18,7 +18,7 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """`redis_url` holds the records; broker and results default to databases 1 and 2 of the same server. `lease` is how
     many seconds a worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is
-    sent again. `dev` lets Redis be one that forgets."""
+    sent again, `late` after how many a call has taken effect or never will. `dev` lets Redis be one that forgets."""
 
     model_config = SettingsConfigDict(env_prefix="CHANGEOVER_", extra="ignore", frozen=True)
 
@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=default_state_dir)
     lease: float = Field(default=60.0, gt=0.1, le=3600)
     grace: float = Field(default=5.0, gt=0.1, le=3600)
+    late: float = Field(default=15.0, ge=0, le=3600)
     concurrency: int = Field(default=16, ge=1, le=256)
     queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
     dev: bool = False

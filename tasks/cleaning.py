@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.domain.upgrade import Intent
 from orchestrator.store import Kind, LedgerItem
 from providers.compute import Image, Server
 from tasks import keys
+from tasks.step import Wait
 from tasks.world import Turn
 
 
-def end_images(turn: Turn, *, but: str = "") -> list[str]:
-    """Every image that was made for this upgrade is gone, but that one; their ids."""
-    found = [thing.id for thing in turn.compute.inventory(keys.ours(turn.upgrade)) if isinstance(thing, Image)]
-    gone = _with_known(turn, found, step="create_image", field="image", but=but)
+def end_images(turn: Turn, *, but: str = "") -> Mapping[str, str]:
+    """Every image that was made for this upgrade is gone, but that one: their ids, and the names that are known."""
+    gone = _made(turn, Image, step="create_image", field="image", but=but)
     for id in gone:
         turn.compute.delete_image(id)
     return gone
 
 
-def end_servers(turn: Turn, *, but: str = "") -> list[str]:
-    """Every server that was made for this upgrade is gone or going, but that one; their ids."""
-    found = [thing.id for thing in turn.compute.inventory(keys.ours(turn.upgrade)) if isinstance(thing, Server)]
-    gone = _with_known(turn, found, step="provision", field="server", but=but)
+def end_servers(turn: Turn, *, but: str = "") -> Mapping[str, str]:
+    """Every server that was made for this upgrade is gone or going, but that one: ids, and the names that are known."""
+    gone = _made(turn, Server, step="provision", field="server", but=but)
     for id in gone:
         turn.compute.terminate(id)
     return gone
 
 
-def _with_known(turn: Turn, found: Sequence[str], *, step: str, field: str, but: str) -> list[str]:
+def _made(turn: Turn, kind: type[Image] | type[Server], *, step: str, field: str, but: str) -> Mapping[str, str]:
     """What was found by its tags, which a provider may show late, and what the record itself remembers."""
     u = turn.upgrade
+    found = {thing.id: thing.name for thing in turn.compute.inventory(keys.ours(u)) if isinstance(thing, kind)}
     remembered = [str(known[field]) for known in (u.results.get(step, {}), u.notes) if known.get(field)]
-    return [id for id in dict.fromkeys([*found, *remembered]) if id != but]
+    return {id: name for id, name in {**dict.fromkeys(remembered, ""), **found}.items() if id != but}
+
+
+def still_to_come(turn: Turn, step: str, gone: Mapping[str, str]) -> Wait | None:
+    """A wait, while something may still be made for an attempt whose answer nobody heard, and was not found by its name
+    either: a call of a worker that was cut off may be under way, and what it made may not show yet. When the time in
+    which such a call can end is over, and another look has found nothing, it is gone."""
+    open_ = [intent for intent in turn.upgrade.unanswered(step) if intent.name not in gone.values()]
+    until = turn.upgrade.notes.get("settles")
+    if until is None and not open_:
+        return None
+    until = turn.now + turn.settled_after if until is None else float(until)
+    if turn.now >= until:
+        return None
+    what = "image" if step == "create_image" else "server"
+    return Wait(
+        reason=f"nobody knows whether the {what} that was asked for will still be made; looking again",
+        every=until - turn.now,
+        notes={**turn.upgrade.notes, "settles": until},
+    )
 
 
 def ended(turn: Turn, kind: Kind, intents: Sequence[Intent]) -> tuple[LedgerItem, ...]:

@@ -65,9 +65,13 @@ def check(u: Upgrade) -> bool:
 
 def undo(turn: Turn) -> Done | Wait:
     gone = cleaning.end_images(turn)
+    if (wait := cleaning.still_to_come(turn, "create_image", gone)) is not None:
+        return wait
     if sick := membership.not_serving(turn):
         looks = int(turn.upgrade.notes.get("sick", 0)) + 1
         if looks < SURE:
-            return Wait(reason=f"{sick}; making sure", every=1.0, notes={"sick": looks})
+            return Wait(reason=f"{sick}; making sure", every=1.0, notes={**turn.upgrade.notes, "sick": looks})
         raise NeedsPerson(f"all is undone, but the old server does not serve: {sick}. Bring it up, then retry")
-    return Done(result={"deleted": gone}, ledger=cleaning.ended(turn, "image", turn.upgrade.intents("create_image")))
+    return Done(
+        result={"deleted": list(gone)}, ledger=cleaning.ended(turn, "image", turn.upgrade.intents("create_image"))
+    )

@@ -71,4 +71,8 @@ def check(u: Upgrade) -> bool:
 
 def undo(turn: Turn) -> Done | Wait:
     gone = cleaning.end_servers(turn)
-    return Done(result={"terminated": gone}, ledger=cleaning.ended(turn, "server", turn.upgrade.intents("provision")))
+    if (wait := cleaning.still_to_come(turn, "provision", gone)) is not None:
+        return wait
+    return Done(
+        result={"terminated": list(gone)}, ledger=cleaning.ended(turn, "server", turn.upgrade.intents("provision"))
+    )

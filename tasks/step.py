@@ -200,7 +200,7 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
     if u.direction == "undo" and u.state != "upgraded":
         if u.undoing == u.step:
             return None
-        event = UndoBegan(deadline=turn.now + UNDO_DEADLINE)
+        event = UndoBegan(deadline=turn.now + UNDO_DEADLINE + (world.settled_after if u.step in MAKES else 0.0))
         entry = Entry(event="UndoBegan", actor=world.worker, detail={"step": u.step})
     else:
         if u.intent is not None:
@@ -256,9 +256,12 @@ def _outcome(turn: Turn, answer: Done | Wait) -> tuple[Event, Extras]:
     if isinstance(answer, Wait):
         if u.deadline is not None and turn.now > u.deadline:
             return _overdue(turn, answer)
-        every = max(0.05, answer.every)
-        at = turn.now + answer.every if answer.observe is None else next_look(answer.observe.lane, every, turn.now)
-        wait = Waiting(reason=answer.reason, at=at, observe=answer.observe, every=every)
+        if answer.observe is None:
+            wait = Waiting(reason=answer.reason, at=turn.now + answer.every)
+        else:
+            every = max(0.05, answer.every)
+            at = next_look(answer.observe.lane, every, turn.now)
+            wait = Waiting(reason=answer.reason, at=at, observe=answer.observe, every=every)
         return Waits(wait=wait, notes=answer.notes), Extras()
     extras = Extras(ledger=answer.ledger, locks=answer.locks, detail={"step": u.step, "result": answer.result})
     if u.direction == "undo" and u.state != "upgraded":

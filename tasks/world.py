@@ -36,6 +36,11 @@ BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a war
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
 
 
+def boottime() -> float:
+    """Seconds since this machine booted, those included in which this process or the machine stood still."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class OutOfTime(Exception):
     """The body has used up its time: the rest is for the next message."""
 
@@ -45,14 +50,16 @@ def _no_crash(_point: str) -> None: ...
 
 @dataclass(kw_only=True)
 class World:
-    """One a process. `crash` is called around every provider call; tests let it fail there."""
+    """One a process. `crash` is called around every provider call; tests let it fail there. `late`: seconds after which
+    a call that was begun has taken effect or never will (connect 3 s, read 10 s, and a moment at the provider)."""
 
     store: Store
     publish: Sender
     worker: str
     lease: float = 60.0
     grace: float = 5.0
-    monotonic: Callable[[], float] = time.monotonic
+    late: float = 15.0
+    monotonic: Callable[[], float] = boottime
     spread: Callable[[], float] = random.random
     crash: Callable[[str], None] = _no_crash
     find: Callable[[Any, str, Mapping[str, Any]], Any] = find
@@ -66,7 +73,20 @@ class World:
         """The world of a real worker."""
         store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=settings.concurrency + 4)
         publish = celery_sender(make_app(settings))
-        return cls(store=store, publish=publish, worker=worker, lease=settings.lease, grace=settings.grace)
+        return cls(
+            store=store,
+            publish=publish,
+            worker=worker,
+            lease=settings.lease,
+            grace=settings.grace,
+            late=settings.late,
+        )
+
+    @property
+    def settled_after(self) -> float:
+        """Seconds after which a call of somebody who has lost this upgrade has taken effect or never will: such a call
+        is begun within a lease, since each worker looks at the clock before it."""
+        return self.lease + self.late
 
     def writers(self, resource: str) -> threading.Lock:
         """What this process' threads queue at before one of them takes the lease on the resource."""
@@ -160,11 +180,23 @@ class Turn:
         """The store's clock, epoch seconds."""
         return self._base + (self._world.monotonic() - self._began)
 
+    @property
+    def settled_after(self) -> float:
+        return self._world.settled_after
+
     def before_call(self, what: str) -> None:
-        """Raises `Fenced` if the upgrade is no longer ours, `OutOfTime` if this message had its time."""
-        if self._world.monotonic() - self._began > BODY_LIMIT:
-            raise OutOfTime(f"{BODY_LIMIT:g} s of work are up before {what}")
-        self.claim = self._world.store.renew(self.claim, lease=self._world.lease)
+        """Raises `Fenced` if the upgrade is no longer ours, `OutOfTime` if this message had its time.
+
+        A worker may stand still between the store's answer and the call, and wake up when its lease is long another's:
+        if more than half of it passed meanwhile, it asks again. What is left is the moment between a look at the clock
+        and the call itself."""
+        while True:
+            asked = self._world.monotonic()
+            if asked - self._began > BODY_LIMIT:
+                raise OutOfTime(f"{BODY_LIMIT:g} s of work are up before {what}")
+            self.claim = self._world.store.renew(self.claim, lease=self._world.lease)
+            if self._world.monotonic() - asked <= self._world.lease / 2:
+                break
         self._world.crash(f"{self.point}.before {what}")
 
     def after_call(self, what: str) -> None:

@@ -43,7 +43,10 @@ def answer_to(u: Upgrade, trouble: Trouble, why: str, *, limits: Limits, now: fl
     last = u.tries + 1 >= limits.attempts
     if u.state == "upgraded":  # its retirement: users are served by B; go on trying
         return Stumbled(why=why, at=now + max(1.0, back_off(u.tries, limits.base, spread)))
-    give_up: Event = Held(why=why) if u.direction == "undo" else TurnedBack(why=why, at=now, asked=False)
+    refused = trouble == "refused"
+    give_up: Event = (
+        Held(why=why) if u.direction == "undo" else TurnedBack(why=why, at=now, asked=False, refused=refused)
+    )
     match trouble:
         case "busy" | "guard" | "away":
             return give_up if late and last else again

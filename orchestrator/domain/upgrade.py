@@ -155,6 +155,13 @@ class Upgrade:
     def attempt(self, step: str) -> int:
         return self.attempts.get(step, 0)
 
+    def unanswered(self, step: str) -> tuple[Intent, ...]:
+        """Those of its intents of which no definite answer is known: what was asked for may have been made, or may
+        still be."""
+        if step in self.results:
+            return ()
+        return tuple(intent for intent in self.intents(step) if intent.attempt >= self.attempt(step))
+
     @property
     def traffic(self) -> str:
         """Where this server's users are served, in words for a person."""
@@ -248,11 +255,13 @@ class AttemptEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class TurnedBack:
-    """From now on it is undone. `asked`: a person or a policy of the rollout did, not this server's own failure."""
+    """From now on it is undone. `asked`: a person or a policy of the rollout did, not this server's own failure.
+    `refused`: the due attempt had a definite no, so that nothing of it can still come."""
 
     why: str
     at: float
     asked: bool
+    refused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,8 +360,8 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             attempts = {**u.attempts, u.step: u.attempt(u.step) + 1}
             fresh = {**_fresh(), "wait": Waiting(reason=why, at=at)}
             return replace(u, state="waiting", **fresh, attempts=attempts, why=why)
-        case TurnedBack(why=why, at=at, asked=asked):
-            return _turned_back(u, why, at, asked)
+        case TurnedBack():
+            return _turned_back(u, event)
         case Undone(at=at) if active and u.direction == "undo":
             return _undone(u, at)
         case Held(why=why) if active:
@@ -411,7 +420,8 @@ def _settled(u: Upgrade, event: Settled) -> Upgrade:
     return replace(ended, state="rolled_back", direction="undo", cause=u.cause or event.why, asked=True)
 
 
-def _turned_back(u: Upgrade, why: str, at: float, asked: bool) -> Upgrade:
+def _turned_back(u: Upgrade, event: TurnedBack) -> Upgrade:
+    why, at, asked = event.why, event.at, event.asked
     if u.by_hand and u.state == "upgraded":
         raise PointOfNoReturn(
             f"{u.server} was settled by a person, served by its new server: {u.by_hand}",
@@ -432,9 +442,11 @@ def _turned_back(u: Upgrade, why: str, at: float, asked: bool) -> Upgrade:
         ended: State = "rolled_back" if asked else "failed"
         return replace(u, **_fresh(), state=ended, why=why, cause=why, asked=asked, direction="undo", ended_at=at)
     begun = [step for step in STEPS if u.has_begun(step)]
+    used_up = {u.step: u.attempt(u.step) + 1} if event.refused and u.intent is not None else {}
     return replace(
         u,
         **_fresh(),
+        attempts={**u.attempts, **used_up},
         state="running",
         direction="undo",
         step=begun[-1],

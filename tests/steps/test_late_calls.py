@@ -1,0 +1,114 @@
+"""Calls whose answer nobody heard: what they make comes late, and is found all the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import structlog
+
+from orchestrator.domain.steps import STEPS
+from orchestrator.store import Claim
+from providers import errors
+from providers.compute.fake import FakeCompute
+from tasks import step
+from tests.support.outcome import SERVER, ends_well, journey, settle, turn_back
+from tests.support.runner import Crashed, Runner, running
+
+CALLS: Mapping[str, str] = {"create_image": "ensure_image", "provision": "ensure_server"}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+def test_every_step_that_makes_something_is_tried_here() -> None:
+    assert set(CALLS) == set(step.MAKES) <= set(STEPS)
+
+
+@pytest.mark.parametrize("after", [0.0, 3.0, 12.0, 24.9])
+@pytest.mark.parametrize("name", list(CALLS))
+def test_what_is_made_after_the_undo_has_looked_is_undone_too(
+    name: str, after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker asks, and is gone; somebody turns back; the provider does what it was asked at its own time."""
+    with journey("forward") as (r, watch):
+        late = _ask_and_die(r, CALLS[name], monkeypatch)
+        r.until(lambda: bool(late))
+        turn_back(r)
+        r.until(lambda: r.upgrade(SERVER).undoing == name)
+        at = r.clock() + after
+        r.until(lambda: r.clock() >= at or r.upgrade(SERVER).terminal)
+        assert not r.upgrade(SERVER).terminal, "it was given up while the call could still come"
+        late[0]()
+        settle(r)
+        assert ends_well(r, watch).state == "rolled_back"
+
+
+@pytest.mark.parametrize("name", list(CALLS))
+def test_what_the_undo_finds_by_its_name_is_not_waited_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with journey("forward") as (r, watch):
+        late = _ask_and_die(r, CALLS[name], monkeypatch)
+        r.until(lambda: bool(late))
+        late[0]()
+        turn_back(r)
+        r.until(lambda: r.upgrade(SERVER).undoing == name)
+        began = r.clock()
+        settle(r)
+        assert ends_well(r, watch).state == "rolled_back"
+        assert r.clock() - began < 5
+
+
+@pytest.mark.parametrize("error", [errors.Refused, errors.NoCapacity])
+@pytest.mark.parametrize("name", list(CALLS))
+def test_what_was_refused_for_good_is_not_waited_for(
+    name: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: Any, **_kwargs: Any) -> Any:
+        raise error("no")
+
+    monkeypatch.setattr(FakeCompute, CALLS[name], refuse)
+    with running([SERVER]) as r:
+        r.until(lambda: r.upgrade(SERVER).undoing == name)
+        began = r.clock()
+        r.until(lambda: r.upgrade(SERVER).terminal)
+        assert r.clock() - began < 5
+        assert len(r.upgrade(SERVER).intents(name)) == r.fleet.rollout.attempts
+
+
+def test_a_worker_that_stood_still_before_its_call_does_not_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the store's word that the upgrade is its own, and wakes up when that has long ceased to hold."""
+    with journey("forward") as (r, watch):
+        honest, froze = r.store.renew, []
+
+        def freeze(claim: Claim, *, lease: float) -> Claim:
+            renewed = honest(claim, lease=lease)
+            if not froze:
+                froze.append(r.upgrade(SERVER).step)
+                r.clock.now += 1.5 * lease
+            return renewed
+
+        monkeypatch.setattr(r.store, "renew", freeze)
+        r.until(lambda: bool(froze))
+        assert r.cloud.calls.get(CALLS[froze[0]], 0) == 0, "it has called without knowing that it may"
+        settle(r)
+        assert ends_well(r, watch).state == "upgraded"
+
+
+def _ask_and_die(r: Runner, call: str, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
+    """The first of these calls does not take effect yet, and its worker is gone; what it would have done."""
+    honest, kept = getattr(FakeCompute, call), []
+
+    def ask(compute: FakeCompute, *args: Any, **kwargs: Any) -> Any:
+        if kept:
+            return honest(compute, *args, **kwargs)
+        kept.append(lambda: honest(compute, *args, **kwargs))
+        raise Crashed
+
+    monkeypatch.setattr(FakeCompute, call, ask)
+    return kept
