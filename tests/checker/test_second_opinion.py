@@ -1,0 +1,74 @@
+"""The checker agrees with what the product did: over whole journeys of several servers, with deaths and turns back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from providers.compute.fake import Fault
+from tests.checker.check import check
+from tests.checker.evidence import Violation
+from tests.support import evidence
+from tests.support.outcome import turn_back
+from tests.support.runner import Crashed, Runner, running
+
+NAMES = ["web-1", "web-2", "web-3"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+def violations(folder: Path, act: Callable[[Runner], None], **changes: Any) -> list[Violation]:
+    with running(NAMES, retain={"old_servers": "60s"}, **changes) as r:
+        recorder = evidence.watch(r)
+        act(r)
+        r.until(lambda: r.record().closed)
+        return check(evidence.write(folder, recorder, r.store, rollout=r.rollout, fleet=r.fleet))
+
+
+def test_a_clean_rollout_has_no_violation(tmp_path: Path) -> None:
+    assert violations(tmp_path, lambda _r: None) == []
+
+
+def test_one_that_is_turned_back_has_none(tmp_path: Path) -> None:
+    def act(r: Runner) -> None:
+        r.until(lambda: r.upgrade("web-2").state == "upgraded")
+        turn_back(r, server="web-2")
+
+    assert violations(tmp_path, act) == []
+
+
+@pytest.mark.parametrize("every", [7, 11, 17, 29])
+def test_one_whose_workers_die_has_none(every: int, tmp_path: Path) -> None:
+    def act(r: Runner) -> None:
+        points = iter(range(10**9))
+
+        def crash(_point: str) -> None:
+            if next(points) % every == every - 1:
+                raise Crashed
+
+        r.crash = crash
+
+    assert violations(tmp_path, act) == []
+
+
+@pytest.mark.parametrize("every", [3, 5, 8])
+def test_one_whose_answers_are_lost_has_none(every: int, tmp_path: Path) -> None:
+    def act(r: Runner) -> None:
+        calls = iter(range(10**9))
+
+        def fault(_name: str) -> Fault:
+            return "after" if next(calls) % every == every - 1 else ""
+
+        r.cloud.fault = fault
+
+    assert violations(tmp_path, act) == []
