@@ -99,7 +99,7 @@ class Supervisor:
         self._empty = self._sockets / "empty"
         self._children = Children()
         self._runs: dict[str, _Run] = {}
-        self._unreleased: list[str] = []
+        self._unreleased: list[tuple[str, bool]] = []  # of whose leases, and whether it died by itself
         self._store: RedisStore | None = None
         self._listener: socket.socket | None = None
         self._told = 0
@@ -213,7 +213,7 @@ class Supervisor:
         self._say(f"the former run (process {former.get('pid')}) was killed: taking over what it left")
         processes = former.get("processes", {})
         if former.get("redis_url") == self.redis_url and isinstance(processes, dict):
-            self._unreleased += [f"{name}/{pid}:" for name, pid in processes.items()]
+            self._unreleased += [(f"{name}/{pid}:", False) for name, pid in processes.items()]
             self._release()
 
     # -- keep running ------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Supervisor:
         run.pid, run.ready = 0, False
         run.words = self._said(run, lines=12)
         if self._is_worker(ended.name):
-            self._unreleased.append(f"{ended.name}/{ended.pid}:")
+            self._unreleased.append((f"{ended.name}/{ended.pid}:", True))
             self._release()
         run.failures = 0 if ended.lived > STEADY else run.failures
         self._failed(run, f"{ended.how} after {ended.lived:.1f} s")
@@ -307,8 +307,9 @@ class Supervisor:
             return
         with suppress(ChangeoverError):
             while self._unreleased:
-                freed = self._store.release_owner(self._unreleased[0])
-                prefix = self._unreleased.pop(0)
+                prefix, died = self._unreleased[0]
+                freed = self._store.release_owner(prefix, died=died)
+                del self._unreleased[0]
                 if freed:
                     self._say(f"{freed} upgrade{'s' if freed > 1 else ''} of {prefix.rstrip(':')} freed for the others")
 
@@ -369,7 +370,7 @@ class Supervisor:
                 self._runs[ended.name].pid = 0
                 left.pop(ended.name, None)
                 if self._is_worker(ended.name):
-                    self._unreleased.append(f"{ended.name}/{ended.pid}:")
+                    self._unreleased.append((f"{ended.name}/{ended.pid}:", False))
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 

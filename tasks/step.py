@@ -19,7 +19,7 @@ import structlog
 
 from orchestrator import dispatch
 from orchestrator.domain.fleet import Fleet
-from orchestrator.domain.retry import Limits, Trouble, answer_to
+from orchestrator.domain.retry import Limits, Trouble, answer_to, poison
 from orchestrator.domain.steps import RETIRE
 from orchestrator.domain.upgrade import (
     AttemptEnded,
@@ -141,7 +141,7 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     world.crash(f"{name}.claimed")
     turn = Turn(world, claim)
     try:
-        event, extras = _act(world, step, turn)
+        event, extras = _poisoned(turn) or _act(world, step, turn)
         try:
             row = _commit(world, turn, event, extras)
         except Locked as error:
@@ -159,6 +159,14 @@ class Extras:
     ledger: tuple[LedgerItem, ...] = ()
     locks: tuple[str, ...] = ()
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _poisoned(turn: Turn) -> tuple[Event, Extras] | None:
+    """Several workers in a row were lost at this very step: nothing of it is touched once more."""
+    event = poison(turn.upgrade, turn.claim.lost, now=turn.now)
+    if event is None:
+        return None
+    return event, Extras(detail={"step": turn.upgrade.step, "lost": list(turn.claim.lost)})
 
 
 def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:

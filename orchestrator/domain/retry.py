@@ -6,6 +6,7 @@ together do not come back together (Brooker, "Exponential Backoff And Jitter", A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,8 @@ Trouble = Literal[
     "blocked",  # nobody can go on before a person has changed something
 ]
 CAP = 60.0
+WORKERS_LOST = 3  # different processes in a row that died or froze at one server: it is not tried for ever
+LEASES_LOST = 6  # in a row, of whatever process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,22 @@ def answer_to(u: Upgrade, trouble: Trouble, why: str, *, limits: Limits, now: fl
             return give_up
         case "blocked":
             return Held(why=why)
+
+
+def poison(u: Upgrade, lost: Sequence[str], *, now: float) -> Event | None:
+    """What follows when the workers that worked at it were lost, one after another, without getting anywhere; None as
+    long as it may go on. `lost` are their processes, as the store's claim says. A process that outlives its lost
+    leases was cut off, or hangs in a call: it counts once, unless there are many."""
+    if len(set(lost)) < WORKERS_LOST and len(lost) < LEASES_LOST:
+        return None
+    who = ", ".join(dict.fromkeys(lost))
+    way = "undo of " if u.direction == "undo" and u.state != "upgraded" else ""
+    why = (
+        f"poison: {len(lost)} workers in a row died or froze at {way}{u.step} ({who}); it is not tried again by itself"
+    )
+    if u.state == "upgraded":  # its retirement: users are served by B, and nobody need hurry
+        return Stumbled(why=f"{why} before an hour has passed", at=now + 3600.0)
+    return Held(why=why)
 
 
 def back_off(tries: int, base: float, spread: float) -> float:

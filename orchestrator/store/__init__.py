@@ -39,7 +39,8 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A lease on one upgrade: the right to act on it until `lease_until` of the store's clock."""
+    """A lease on one upgrade: the right to act on it until `lease_until` of the store's clock. `lost`: the processes
+    (`worker/pid`) that had it since its record was last committed, and lost it without giving it back; the last six."""
 
     rollout: str
     server: str
@@ -48,6 +49,7 @@ class Claim:
     version: int
     lease_until: float
     row: Row
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,8 @@ class Store(Protocol):
         one is still out and not taken: that is sent again under the same, and due again after as long as it has been
         out already (five minutes at the most), so that a time without workers does not multiply it. None if the record
         has changed since `version`, or someone holds a live lease: then it is due when that lease ends. `version`
-        rises, so that of several coordinators that saw the same, one sends."""
+        rises, so that of several coordinators that saw the same, one sends. A lease that ended and was not given back
+        counts as lost; from the second one lost in a row on it is due some moments later instead, and sent then."""
         ...
 
     def claim(
@@ -235,9 +238,10 @@ class Store(Protocol):
         """The lease is given back if still held, the upgrade due now. Never raises `Fenced`."""
         ...
 
-    def release_owner(self, prefix: str) -> int:
+    def release_owner(self, prefix: str, *, died: bool = False) -> int:
         """Every lease whose owner begins with `prefix` is given back, the named ones too, its upgrade due now; how many
-        upgrades there were. For a supervisor that has reaped that worker."""
+        upgrades there were. For a supervisor that has reaped that worker. `died`: nobody had told it to end, so these
+        leases count as lost."""
         ...
 
     def turn(

@@ -28,6 +28,7 @@ from orchestrator.store import (
     codec,
 )
 from orchestrator.store.shapes import (
+    MOST_LOST,
     RESEND,
     at_rest,
     attempts,
@@ -55,6 +56,7 @@ class _Record:
     lease: float = 0.0
     lane: str = ""
     sent: float | None = None
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -246,6 +248,13 @@ class MemoryStore:
             if record.version != version:
                 return None
             now = self.now()
+            if record.owner:
+                record.version += 1
+                again = _struck(record, now)
+                record.owner, record.lease = "", 0.0
+                if again > now:
+                    self._place(record, again, "")
+                    return None
             record.version += 1
             if record.sent is None:
                 record.epoch += 1
@@ -270,6 +279,8 @@ class MemoryStore:
             if self._live(record) and record.owner != owner:
                 return self._ignore(Ignored(reason="leased"))
             now = self.now()
+            if record.owner and not self._live(record):
+                _struck(record, now)
             record.fence = _fence_after(record.fence, now)
             record.owner, record.lease = owner, round(now + lease, 6)
             self._place(record, record.lease, "")
@@ -286,6 +297,7 @@ class MemoryStore:
                 version=record.version,
                 lease_until=record.lease,
                 row=self._row(record),
+                lost=record.lost,
             )
 
     def renew(self, claim: Claim, *, lease: float) -> Claim:
@@ -347,6 +359,7 @@ class MemoryStore:
             stored = self._rollouts[claim.rollout]
             record.owner, record.lease = "", 0.0
             record.sent = self.now() if handed_on(to, look) else None
+            record.lost = ()
             self._change(stored, record, to, doc, entry=entry, ledger=ledger)
             self._place(record, due, look or "")
             self._fail(stored, failure, stop)
@@ -358,10 +371,10 @@ class MemoryStore:
         with self._lock:
             record = self._record(claim.rollout, claim.server)
             if record is not None and record.owner == claim.owner and record.fence == claim.fence:
-                self._give_back(record)
+                self._give_back(record, self.now())
                 self._wake()
 
-    def release_owner(self, prefix: str) -> int:
+    def release_owner(self, prefix: str, *, died: bool = False) -> int:
         with self._lock:
             released = 0
             for lease in self._leases.values():
@@ -371,7 +384,7 @@ class MemoryStore:
                 for record in stored.records.values():
                     if record.owner and record.owner.startswith(prefix):
                         released += self._live(record)
-                        self._give_back(record)
+                        self._give_back(record, _struck(record, self.now()) if died else self.now())
             if released:
                 self._wake()
             return released
@@ -398,7 +411,7 @@ class MemoryStore:
             elif due is not None:
                 due = max(due, record.lease)
             stored = self._rollouts[to.rollout]
-            record.sent = None
+            record.sent, record.lost = None, ()
             self._change(stored, record, to, doc, entry=entry, ledger=ledger)
             self._place(record, due, "")
             self._fail(stored, failure, stop)
@@ -580,10 +593,10 @@ class MemoryStore:
         self._ignored[ignored.reason] = self._ignored.get(ignored.reason, 0) + 1
         return ignored
 
-    def _give_back(self, record: _Record) -> None:
+    def _give_back(self, record: _Record, due: float) -> None:
         record.owner, record.lease = "", 0.0
         if not at_rest(record.upgrade):
-            self._place(record, self.now(), "")
+            self._place(record, due, "")
 
     def _store(self, record: _Record, to: Upgrade, doc: bytes) -> None:
         record.upgrade = codec.UPGRADE.load(doc, key=to.server)
@@ -662,6 +675,14 @@ class MemoryStore:
 
 def _record(upgrade: Upgrade) -> _Record:
     return _Record(upgrade=codec.UPGRADE.load(codec.UPGRADE.dump(upgrade), key=upgrade.server))
+
+
+def _struck(record: _Record, now: float) -> float:
+    """Its holder has lost the lease without giving it back. When it may be tried again: see `struck` of common.lua."""
+    before = len(record.lost)
+    process = record.owner.rpartition(":")[0] or record.owner
+    record.lost = (*record.lost, process) if before < MOST_LOST else record.lost
+    return now + record.fence % 2000 / 1000 if before else now
 
 
 def _fence_after(previous: int, now: float) -> int:

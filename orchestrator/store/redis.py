@@ -3,7 +3,7 @@
 Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch seconds with microseconds.
 
     ro:<rollout>            hash     the rollout, and beside it what scripts read: state, wave, stop, version, closed
-    sv:<rollout>:<server>   hash     the upgrade, and beside it version, epoch, entry, owner, fence, lease, lane ...
+    sv:<rollout>:<server>   hash     the upgrade, and beside it version, epoch, entry, owner, fence, lease, lane, lost
     servers:<rollout>       set      names
     cnt:<rollout>           hash     upgrades by state, failed:before, failed:after
     fly:<rollout>           hash     failure domain -> upgrades of it in flight
@@ -393,6 +393,7 @@ class RedisStore:
         )
         if reason:
             return Ignored(reason=reason.decode())
+        *values, lost = values
         row = self._row(self._key("sv", rollout, server), values)
         return Claim(
             rollout=rollout,
@@ -402,6 +403,7 @@ class RedisStore:
             version=row.version,
             lease_until=row.lease_until,
             row=row,
+            lost=tuple(lost.decode().split()),
         )
 
     def renew(self, claim: Claim, *, lease: float) -> Claim:
@@ -475,10 +477,10 @@ class RedisStore:
     def release(self, claim: Claim) -> None:
         self._run("release", _claim(claim))
 
-    def release_owner(self, prefix: str) -> int:
+    def release_owner(self, prefix: str, *, died: bool = False) -> int:
         total = 0
         while True:
-            released, found = self._run("release_owner", {"prefix": prefix})
+            released, found = self._run("release_owner", {"prefix": prefix, "died": died})
             total += int(released)
             if not found:
                 return total

@@ -14,6 +14,7 @@ from orchestrator.store import Claim
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 RESEND = 300.0  # seconds between two sendings of what nobody takes, at the most (or the grace, if longer)
+MOST_LOST = 6  # leases lost in a row that are remembered
 _CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?\Z")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.domain.retry import CAP, Limits, Trouble, answer_to, back_off
+from orchestrator.domain.retry import CAP, Limits, Trouble, answer_to, back_off, poison
 from orchestrator.domain.upgrade import AttemptEnded, Event, Held, Intent, Stumbled, TurnedBack, Upgrade
 
 NOW = 1000.0
@@ -106,3 +106,24 @@ def test_a_back_off_is_never_nothing_and_never_long(tries: int, base: float, spr
     wait = back_off(tries, base, spread)
     assert 0.05 <= wait <= max(0.05, min(CAP, base * 2.0 ** min(tries, 20)))
     assert back_off(tries + 1, base, spread) >= wait
+
+
+@pytest.mark.parametrize(
+    ("lost", "held"),
+    [
+        ((), False),
+        (("w1/1", "w2/1"), False),
+        (("w1/1", "w1/2", "w2/1"), True),
+        (("w1/1", "w1/1", "w2/1", "w1/1"), False),  # two processes that live: Redis was away
+        (("w1/1",) * 6, True),  # it hangs there again and again
+    ],
+)
+def test_a_server_at_which_several_workers_were_lost_is_a_matter_for_a_person(
+    lost: tuple[str, ...], held: bool
+) -> None:
+    event = poison(upgrade(), lost, now=NOW)
+    assert isinstance(event, Held) == held
+    if isinstance(event, Held):
+        assert "poison" in event.why and "create_image" in event.why and lost[0] in event.why
+    retiring = poison(upgrade(state="upgraded"), lost, now=NOW)
+    assert (retiring is not None) == held and not isinstance(retiring, Held)

@@ -799,6 +799,69 @@ def test_a_reaped_workers_leases_are_given_back_at_once(site: Site) -> None:
     assert site.store.release_owner("host:1:") == 0
 
 
+# -- leases that are lost ----------------------------------------------------------------------------------------------
+
+
+def lose(site: Site, owner: str, how: str) -> None:
+    """A claim of that owner ends without being given back."""
+    while site.issue() is None:
+        site.clock.now += 1  # due some moments later
+    site.claim(owner=owner, lease=5)
+    if how == "its worker was reaped":
+        site.store.release_owner(owner.partition(":")[0], died=True)
+    else:
+        site.clock.now += 6
+
+
+@pytest.mark.parametrize("how", ["it ended", "its worker was reaped"])
+def test_leases_that_are_lost_in_a_row_are_remembered_until_a_change_is_committed(site: Site, how: str) -> None:
+    site.create()
+    site.admit()
+    site.clock.now += 0.001234  # the microseconds of a claim are as good as chance
+    for number in range(8):
+        lose(site, f"w{number}/7:x", how)
+    if how == "it ended":
+        assert site.issue() is None
+    due = site.store.next_due()
+    assert due is not None and 0 < due - site.clock.now <= 2, "not at once, nor with all others"
+    site.clock.now += 2
+    site.issue()
+    claim = site.claim(owner="w9/7:x")
+    assert claim.lost == tuple(f"w{number}/7" for number in range(6))
+    claim = site.began(claim)
+    assert isinstance(claim, Claim) and len(claim.lost) == 6, "an intent is no end"
+    site.store.commit(claim, waits(claim.row.upgrade, site.clock.now), entry=DID, due=site.clock.now, look=LANE)
+    site.issue()
+    assert site.claim().lost == ()
+
+
+def test_a_lease_that_is_given_back_or_freed_for_a_worker_that_was_told_to_end_is_not_lost(site: Site) -> None:
+    site.create()
+    site.store.release(site.running(owner="w1/1:x"))
+    site.issue()
+    site.claim(owner="w2/1:x")
+    site.store.release_owner("w2/1:")
+    site.issue()
+    assert site.claim(owner="w3/1:x").lost == ()
+
+
+def test_one_that_takes_over_by_the_message_alone_knows_of_the_loss_as_well(site: Site) -> None:
+    site.create()
+    site.running(owner="w1/1:x", lease=5)
+    site.clock.now += 6
+    assert site.claim(owner="w2/1:x").lost == ("w1/1",)
+
+
+def test_a_persons_word_lets_it_be_tried_as_if_nothing_had_been_lost(site: Site) -> None:
+    site.create()
+    site.admit()
+    lose(site, "w1/1:x", "it ended")
+    row = site.row()
+    assert site.store.turn(row, row.upgrade.after(Stumbled(why="x", at=START)), entry=DID, due=START) is not None
+    site.issue()
+    assert site.claim().lost == ()
+
+
 # -- turn --------------------------------------------------------------------------------------------------------------
 
 
@@ -1473,8 +1536,8 @@ class Pair:
             case 13:
                 self.roll()
             case _:
-                prefix = pick.choice(("w1", "w1:", "w", "x"))
-                self.both(lambda s: s.release_owner(prefix))
+                prefix, died = pick.choice(("w1", "w1:", "w", "x")), pick.random() < 0.5
+                self.both(lambda s: s.release_owner(prefix, died=died))
         self.compare()
         agendas(self.stores[1])
 

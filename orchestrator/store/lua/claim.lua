@@ -13,9 +13,11 @@ if reason then
   return {reason}
 end
 local before = r.owner
+if before ~= '' and not live(r) then struck(r) end
 r.fence = fence_after(r.fence)
 r.lease = tonumber(stamp(now + a.lease))
-call('HSET', r.key, 'owner', a.owner, 'fence', whole(r.fence), 'lease', stamp(r.lease), 'sent', '', 'lane', '')
+call('HSET', r.key, 'owner', a.owner, 'fence', whole(r.fence), 'lease', stamp(r.lease), 'sent', '', 'lane', '',
+  'lost', r.lost)
 if before ~= a.owner then
   unown(r)
   call('ZADD', P .. 'owners', 0, a.owner .. '\n' .. member(r))
@@ -25,4 +27,6 @@ place(r, r.lease, '')
 wait = wait * 0.98
 if sent then wait = math.max(wait, now - sent) end
 call('SET', P .. 'queue_wait', stamp(wait))
-return {'', unpack(row(r))}
+local found = row(r)
+found[#found + 1] = r.lost
+return {'', unpack(found)}

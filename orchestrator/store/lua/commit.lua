@@ -8,7 +8,7 @@ end
 -- Handed on: the next step's message is on its way from now.
 local sent = ''
 if a.handed_on then sent = stamp(now) end
-change(r, {'owner', '', 'lease', '0', 'lane', a.look, 'sent', sent})
+change(r, {'owner', '', 'lease', '0', 'lane', a.look, 'sent', sent, 'lost', ''})
 unown(r)
 place(r, a.due, a.look)
 fail(a.rollout)

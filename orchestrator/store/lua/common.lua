@@ -27,6 +27,8 @@ local function call(command, key, ...)
   return reply
 end
 
+local MOST_LOST = 6
+
 local function wake() call('XADD', P .. 'wake', 'MAXLEN', '16', '*', 'w', '1') end
 
 -- A plain counter would repeat itself after a failover that lost writes.
@@ -53,12 +55,12 @@ local function member(r) return r.rid .. '/' .. r.sid end
 local function load(rid, sid)
   local key = P .. 'sv:' .. rid .. ':' .. sid
   local v = call('HMGET', key, 'version', 'epoch', 'entry', 'owner', 'fence', 'lease', 'state', 'rest', 'domain',
-    'lane', 'direction', 'step', 'sent', 'attempts', 'wave')
+    'lane', 'direction', 'step', 'sent', 'attempts', 'wave', 'lost')
   if not v[1] then return nil end
   local r = {key = key, rid = rid, sid = sid, version = tonumber(v[1]), epoch = tonumber(v[2]),
     entry = tonumber(v[3]), owner = v[4], fence = tonumber(v[5]), lease = tonumber(v[6]), state = v[7],
     rest = v[8] == '1', domain = v[9], lane = v[10], direction = v[11], step = v[12], sent = v[13],
-    attempts = v[14], wave = tonumber(v[15])}
+    attempts = v[14], wave = tonumber(v[15]), lost = v[16] or ''}
   if not (r.version and r.epoch and r.entry and r.owner and r.fence and r.lease and r.state and r.wave) then
     error({err = 'GARBAGE at ' .. key})
   end
@@ -97,6 +99,17 @@ end
 
 local function unown(r)
   if r.owner ~= '' then call('ZREM', P .. 'owners', r.owner .. '\n' .. member(r)) end
+end
+
+-- Its holder has lost the lease without giving it back: it died, or froze. Its process is remembered until a change is
+-- committed. Returns when it may be tried again: from the second in a row on not at once, nor together with all others
+-- that went down with the same process, so that only what kills is there when the next one dies.
+local function struck(r)
+  local process = string.match(r.owner, '^(.*):') or r.owner
+  local before = select(2, string.gsub(r.lost, '%S+', ''))
+  if before < MOST_LOST then r.lost = r.lost == '' and process or r.lost .. ' ' .. process end
+  if before == 0 then return now end
+  return now + (r.fence % 2000) / 1000
 end
 
 local FLYING = {running = true, waiting = true, held = true}

@@ -6,6 +6,17 @@ if live(r) then
   return false
 end
 if r.version ~= a.version then return false end
+if r.owner ~= '' then
+  local again = struck(r)
+  call('HSET', r.key, 'version', whole(r.version + 1), 'owner', '', 'lease', '0', 'lane', '', 'lost', r.lost)
+  unown(r)
+  r.owner = ''
+  if again > now then
+    place(r, again, '')
+    return false
+  end
+  r.version = r.version + 1
+end
 -- The version rises, so that of several coordinators which saw the same, one sends. While a message of the present epoch
 -- is out that nobody has taken, the epoch stays, and the time of its first sending: under a backlog a new epoch would
 -- make stale what is merely slow, and put it at the end of the queue, for ever.

@@ -11,8 +11,10 @@ for _, m in ipairs(found) do
     local r = load(rid, sid)
     if r and r.owner == owner then
       if live(r) then released = released + 1 end
-      call('HSET', r.key, 'owner', '', 'lease', '0', 'lane', '')
-      if not r.rest then place(r, now, '') end
+      local again = now
+      if a.died then again = struck(r) end
+      call('HSET', r.key, 'owner', '', 'lease', '0', 'lane', '', 'lost', r.lost)
+      if not r.rest then place(r, again, '') end
     end
   end
   call('ZREM', P .. 'owners', m)

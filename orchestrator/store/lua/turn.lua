@@ -1,12 +1,12 @@
 local r = load(a.rollout, a.server)
 if not r or r.version ~= a.version then return false end
 local due = a.due
-local more = {'lane', '', 'sent', ''}
+local more = {'lane', '', 'sent', '', 'lost', ''}
 local held = live(r)
 -- Whoever holds the lease may be in the middle of a call: nobody else begins before it ends.
 if held and due then due = math.max(due, r.lease) end
 if not held then
-  more = {'lane', '', 'sent', '', 'owner', '', 'lease', '0'}
+  more = {'lane', '', 'sent', '', 'lost', '', 'owner', '', 'lease', '0'}
 end
 change(r, more)
 if not held then
