@@ -74,7 +74,8 @@ def configuration(settings: Settings, *, tcp_results: bool) -> dict[str, Any]:
         "broker_pool_limit": max(10, settings.concurrency),
         "worker_send_task_events": True,  # Flower lives on events
         "task_send_sent_event": True,
-        "task_track_started": True,
+        # That a step runs is an event, and in its record: a result for it costs as much as the last one.
+        "task_track_started": False,
         "worker_disable_rate_limits": True,  # limits are shared buckets, not one a process
         "worker_eta_task_limit": 1000,  # a fuse: nothing here uses countdown or eta
         "worker_cancel_long_running_tasks_on_connection_loss": False,
