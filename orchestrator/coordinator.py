@@ -32,6 +32,15 @@ STALE = 5.0  # seconds after which a rollout is read again though no count of it
 OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begun is sent again
 
 
+SCAN_EVERY = 300.0  # seconds between two searches for what nobody accounts for
+
+
+class Scanner(Protocol):
+    """Sends one message that asks a worker to search a lane for what nobody accounts for."""
+
+    def __call__(self, lane: str, /) -> None: ...
+
+
 class Observer(Protocol):
     """Sends one message that asks a worker to look at a lane."""
 
@@ -56,9 +65,11 @@ class Coordinator:
     observe: Observer
     monotonic: Callable[[], float]
     grace: float
+    scan: Scanner | None = None
     name: str = field(default_factory=lambda: f"coordinator-{uuid.uuid4().hex[:6]}")
     _views: dict[str, _View] = field(default_factory=dict)
     _left_alone: dict[str, str] = field(default_factory=dict)
+    _scan_at: float = 0.0
 
     def tick(self) -> None:
         """Do everything that is due now, once."""
@@ -73,6 +84,20 @@ class Coordinator:
             if self.store.lease(f"observe:{lane}", owner=ticket, seconds=OBSERVER_LOST) is not None:
                 self.observe(lane, ticket)
         self._send_due()
+        self._search()
+
+    def _search(self) -> None:
+        """One of all coordinators, once in a while, sends a search to every lane."""
+        if self.scan is None or self.monotonic() < self._scan_at:
+            return
+        self._scan_at = self.monotonic() + SCAN_EVERY / 10
+        ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
+        if self.store.lease("scan", owner=ticket, seconds=SCAN_EVERY) is None:
+            return
+        from orchestrator.lanes import lanes  # with the fleet file's model, which nothing else of this needs
+
+        for lane in lanes(self.store):
+            self.scan(lane)
 
     def _send_due(self) -> None:
         due = self.store.due(limit=AT_ONCE)
@@ -209,8 +234,16 @@ def run(settings: Settings, stop: threading.Event) -> None:
         id = f"observe:{lane}:{ticket}"
         app.send_task("tasks.observe", kwargs=kwargs, task_id=id, priority=0, ignore_result=True)
 
+    def scan(lane: str) -> None:
+        app.send_task("tasks.scan", kwargs={"lane": lane}, priority=9, ignore_result=True)
+
     coordinator = Coordinator(
-        store=store, publish=celery_sender(app), observe=observe, monotonic=time.monotonic, grace=settings.grace
+        store=store,
+        publish=celery_sender(app),
+        observe=observe,
+        scan=scan,
+        monotonic=time.monotonic,
+        grace=settings.grace,
     )
     cursor = "$"
     while not stop.is_set():

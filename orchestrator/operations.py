@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.domain import rollout as decisions
+from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Released, Settled, Shifted, Side, TurnedBack, Upgrade
 from orchestrator.errors import (
@@ -50,8 +51,8 @@ _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # in the order of their codes, wit
 
 
 class Asker(Protocol):
-    """Sends a reading task (`survey`, `doctor`, `inventory`: `about` a fleet; `whereabouts`: about a rollout's server)
-    to the workers; its answer is a document of that kind."""
+    """Sends a question (`survey`, `doctor`: `about` a fleet; `whereabouts`: about a rollout's server; `collect`: about
+    a lane) to the workers; its answer is a document of that kind."""
 
     def __call__(self, task: str, *, request: str, **about: Any) -> None: ...
 
@@ -252,12 +253,13 @@ def new_id(prefix: str, now: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A rollout as it is now. `held` wait for a person."""
+    """A rollout as it is now. `held` wait for a person; `orphans` carry its mark and nobody accounts for them."""
 
     rollout: Rollout
     upgrades: tuple[Upgrade, ...]
     tally: Tally
     frozen: str | None
+    orphans: tuple[Sighting, ...] = ()
 
     @property
     def held(self) -> tuple[Upgrade, ...]:
@@ -289,7 +291,13 @@ def view(store: Store, id: str) -> View:
     rows = store.rows(id)
     place = {name: n for n, name in enumerate(name for wave in rollout.waves for name in wave)}
     upgrades = sorted((row.upgrade for row in rows), key=lambda u: place.get(u.server, 0))
-    return View(rollout=rollout, upgrades=tuple(upgrades), tally=store.tally(id), frozen=store.frozen())
+    return View(
+        rollout=rollout,
+        upgrades=tuple(upgrades),
+        tally=store.tally(id),
+        frozen=store.frozen(),
+        orphans=tuple(s for s in store.sightings() if s.rollout == id),
+    )
 
 
 def explain(store: Store, server: str, *, rollout: str | None) -> Story:
@@ -667,27 +675,17 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orphan:
-    """Something at a provider that carries our mark and that no ledger accounts for."""
-
-    lane: str
-    kind: str
-    id: str
-    name: str
-    state: str
-    rollout: str
-    server: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """`due`: (rollout, server) whose old server's time is up; `sent`: those sent on their way now. `unread`: lanes that
-    could not be asked, and why."""
+    """`due`: (rollout, server) whose old server's time is up; `sent`: those sent on their way now. `orphans` carry our
+    mark and nobody accounts for them; `done` is what became of some now, `not_done` what did not, and why. `unread`:
+    lanes that could not be asked, and rollouts that could not be read, and why."""
 
     kept: tuple[Kept, ...]
     due: tuple[tuple[str, str], ...]
     sent: tuple[tuple[str, str], ...] = ()
-    orphans: tuple[Orphan, ...] = ()
+    orphans: tuple[Sighting, ...] = ()
+    done: tuple[str, ...] = ()
+    not_done: tuple[str, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -698,62 +696,58 @@ def gc(
     *,
     collect: bool,
     grace: float,
+    foreign: bool = False,
     waiter: Waiter | None = None,
 ) -> Inventory:
     """Every billable thing that we know of, what is due to go, and what nobody accounts for. With `collect` the
-    retirements that are due are sent on their way now; nothing else is touched."""
+    retirements that are due are sent on their way now, and of the orphans those that were seen for long enough go into
+    quarantine, and those that were in it for long enough are deleted; `foreign` ones only when told. Nothing else is
+    touched."""
     rollouts = store.rollouts()
-    kept = tuple(Kept(rollout=r.id, item=item) for r in rollouts for item in store.ledger(r.id))
+    kept: list[Kept] = []
+    due: list[Row] = []
+    unread: dict[str, str] = {}
     now = store.now()
-    due = [
-        row
-        for rollout in rollouts
-        if not rollout.closed
-        for row in store.rows(rollout.id)
-        if row.upgrade.state == "upgraded" and not row.upgrade.settled and (row.upgrade.retain_until or now) <= now
-    ]
+    for rollout in rollouts:
+        try:
+            kept += [Kept(rollout=rollout.id, item=item) for item in store.ledger(rollout.id)]
+            if not rollout.closed:
+                due += [row for row in store.rows(rollout.id) if _time_is_up(row.upgrade, now)]
+        except UnsafeStore as error:  # it holds up nothing else
+            unread[rollout.id] = error.message
     sent = [row for row in due if collect and _send(store, publish, row, grace)]
-    orphans, unread = _orphans(store, ask, rollouts, kept, waiter or Waiter(timeout=20.0))
+    from orchestrator.lanes import lanes
+
+    done: list[str] = []
+    not_done: list[str] = []
+    for lane in lanes(store):
+        request = new_id("q", now)
+        try:
+            ask("collect", request=request, lane=lane, act=collect, foreign=foreign)
+            answer = _answer(store, "collect", request, waiter or Waiter(timeout=20.0))
+            done += answer["done"]
+            not_done += answer["not_done"]
+        except ChangeoverError as error:
+            unread[lane] = error.message
     return Inventory(
-        kept=kept,
+        kept=tuple(kept),
         due=tuple((row.upgrade.rollout, row.upgrade.server) for row in due),
         sent=tuple((row.upgrade.rollout, row.upgrade.server) for row in sent),
-        orphans=orphans,
+        orphans=tuple(store.sightings()),
+        done=tuple(done),
+        not_done=tuple(not_done),
         unread=unread,
     )
+
+
+def _time_is_up(u: Upgrade, now: float) -> bool:
+    return u.state == "upgraded" and not u.settled and (u.retain_until or now) <= now
 
 
 def _send(store: Store, publish: Callable[[], Sender], row: Row, grace: float) -> bool:
     from orchestrator import dispatch
 
     return dispatch.send(store, publish(), row, grace=grace) is not None
-
-
-def _orphans(
-    store: Store, ask: Asker, rollouts: Sequence[Rollout], kept: Sequence[Kept], waiter: Waiter
-) -> tuple[tuple[Orphan, ...], Mapping[str, str]]:
-    from orchestrator.domain.fleet import Fleet
-
-    lanes: dict[str, Fleet] = {}
-    for rollout in rollouts:  # the newest fleet file knows best how to reach a lane
-        spec = store.document("spec", rollout.id)
-        if spec is not None:
-            fleet = Fleet.model_validate_json(json.dumps(spec["plan"]["fleet"]))
-            lanes.setdefault(fleet.lane, fleet)
-    known = {kept.item.id for kept in kept if kept.item.state != "deleted"}
-    working = {rollout.id for rollout in rollouts if not rollout.closed}
-    found: list[Orphan] = []
-    unread: dict[str, str] = {}
-    for lane, fleet in lanes.items():
-        try:
-            items = _answer(store, "inventory", _request(store, ask, "inventory", fleet), waiter)["items"]
-        except ChangeoverError as error:
-            unread[lane] = error.message
-            continue
-        found += [
-            Orphan(lane=lane, **item) for item in items if item["id"] not in known and item["rollout"] not in working
-        ]
-    return tuple(found), unread
 
 
 # -- doctor ------------------------------------------------------------------------------------------------------------

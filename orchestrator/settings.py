@@ -18,7 +18,8 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """`redis_url` holds the records; broker and results default to databases 1 and 2 of the same server. `lease` is how
     many seconds a worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is
-    sent again, `late` after how many a call has taken effect or never will. `dev` lets Redis be one that forgets."""
+    sent again, `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
+    `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. `dev` lets Redis be one that forgets."""
 
     model_config = SettingsConfigDict(env_prefix="CHANGEOVER_", extra="ignore", frozen=True)
 
@@ -30,6 +31,8 @@ class Settings(BaseSettings):
     lease: float = Field(default=60.0, gt=0.1, le=3600)
     grace: float = Field(default=5.0, gt=0.1, le=3600)
     late: float = Field(default=15.0, ge=0, le=3600)
+    orphan_seen: float = Field(default=900.0, ge=0, le=30 * 86400)
+    orphan_kept: float = Field(default=86400.0, ge=0, le=365 * 86400)
     concurrency: int = Field(default=16, ge=1, le=256)
     queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
     dev: bool = False

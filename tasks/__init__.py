@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from celery import Celery
@@ -10,7 +10,18 @@ from celery.exceptions import Retry
 
 from orchestrator.domain.steps import RETIRE, STEPS, task_name
 from orchestrator.errors import ChangeoverError
-from tasks import create_image, drain_old, observe, poll_readiness, provision, retire, smoke_test, survey, swap
+from tasks import (
+    create_image,
+    drain_old,
+    observe,
+    orphans,
+    poll_readiness,
+    provision,
+    retire,
+    smoke_test,
+    survey,
+    swap,
+)
 from tasks.step import Ran, Step, run
 from tasks.world import World
 
@@ -25,6 +36,14 @@ BODIES: Mapping[str, Step] = {
         "drain_old": drain_old,
         RETIRE: retire,
     }.items()
+}
+
+# What a person's command asks of a worker, and waits for.
+QUESTIONS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
+    "survey": survey.survey,
+    "doctor": survey.doctor,
+    "whereabouts": survey.whereabouts,
+    "collect": orphans.collect,
 }
 
 
@@ -63,8 +82,12 @@ def register(app: Celery, world: World) -> None:
     def look(*, lane: str, ticket: str) -> Mapping[str, Any]:
         return observe.run(world, BODIES, lane=lane, ticket=ticket)
 
-    for name in ("survey", "doctor", "inventory", "whereabouts"):
-        _register_reader(app, world, name)
+    @app.task(name="tasks.scan", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
+    def scan(*, lane: str) -> Mapping[str, Any]:
+        return orphans.scan(world, lane=lane)
+
+    for name in QUESTIONS:
+        _register_question(app, world, name)
 
 
 def _register_step(app: Celery, world: World, step: str, *, undo: bool) -> None:
@@ -85,11 +108,11 @@ def _end(task: Any, ran: Ran) -> Mapping[str, Any]:
     return ran.result
 
 
-def _register_reader(app: Celery, world: World, name: str) -> None:
+def _register_question(app: Celery, world: World, name: str) -> None:
     @app.task(name=f"tasks.{name}", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
     def body(*, request: str, **about: Any) -> Mapping[str, Any]:
         try:
-            return cast(Mapping[str, Any], getattr(survey, name)(world, request=request, **about))
+            return QUESTIONS[name](world, request=request, **about)
         except ChangeoverError as error:
             world.store.put_document(name, request, {"ok": False, "error": str(error)}, ttl=survey.KEEP)
             return {"ok": False}

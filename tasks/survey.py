@@ -1,4 +1,4 @@
-"""Reads the world for a plan, a doctor or a clean-up, since only workers may talk to it. Changes nothing."""
+"""Reads the world for a plan, a doctor or a settlement, since only workers may talk to it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -30,16 +30,6 @@ def survey(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[s
 
 def doctor(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
     return _answer(world, "doctor", request, lambda: {"checks": examine(world, read_fleet(fleet))})
-
-
-def inventory(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Everything at the provider that carries our tag."""
-
-    def found() -> Mapping[str, Any]:
-        things = world.compute(read_fleet(fleet)).inventory({keys.MANAGED: "1"})
-        return {"items": [_thing(thing) for thing in things]}
-
-    return _answer(world, "inventory", request, found)
 
 
 def whereabouts(world: World, *, request: str, rollout: str, server: str) -> Mapping[str, Any]:
@@ -80,17 +70,6 @@ def find(world: World, rollout: str, server: str) -> Whereabouts:
 
 def _state(found: Server | Image | None) -> str:
     return found.state if found is not None else "gone"
-
-
-def _thing(thing: Server | Image) -> Mapping[str, Any]:
-    return {
-        "kind": "server" if isinstance(thing, Server) else "image",
-        "id": thing.id,
-        "name": thing.name,
-        "state": thing.state,
-        "rollout": thing.tags.get(keys.ROLLOUT, ""),
-        "server": thing.tags.get(keys.SERVER, ""),
-    }
 
 
 def _answer(world: World, kind: str, request: str, make: Any) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from orchestrator.dispatch import Sender, celery_sender
 from orchestrator.domain.fleet import Fleet
+from orchestrator.domain.orphans import Patience
 from orchestrator.domain.plan import FoundServer, Plan, plan_from
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import NotFound
@@ -59,6 +60,7 @@ class World:
     lease: float = 60.0
     grace: float = 5.0
     late: float = 15.0
+    patience: Patience = field(default_factory=Patience)
     monotonic: Callable[[], float] = boottime
     spread: Callable[[], float] = random.random
     crash: Callable[[str], None] = _no_crash
@@ -80,6 +82,7 @@ class World:
             lease=settings.lease,
             grace=settings.grace,
             late=settings.late,
+            patience=Patience(seen=settings.orphan_seen, kept=settings.orphan_kept),
         )
 
     @property

@@ -212,11 +212,20 @@ def unfreeze(form: Output = Format.text) -> int:
 
 
 def gc(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send what is due to go on its way now.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Act: end what is due, put orphans into quarantine, delete old ones.")
+    ] = False,
+    foreign: Annotated[
+        bool, typer.Option("--foreign", help="Also what belongs to a rollout that is not known here. With --yes.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds to wait for a worker's answer.")] = 20.0,
     form: Output = Format.text,
 ) -> int:
-    """List what we made and keep, what is due to go, and what no ledger accounts for. A dry run unless --yes."""
+    """List what we made and keep, what is due to go, and what nobody accounts for. A dry run unless --yes.
+
+    What nobody accounts for is stopped and kept in quarantine once it was seen for a quarter of an hour, and deleted a
+    day later, each with --yes only; take its tag changeover:managed off to keep it.
+    """
     from orchestrator import operations
     from orchestrator.cli import pictures
 
@@ -227,6 +236,7 @@ def gc(
             s.publish,
             collect=yes,
             grace=s.settings.grace,
+            foreign=foreign,
             waiter=operations.Waiter(timeout=timeout),
         )
         now = s.store.now()
@@ -238,6 +248,8 @@ def gc(
                 "due": [{"rollout": rollout, "server": server} for rollout, server in found.due],
                 "sent": [{"rollout": rollout, "server": server} for rollout, server in found.sent],
                 "orphans": [asdict(orphan) for orphan in found.orphans],
+                "done": list(found.done),
+                "not_done": list(found.not_done),
                 "unread": dict(found.unread),
             },
         )

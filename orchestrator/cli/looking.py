@@ -20,7 +20,7 @@ def rollouts(form: Output = Format.text) -> int:
 
     with session.opened() as s:
         found = [(each, s.store.tally(each.id)) for each in s.store.rollouts()]
-        frozen, now = s.store.frozen(), s.store.now()
+        frozen, orphans, now = s.store.frozen(), s.store.sightings(), s.store.now()
     if form is Format.json:
         listed = [{**schema.rollout(each), "counts": dict(tally.by_state)} for each, tally in found]
         output.emit("rollouts", {"frozen": frozen, "rollouts": listed})
@@ -30,7 +30,7 @@ def rollouts(form: Output = Format.text) -> int:
         return 0
     from orchestrator.cli import pictures
 
-    output.console().print(pictures.rollouts(found, frozen, now))
+    output.console().print(pictures.rollouts(found, frozen, orphans, now))
     return 0
 
 

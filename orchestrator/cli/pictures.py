@@ -20,6 +20,7 @@ from orchestrator.domain.rollout import Rollout, in_flight
 from orchestrator.domain.upgrade import Upgrade
 
 if TYPE_CHECKING:
+    from orchestrator.domain.orphans import Sighting
     from orchestrator.domain.plan import Plan
     from orchestrator.operations import Check, Inventory, Story, View
     from orchestrator.store import AuditEntry, Tally
@@ -81,7 +82,9 @@ def _table(*columns: str, title: str = "") -> Table:
 # -- rollouts --------------------------------------------------------------------------------------------------------
 
 
-def rollouts(found: Sequence[tuple[Rollout, Tally]], frozen: str | None, now: float) -> RenderableType:
+def rollouts(
+    found: Sequence[tuple[Rollout, Tally]], frozen: str | None, orphans: Sequence[Sighting], now: float
+) -> RenderableType:
     parts: list[RenderableType] = []
     if frozen is not None:
         parts += [_frozen(frozen), Text()]
@@ -98,7 +101,15 @@ def rollouts(found: Sequence[tuple[Rollout, Tally]], frozen: str | None, now: fl
             text(_short(each.why or each.stop)),
         )
     parts.append(table)
+    if orphans:
+        parts += [Text(), *_orphans(orphans)]
     return Group(*parts)
+
+
+def _orphans(found: Sequence[Sighting]) -> list[RenderableType]:
+    quarantined = sum(s.quarantined_at is not None for s in found)
+    told = f"{words.many(len(found), 'thing')} with our mark that nobody accounts for, {quarantined} in quarantine"
+    return [text(told, "yellow"), Padding(next_line("changeover gc"), (0, 0, 0, 2), expand=False)]
 
 
 def _short(line: str, most: int = 60) -> str:
@@ -126,6 +137,8 @@ def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
     aside = [u for u in view.upgrades if u.state in ("failed", "rolled_back")]
     if aside:
         parts += [Text(), _set_aside(aside)]
+    if view.orphans:
+        parts += [Text(), *_orphans(view.orphans)]
     if whole:
         parts += [Text(), _all(view.upgrades)]
     parts += [Text(), next_line(words.next_of(r, view.held))]
@@ -424,15 +437,38 @@ def inventory(found: Inventory, now: float) -> RenderableType:
     parts.append(text(f"{words.many(len(alive), 'thing')} kept, {gone:,} deleted already", "bright_black"))
     if found.orphans:
         orphans = _table(
-            "lane", "kind", "id", "name", "state", "rollout", "server", title="Carries our mark, in no ledger"
+            "lane",
+            "kind",
+            "id",
+            "name",
+            "state",
+            "rollout",
+            "server",
+            "",
+            title="Carries our mark, and nobody accounts for it",
         )
-        for o in found.orphans:
-            orphans.add_row(*(text(v) for v in (o.lane, o.kind, o.id, o.name, o.state, o.rollout, o.server)))
-        parts += [Text(), orphans]
-    parts += [text(f"{lane} could not be asked: {why}", "yellow") for lane, why in found.unread.items()]
+        for o in found.orphans[:MOST]:
+            columns = (o.lane, o.kind, o.id, o.name, o.state, o.rollout, o.server, _standing(o, now))
+            orphans.add_row(*(text(v) for v in columns))
+        parts += [Text(), orphans, *_more(len(found.orphans))]
+    parts += [text(line, "green") for line in found.done]
+    parts += [text(f"not done: {line}", "yellow") for line in found.not_done]
+    parts += [text(f"{what} could not be read: {why}", "yellow") for what, why in found.unread.items()]
     if found.sent:
         parts.append(text(f"{words.many(len(found.sent), 'retirement')} sent on their way", "green"))
     elif found.due:
         due = ", ".join(server for _, server in found.due[:5])
         parts.append(text(f"{words.many(len(found.due), 'old server')} due to go: {due}"))
     return Group(*parts)
+
+
+def _standing(o: Sighting, now: float) -> str:
+    """How far it is on its way out, or why it stays."""
+    if o.pools:
+        return f"serves in {', '.join(o.pools)}: it stays"
+    if o.unsure:
+        return f"nobody may touch it: {o.unsure}"
+    whose = "of a rollout not known here; " if o.foreign else ""
+    if o.quarantined_at is not None:
+        return f"{whose}in quarantine for {words.span(now - o.quarantined_at)}"
+    return f"{whose}seen for {words.span(o.last - o.first)}"

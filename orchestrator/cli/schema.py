@@ -6,13 +6,15 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
                 target {memory, disk}, blockers [text], caveats [text], least_seconds, provider_calls, changes
     applied     rollout, confirmed, next
     rollouts    frozen (why, or null), rollouts [{...rollout, counts}]
-    rollout     rollout, counts {state: number}, frozen, servers [upgrade], exit_code, next
+    rollout     rollout, counts {state: number}, frozen, servers [upgrade], orphans [id], exit_code, next
     story       rollout, server (upgrade), events [event], next
     event       id, at, server ("" for the rollout's own), n, event, actor, was, now, detail
     answer      verb, changed, confirmed, rollout, in_flight [upgrade], servers [upgrade], next
     freeze      frozen, changed, confirmed, in_flight, next
     doctor      ok, checks [{name, ok, detail, fix}]
-    gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, orphans, unread {lane: why}
+    gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, unread {lane or rollout: why}, done,
+                not_done [text], orphans [{lane, kind, id, name, state, rollout, server, first, last, scans, foreign,
+                pools, unsure, quarantined_at}]
     report      files [path]
     version     version
     error       (on stderr) error, message, traffic, next, exit_code

@@ -77,6 +77,7 @@ def rollout_body(view: operations.View) -> dict[str, object]:
         "counts": dict(view.tally.by_state),
         "frozen": view.frozen,
         "servers": [schema.upgrade(u) for u in view.upgrades],
+        "orphans": [s.id for s in view.orphans],
         "exit_code": view.exit_code,
         "next": words.next_of(view.rollout, view.held),
     }

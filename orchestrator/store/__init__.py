@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
 
@@ -293,6 +294,15 @@ class Store(Protocol):
     def ledger(self, rollout: str) -> Sequence[LedgerItem]: ...
 
     def put_ledger(self, rollout: str, items: Sequence[LedgerItem]) -> None: ...
+
+    def sightings(self) -> Sequence[Sighting]:
+        """What carries our mark and nobody accounts for, as last seen, by its key. One that cannot be read is left
+        out."""
+        ...
+
+    def sighted(self, lane: str, found: Sequence[Sighting]) -> None:
+        """Of that lane these are the sightings from now on, and no others."""
+        ...
 
     def owner_of(self, lock: str) -> str | None:
         """The rollout that holds this lock."""

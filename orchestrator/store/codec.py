@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
+from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import SCHEMA, Upgrade
 from orchestrator.errors import UnsafeStore
@@ -111,3 +112,4 @@ def _unreadable(kind: str, key: str, why: str) -> UnsafeStore:
 UPGRADE = Codec(Upgrade)
 ROLLOUT = Codec(Rollout)
 LEDGER = Codec(LedgerItem)
+SIGHTING = Codec(Sighting)

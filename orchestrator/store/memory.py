@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from threading import Condition, RLock
 from typing import Any
 
+from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
 from orchestrator.errors import NotFound
@@ -90,6 +91,7 @@ class MemoryStore:
         self._due: dict[tuple[str, str], float] = {}
         self._look: dict[str, dict[tuple[str, str], float]] = {}
         self._leases: dict[str, _Lease] = {}
+        self._sightings: dict[str, tuple[str, bytes]] = {}
         self._workers: dict[str, tuple[bytes, float]] = {}
         self._ignored: dict[str, int] = {}
         self._queue_wait = 0.0
@@ -474,6 +476,17 @@ class MemoryStore:
         with self._lock:
             if rollout in self._rollouts:
                 self._rollouts[rollout].ledger.update({item.key: codec.LEDGER.dump(item) for item in items})
+
+    def sightings(self) -> Sequence[Sighting]:
+        with self._lock:
+            stored = sorted(self._sightings.items())
+        return [codec.SIGHTING.load(doc, key=key) for key, (_, doc) in stored]
+
+    def sighted(self, lane: str, found: Sequence[Sighting]) -> None:
+        fresh = {sighting.key: (lane, codec.SIGHTING.dump(sighting)) for sighting in found}
+        with self._lock:
+            others = {key: kept for key, kept in self._sightings.items() if kept[0] != lane}
+            self._sightings = {**others, **fresh}
 
     def owner_of(self, lock: str) -> str | None:
         with self._lock:

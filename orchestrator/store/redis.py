@@ -16,6 +16,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     owners                  zset     owner and upgrade of every lease, by name
     wake                    stream   a few entries: coordinators block on it
     lease:<name>            hash     owner, fence, until
+    orphans:<lane>          hash     kind and id -> what carries our mark and nobody accounts for; `orphans`: the lanes
     worker, workers         hash, zset by the end of their beat
     document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; ignored: hash
 """
@@ -25,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -37,6 +38,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
 from orchestrator.errors import BadInput, ChangeoverError, NotFound, Unreachable, UnsafeStore
@@ -549,6 +551,32 @@ class RedisStore:
             with self._told:
                 self._redis.hset(self._key("ledger", rollout), mapping=dict(_ledger(items)))
 
+    def sightings(self) -> Sequence[Sighting]:
+        with self._told:
+            lanes = sorted(_texts(self._redis.smembers(self._key("orphans"))))
+        found: dict[str, Sighting] = {}
+        for lane in lanes:
+            key = self._key("orphans", lane)
+            with self._told:
+                stored = self._redis.hgetall(key)
+            for name, doc in stored.items():
+                with self._unreadable(f"{key} {name.decode()}", skip=True):
+                    sighting = codec.SIGHTING.load(doc, key=key)
+                    found[sighting.key] = sighting
+        return [found[key] for key in sorted(found)]
+
+    def sighted(self, lane: str, found: Sequence[Sighting]) -> None:
+        key = self._key("orphans", lane)
+        with self._told:
+            whole = self._redis.pipeline(transaction=True)
+            whole.delete(key)
+            if found:
+                whole.hset(key, mapping={sighting.key: codec.SIGHTING.dump(sighting) for sighting in found})
+                whole.sadd(self._key("orphans"), lane)
+            else:
+                whole.srem(self._key("orphans"), lane)
+            whole.execute()
+
     def owner_of(self, lock: str) -> str | None:
         rollout = self._run("owner_of", {"lock": lock})
         return None if rollout is None else cast(bytes, rollout).decode()
@@ -712,7 +740,7 @@ def _ledger(items: Sequence[LedgerItem]) -> list[tuple[str, str]]:
     return [(item.key, codec.LEDGER.dump(item).decode()) for item in items]
 
 
-def _texts(values: Sequence[bytes]) -> list[str]:
+def _texts(values: Iterable[bytes]) -> list[str]:
     return [value.decode() for value in values]
 
 

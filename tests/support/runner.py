@@ -23,7 +23,7 @@ from providers.guest.fake import FakeGuest
 from providers.probe.fake import FakeProbe, FakeSites
 from providers.traffic import MemberView
 from providers.traffic.fake import FakeTraffic
-from tasks import BODIES, observe, survey
+from tasks import BODIES, QUESTIONS, observe
 from tasks.step import Ran, run
 from tasks.survey import look
 from tasks.world import World
@@ -189,7 +189,7 @@ class Runner:
 
     def ask(self, task: str, *, request: str, **about: Any) -> None:
         """What a worker would answer to a question, at once."""
-        getattr(survey, task)(self.world, request=request, **about)
+        QUESTIONS[task](self.world, request=request, **about)
 
     # -- looking --------------------------------------------------------------------------------------------------
 

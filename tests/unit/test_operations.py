@@ -11,6 +11,7 @@ import pytest
 from orchestrator import fleet_file, operations
 from orchestrator.dispatch import Message
 from orchestrator.domain.fleet import Fleet
+from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey
 from orchestrator.domain.upgrade import (
     Admitted,
@@ -78,7 +79,7 @@ class World:
         self.store = store
         self.change: Mapping[str, Any] = {}
         self.error = ""
-        self.items: list[Mapping[str, Any]] = []
+        self.orphans: list[Sighting] = []
         self.where: Mapping[str, str] = {}
         self.asked: list[str] = []
 
@@ -108,7 +109,14 @@ class World:
         return Survey(at=self.store.now(), servers=changed, pools=(FoundPool(pool="web", lane="lb", serving=3),))
 
     def __call__(
-        self, task: str, *, request: str, fleet: Mapping[str, Any] | None = None, rollout: str = "", server: str = ""
+        self,
+        task: str,
+        *,
+        request: str,
+        fleet: Mapping[str, Any] | None = None,
+        rollout: str = "",
+        server: str = "",
+        **_about: Any,
     ) -> None:
         self.asked.append(task)
         body: dict[str, Any] = {"ok": True}
@@ -125,8 +133,9 @@ class World:
                 ],
                 "things": [{"side": "old", "kind": "server", "id": server, "state": "running"}],
             }
-        elif task == "inventory":
-            body["items"] = self.items
+        elif task == "collect":
+            self.store.sighted("fake/default/default", self.orphans)
+            body |= {"done": [], "not_done": []}
         else:
             body["checks"] = [{"name": "pool web", "ok": True, "detail": "3 serve", "fix": ""}]
         self.store.put_document(task, request, body)
@@ -449,9 +458,19 @@ def test_gc_lists_and_touches_nothing_unless_told(store: MemoryStore, world: Wor
     store.put_ledger(
         id, [LedgerItem(key="old:web-1", kind="old server", server="web-1", state="retained", id="web-1", until=1.0)]
     )
-    ours = {"kind": "server", "id": "web-1", "name": "co-1", "state": "stopped", "rollout": id, "server": "web-1"}
-    lost = {"kind": "image", "id": "img-9", "name": "co-9", "state": "ready", "rollout": "r0", "server": "db-1"}
-    world.items = [ours, lost]
+    world.orphans = [
+        Sighting(
+            lane="fake/default/default",
+            kind="image",
+            id="img-9",
+            name="co-9",
+            state="available",
+            rollout="r0",
+            server="db-1",
+            first=clock.now,
+            last=clock.now,
+        )
+    ]
     sent: list[list[Message]] = []
     early = operations.gc(store, world, lambda: sent.append, collect=True, grace=5.0)
     assert early.due == ()

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import redis
 
+from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout, aborting, paused
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import (
@@ -1088,6 +1089,32 @@ def test_a_document_never_changes(site: Site) -> None:
     site.store.put_document("plan", "p1", {"other": 1})
     assert site.store.document("plan", "p1") == {"a": [1, None, "ä"]}
     assert site.store.document("survey", "p1") is None
+
+
+def test_a_lane_has_the_sightings_of_its_last_search_and_no_others(site: Site) -> None:
+    seen = Sighting(
+        lane="a/b/c",
+        kind="server",
+        id="srv-1",
+        name="co-1",
+        state="running",
+        rollout="r1",
+        server="a",
+        first=START,
+        last=START + 1.5,
+        scans=2,
+        pools=("web",),
+    )
+    image = replace(seen, kind="image", id="img-1", pools=(), quarantined_at=START)
+    other = replace(seen, lane="x/y/z")
+    site.store.sighted("a/b/c", [seen, image])
+    site.store.sighted("x/y/z", [other])
+    assert site.store.sightings() == [image, seen, other]
+    site.store.sighted("a/b/c", [seen])
+    assert site.store.sightings() == [seen, other]
+    site.store.sighted("a/b/c", [])
+    site.store.sighted("x/y/z", [])
+    assert site.store.sightings() == []
 
 
 def test_a_ledger_keeps_the_last_word_about_a_key(site: Site) -> None:

@@ -1,0 +1,216 @@
+"""What nobody accounts for: found by looking twice, kept for a day, ended when a person says so; and nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import structlog
+
+from orchestrator import operations
+from orchestrator.store import LedgerItem
+from providers import Key
+from providers.compute import Server, Size
+from providers.compute.fake import FakeCompute, GiB
+from providers.errors import Transient
+from providers.traffic import MemberView
+from tasks import keys, orphans
+from tests.support.runner import PORT, Runner, running
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+def leave(r: Runner, *, rollout: str = "", server: str = "web-1", token: str = "f" * 64) -> tuple[str, str]:
+    """An image and a server with our mark, made by a call that came after everybody had looked; their ids."""
+    compute = FakeCompute({"world": r.fleet.provider.settings["world"]})
+    tags = {keys.MANAGED: "1", keys.ROLLOUT: rollout or r.rollout, keys.SERVER: server, keys.STEP: "provision"}
+    image = compute.ensure_image(Key(token=f"i{token[1:]}", name=f"co-i{token[1:40]}", tags=tags), source=server)
+    key = Key(token=token, name=f"co-{token[:40]}", tags=tags)
+    made = compute.ensure_server(key, image=image.id, like=server, size=Size(memory=GiB, disk=20 * GiB))
+    r.clock.now += 30
+    return image.id, made.id
+
+
+def gc(r: Runner, *, yes: bool = True, foreign: bool = False) -> operations.Inventory:
+    return operations.gc(r.store, r.ask, lambda: r.queue.append, collect=yes, grace=5.0, foreign=foreign, waiter=None)
+
+
+def state(r: Runner, id: str) -> str:
+    thing = r.cloud.things.get(id)
+    return "gone" if thing is None else r.cloud.now(thing).state
+
+
+def test_an_orphan_is_quarantined_and_a_day_later_deleted() -> None:
+    with running(["web-1", "web-2"]) as r:
+        r.finish()
+        image, server = leave(r)
+        assert {s.id for s in gc(r).orphans} == {image, server}
+        assert state(r, server) == "running", "one look is not enough"
+        r.clock.now += 901
+        found = gc(r)
+        assert len(found.done) == 2 and not found.not_done
+        assert state(r, server) == "stopped" and state(r, image) == "available"
+        assert r.cloud.things[server].view.tags[keys.PHASE] == "quarantine"
+        ledger = {item.id: item for item in r.store.ledger(r.rollout)}
+        assert ledger[server].state == ledger[image].state == "quarantined"
+        assert ledger[server].until == pytest.approx(r.clock() + 86400, abs=10)
+        r.clock.now += 86000
+        assert not gc(r).done
+        r.clock.now += 500
+        assert len(gc(r).done) == 2
+        assert state(r, server) == "terminated" and state(r, image) == "gone"
+        assert gc(r).orphans == ()
+        assert {item.state for item in r.store.ledger(r.rollout) if item.id in (server, image)} == {"deleted"}
+        events = [e.event for e in operations.events(r.store, r.rollout) if e.server == "web-1"]
+        assert events.count("Quarantined") == events.count("OrphanDeleted") == 2
+        assert r.serving() == {"web-1.g2", "web-2.g2"}
+
+
+def test_what_is_in_use_is_no_orphan_at_any_moment_of_a_rollout() -> None:
+    """Every thing of a whole rollout, and of the way back, looked at after every turn; one look would be enough."""
+    with running(["web-1", "web-2"], retain={"old_servers": "60s"}) as r:
+        r.world.patience = replace(r.world.patience, seen=0.0, kept=0.0)
+
+        def looked() -> bool:
+            found = gc(r)
+            assert not found.orphans and not found.unread, (found, r.upgrades())
+            return r.record().ended
+
+        r.until(looked)
+        operations.rollback_server(r.store, r.rollout, "web-2", actor="test")
+        r.until(lambda: looked() and r.record().closed)
+        assert {u.state for u in (r.upgrade("web-1"), r.upgrade("web-2"))} == {"upgraded", "rolled_back"}
+
+
+def test_a_dry_run_touches_nothing() -> None:
+    with running(["web-1"]) as r:
+        r.finish()
+        image, server = leave(r)
+        before = r.cloud.calls.copy()
+        for _ in range(5):
+            r.clock.now += 1000
+            found = gc(r, yes=False)
+            assert {s.id for s in found.orphans} == {image, server} and not found.done
+        assert {call for call, n in r.cloud.calls.items() if n != before.get(call, 0)} <= {"inventory", "members"}
+        assert state(r, server) == "running"
+
+
+def test_what_is_of_a_rollout_not_known_here_is_touched_only_when_told() -> None:
+    with running(["web-1"]) as r:
+        r.finish()
+        _, server = leave(r, rollout="r0elsewhere")
+        gc(r)
+        r.clock.now += 1000
+        found = gc(r)
+        assert not found.done and all(s.foreign for s in found.orphans)
+        assert state(r, server) == "running"
+        assert len(gc(r, foreign=True).done) == 2
+        assert state(r, server) == "stopped"
+
+
+def test_an_orphan_in_a_pool_stays() -> None:
+    with running(["web-1"]) as r:
+        r.finish()
+        _, server = leave(r)
+        gc(r)
+        r.clock.now += 1000
+        view = r.cloud.things[server].view
+        assert isinstance(view, Server)
+        r.cloud.pools["web"]["x"] = MemberView(name="x", address=view.address, port=PORT, state="draining")
+        found = gc(r)
+        assert {s.id: s.pools for s in found.orphans}[server] == ("web",)
+        assert len(found.done) == 1, "its image is in no pool"
+        assert state(r, server) == "running"
+
+
+def test_nothing_is_done_while_a_pool_or_a_record_cannot_be_read() -> None:
+    with running(["web-1"]) as r:
+        r.finish()
+        _, server = leave(r)
+        gc(r)
+        r.clock.now += 1000
+
+        def away(name: str) -> str:
+            if name == "members":
+                raise Transient("the balancer does not answer", ambiguous=False)
+            return ""
+
+        r.cloud.fault = away  # type: ignore[assignment] # it answers no fault, or raises
+        found = gc(r)
+        assert not found.done and all("does not answer" in s.unsure for s in found.orphans)
+        assert state(r, server) == "running"
+
+
+def test_an_orphan_that_is_accounted_for_at_the_last_moment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(["web-1"]) as r:
+        r.finish()
+        _, server = leave(r)
+        gc(r)
+        r.clock.now += 1000
+        honest, looks = orphans.look, []
+
+        def look(*args: object) -> object:
+            looks.append(1)
+            if len(looks) == 2:
+                item = LedgerItem(key="server:x", kind="server", server="web-1", state="live", id=server)
+                r.store.put_ledger(r.rollout, [item])
+            return honest(*args)  # type: ignore[arg-type] # as it was called
+
+        monkeypatch.setattr(orphans, "look", look)
+        found = gc(r)
+        assert any("no orphan any more" in line for line in found.not_done)
+        assert state(r, server) == "running"
+
+
+def test_one_run_acts_on_so_many_and_no_more() -> None:
+    with running(["web-1"]) as r:
+        r.finish()
+        for n in range(8):
+            leave(r, token=f"{n:064d}")
+        gc(r)
+        r.clock.now += 1000
+        assert len(gc(r).done) == r.world.patience.at_once == 10
+        assert len(gc(r).done) == 6
+
+
+def test_a_search_settles_the_ledgers() -> None:
+    with running(["web-1"]) as r:
+        r.finish()
+        new = r.upgrade("web-1").results["provision"]["server"]
+        items = {item.id: item for item in r.store.ledger(r.rollout)}
+        r.store.put_ledger(
+            r.rollout,
+            [
+                replace(items[new], id="", state="intended"),
+                LedgerItem(key=f"image:{'a' * 64}", kind="image", server="web-1", state="intended"),
+            ],
+        )
+        lane = r.fleet.lane
+        orphans.scan(r.world, lane=lane)
+        ledger = {item.key: item for item in r.store.ledger(r.rollout)}
+        assert ledger[items[new].key] == items[new], "what the record remembers is in the ledger again"
+        assert ledger[f"image:{'a' * 64}"].state == "intended"
+        r.clock.now += 4000
+        orphans.scan(r.world, lane=lane)
+        assert {item.key: item.state for item in r.store.ledger(r.rollout)}[f"image:{'a' * 64}"] == "deleted"
+        told = [e for e in operations.events(r.store, r.rollout) if e.event == "LedgerSettled"]
+        assert len(told) == 2
+        assert not r.store.sightings()
+
+
+def test_coordinators_send_one_search_in_five_minutes() -> None:
+    with running(["web-1"]) as r:
+        sent: list[str] = []
+        others = [replace(r.coordinator, name=f"c{n}", scan=sent.append) for n in range(3)]
+        for _ in range(60):
+            for each in others:
+                each.tick()
+            r.clock.now += 10
+        assert sent == [r.fleet.lane] * 2
