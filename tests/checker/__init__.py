@@ -57,7 +57,9 @@ and where there is something to say:
 `incidents.jsonl` — what the test itself did to the world, and is not to be held against the product:
     {"at", "kind": "store lost", "since"}               the store forgot everything between `since` and `at`
     {"at", "kind": "control plane down", "until"}       nothing of the product ran
-    {"at", "kind": "server lost", "id", "until"?}       a server died, or was stopped or deleted by somebody else
+    {"at", "kind": "lost", "id", "until"?}              a server or image died, or somebody else stopped or deleted it
+    {"at", "kind": "untagged", "id"}                    somebody else took its tags away
     {"at", "kind": "member lost", "pool", "id", "until"?}   somebody else took that member out of a pool
     {"at", "kind": "member added", "pool", "id"}        somebody else put one in
+    {"at", "kind": "given up"}                          nobody answered for a held server any more: it stays so
 """

@@ -27,6 +27,7 @@ MOVES: Mapping[str, frozenset[tuple[str, str]]] = {
         ("TurnedBack", "pending running waiting held upgraded", "running waiting rolled_back failed"),
         ("Held", "running waiting", "held"),
         ("Released", "held", "waiting"),
+        ("Settled", "held", "upgraded rolled_back"),
         ("Shifted", "pending running waiting held", "pending running waiting held"),
     )
 }
@@ -189,6 +190,8 @@ def _steps(was: Position, now: Position, event: str) -> Iterator[str]:
                 step = next((name for name in reversed(STEPS) if was.has_begun(name)), was.step)
             if was.begun and now.state in TERMINAL:
                 yield "it ends at once, with things begun that nobody has undone"
+        case "Settled":  # a person ends it as it stands
+            direction, step = ("forward", RETIRE) if now.state == "upgraded" else ("undo", was.step)
         case "UndoBegan":
             if was.direction != "undo" or now.undoing != was.step:
                 yield f"the undo of {now.undoing or 'nothing'} begins at {was.step} ({was.direction})"
@@ -211,7 +214,8 @@ def _counts(was: Position, now: Position, event: str) -> Iterator[str]:
     expected = dict(was.attempts)
     if event == "AttemptEnded":
         expected[was.step] = expected.get(was.step, 0) + 1
-    if now.attempts != expected:
+    used_up = {**was.attempts, was.step: was.attempts.get(was.step, 0) + 1}
+    if now.attempts != expected and not (event == "TurnedBack" and was.intent and now.attempts == used_up):
         yield f"{event} leaves the attempts {dict(now.attempts)}, not {expected}"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tests.checker.evidence import SKEW, Evidence, Line, Violation, ours
 
@@ -12,62 +13,73 @@ TERMINAL = ("upgraded", "rolled_back", "failed")
 
 def ends_and_the_world_agrees(e: Evidence) -> Iterator[Violation]:
     """I3."""
-    last = {line["pool"]: line for line in e.balancer}
-    things = {thing["id"]: thing for thing in e.inventory}
-    lost = {i["id"] for i in e.incidents if i["kind"] == "server lost" and "until" not in i}
-    unpooled = {(i["pool"], i["id"]) for i in e.incidents if i["kind"] == "member lost" and "until" not in i}
-    ended = [line["now"] for line in e.audit if not line["server"] and line["rollout"] == e.rollout][-1:]
-    for name, server in e.servers.items():
+    rollout = next(
+        (line["now"] for line in reversed(e.audit) if not line["server"] and line["rollout"] == e.rollout), ""
+    )
+    for name in e.servers:
         record = e.records.get(name, {})
         state = record.get("state", "pending")
-        says: list[str] = []
-        if state not in TERMINAL and not (state == "pending" and ended in (["aborted"], ["rolled_back"], ["failed"])):
-            says.append(f"it has not ended: it is {state}")
-        bs = {address: id for address, id in e.new_addresses.items() if e.server_of(id) == name}
-        for pool in server["pools"]:
-            line = last.get(pool, Line(members={}, at=0.0))
-            there = {m["address"]: m["state"] for m in line["members"].values()}
-            new = {bs[address]: view for address, view in there.items() if address in bs}
-            a_view = next((v for m, v in _old_views(e, pool, name, line) if (pool, m) not in unpooled), "")
-            if state == "upgraded":
-                if "serving" not in new.values() and not lost & set(new):
-                    says.append(f"its B does not serve in {pool}")
-                if a_view == "serving":
-                    says.append(f"its A still serves in {pool}")
-            elif state in TERMINAL or state == "pending":
-                if a_view != "serving" and server["id"] not in lost:
-                    says.append(f"its A does not serve in {pool} ({a_view or 'absent'})")
-                if new:
-                    says.append(f"its B is still {', '.join(new.values())} in {pool}")
-        old = things.get(server["id"], Line(state="terminated"))["state"]
-        if server["id"] not in lost:
-            says += _of_old(state, old, gone=record.get("old_gone", False))
-        alive = sorted(id for id in bs.values() if id in things and things[id]["state"] != "terminated")
-        if state == "upgraded" and len(alive) != 1 and not lost & set(bs.values()):
-            says.append(f"{len(alive)} servers made for it are left: {', '.join(alive) or 'none'}")
-        if state != "upgraded" and state in TERMINAL and alive:
-            says.append(f"servers made for it are left: {', '.join(alive)}")
-        for what in says:
-            yield Violation(id="I3", where="records.json", says=f"{name} is {state}: {what}")
+        if not _at_an_end(e, record, rollout):
+            yield Violation(id="I3", where="records.json", says=f"{name} is {state}: it has not ended")
+        if state in (*TERMINAL, "pending"):
+            for what in (*_places(e, name, state), *_things(e, name, state, record)):
+                yield Violation(id="I3", where="records.json", says=f"{name} is {state}: {what}")
 
 
-def _old_views(e: Evidence, pool: str, server: str, line: Line) -> Iterator[tuple[str, str]]:
-    """The seat that A had in the pool before, and its state now."""
-    for member, seat in e.plan["pools"][pool]["members"].items():
-        if e.seats[pool, member] == server:
-            now = line["members"].get(member)
-            yield member, now["state"] if now and now["address"] == seat["address"] else ""
+def _at_an_end(e: Evidence, record: Mapping[str, Any], rollout: str) -> bool:
+    """One that never began may stay so, where its rollout ended before its turn."""
+    match record.get("state", "pending"):
+        case "pending":
+            return e.given_up or rollout in ("aborted", "rolled_back", "failed")
+        case "held":
+            return e.given_up and bool(record.get("why"))
+        case state:
+            return state in TERMINAL
 
 
-def _of_old(state: str, old: str, *, gone: bool) -> list[str]:
-    match state:
-        case "upgraded" if gone and old != "terminated":
-            return [f"its A was to be terminated, and is {old}"]
-        case "upgraded" if not gone and old != "stopped":
-            return [f"its A was to be kept stopped, and is {old}"]
-        case "rolled_back" | "failed" | "pending" if old != "running":
-            return [f"its A is {old}"]
-    return []
+def _places(e: Evidence, server: str, state: str) -> Iterator[str]:
+    """What is wrong with its places in the balancer at the end."""
+    lost = _lost(e, "lost")
+    unpooled = {(i["pool"], i["id"]) for i in e.incidents if i["kind"] == "member lost" and "until" not in i}
+    last = {line["pool"]: line["members"] for line in e.balancer}
+    mine = {address: id for address, id in e.new_addresses.items() if e.server_of(id) == server}
+    for pool in e.servers[server]["pools"]:
+        members = last.get(pool, {})
+        new = {name: member for name, member in members.items() if member["address"] in mine}
+        seat = next((name for (where, name), whose in e.seats.items() if (where, whose) == (pool, server)), "")
+        old = members.get(seat, {}).get("state", "absent")
+        if state == "upgraded":
+            excused = any(id in lost for id in mine.values()) or any((pool, name) in unpooled for name in members)
+            if not any(member["state"] == "serving" for member in new.values()) and not excused:
+                yield f"its B does not serve in {pool}"
+            if old == "serving":
+                yield f"its A still serves in {pool}"
+            continue
+        if old != "serving" and e.servers[server]["id"] not in lost and (pool, seat) not in unpooled:
+            yield f"its A does not serve in {pool}, it is {old}"
+        for name, member in sorted(new.items()):
+            yield f"its B is still {member['state']} in {pool}, as {name}"
+
+
+def _things(e: Evidence, server: str, state: str, record: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with its A and its B themselves. What a person has settled is that person's to end."""
+    states = {thing["id"]: thing["state"] for thing in e.inventory}
+    lost, a = _lost(e, "lost"), e.servers[server]["id"]
+    if a not in lost and not record.get("by_hand"):
+        wanted = ("terminated" if record.get("old_gone") else "stopped") if state == "upgraded" else "running"
+        found = states.get(a, "terminated")
+        if found != wanted:
+            yield f"its A is {found}, not {wanted}"
+    quarantined = {item.get("id") for item in e.ledger if item["state"] == "quarantined"}
+    mine = {id for id in e.new_addresses.values() if e.server_of(id) == server}
+    alive = sorted(id for id in mine - quarantined if states.get(id, "terminated") != "terminated")
+    if len(alive) != (state == "upgraded") and not lost & mine:
+        yield f"of the servers made for it {', '.join(alive) or 'none'} live"
+
+
+def _lost(e: Evidence, *kinds: str) -> set[str]:
+    """What others have ended, or made unknowable."""
+    return {i["id"] for i in e.incidents if i["kind"] in kinds and "until" not in i}
 
 
 # -- made once ---------------------------------------------------------------------------------------------------------
@@ -95,12 +107,13 @@ def once_and_in_the_ledger(e: Evidence) -> Iterator[Violation]:
 
 def _ledger(e: Evidence) -> Iterator[Violation]:
     """Settled: the ledger and the inventory tell the same story."""
-    lost = {i["id"] for i in e.incidents if i["kind"] == "server lost"}
+    lost = _lost(e, "lost", "untagged")
+    held = {name for name, record in e.records.items() if record.get("state") == "held" and e.given_up}
     alive = {thing["id"]: thing for thing in e.inventory if thing["state"] != "terminated"}
     items = {item["id"]: item for item in e.ledger if item.get("id")}
     by_key = {item["key"]: item for item in e.ledger}
     for id, thing in alive.items():
-        if not ours(thing) or id in e.old:
+        if not ours(thing) or id in e.old or id in lost or e.server_of(id) in held:
             continue
         token = e.made[id]["token"] if id in e.made else ""
         item = by_key.get(f"{thing['kind']}:{token}") or items.get(id)
@@ -108,7 +121,7 @@ def _ledger(e: Evidence) -> Iterator[Violation]:
             state = "does not know it" if item is None else f"has it as {item['state']}"
             says = f"the {thing['kind']} {id} of {e.server_of(id)} is there and the ledger {state}: an orphan"
             yield Violation(id="I4", where=thing.where, says=says)
-    for item in e.ledger:
+    for item in (item for item in e.ledger if item["server"] not in held):
         if item["state"] in ("live", "retained", "quarantined") and item.get("id") not in (*alive, *lost):
             says = f"the ledger has {item['key']} ({item.get('id', '')}) as {item['state']}, and it is not there"
             yield Violation(id="I4", where=item.where, says=says)

@@ -130,6 +130,11 @@ class Evidence:
         line = self.made.get(id) or next((thing for thing in self.inventory if thing["id"] == id), Line())
         return str(line.get("tags", {}).get("changeover:server", ""))
 
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody answered any more for what was held."""
+        return any(line["kind"] == "given up" for line in self.incidents)
+
     def lost(self, at: float) -> bool:
         """Whether the store has forgotten what it knew of that moment."""
         return any(

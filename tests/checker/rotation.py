@@ -39,7 +39,7 @@ def _taken(e: Evidence, line: Line) -> int:
     members = line["members"]
     gone: set[str] = set()
     for incident in e.incidents:
-        if incident["kind"] not in ("server lost", "member lost") or incident.at > line.at + SKEW:
+        if incident["kind"] not in ("lost", "member lost") or incident.at > line.at + SKEW:
             continue
         if line.at > incident.get("until", float("inf")):
             continue
@@ -207,7 +207,12 @@ def old_ones_leave_late(e: Evidence) -> Iterator[Violation]:
     stays = Stays.of(e)
     soak, retain = float(e.plan["soak_seconds"]), float(e.plan["retain_seconds"])
     stopped: dict[str, float] = {}
-    for line in e.effects("remove", "stop", "start", "terminate"):
+    lost = {i["id"] for i in e.incidents if i["kind"] == "lost"}
+    for line in e.cloud:
+        if not line["effect"]:
+            if line["call"] == "stop" and line["outcome"] == "done":  # somebody else had been there before
+                stopped.setdefault(e.old.get(line["id"], ""), line.at)
+            continue
         server = _old_one(e, line)
         if server not in e.servers:
             continue
@@ -226,10 +231,10 @@ def old_ones_leave_late(e: Evidence) -> Iterator[Violation]:
                 stopped[server] = line.at
             case "start":
                 stopped.pop(server, None)
-            case "terminate" if server not in stopped:
+            case "terminate" if server not in stopped and line["id"] not in lost:
                 says = f"A of {server} is terminated without having been stopped and kept"
                 yield Violation(id="I7", where=_moment(line), says=says)
-            case "terminate" if line.at - stopped[server] < retain - SKEW:
+            case "terminate" if line.at - stopped.get(server, 0.0) < retain - SKEW:
                 says = f"A of {server} is terminated {line.at - stopped[server]:.3f} s after its stop, not {retain:g}"
                 yield Violation(id="I7", where=_moment(line), says=says)
 

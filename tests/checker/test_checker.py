@@ -366,14 +366,14 @@ def test_a_broken_promise_is_found(id: str, breaks: Break, tmp_path: Path) -> No
 def test_what_the_test_itself_took_away_is_not_missed(tmp_path: Path) -> None:
     files = small()
     too_few_serve(files)
-    files["incidents.jsonl"].append({"at": 12.0, "kind": "server lost", "id": "a2", "until": 15.9})
+    files["incidents.jsonl"].append({"at": 12.0, "kind": "lost", "id": "a2", "until": 15.9})
     assert ids(tmp_path, files) == set()
 
 
 def test_a_loss_ends_where_it_ended(tmp_path: Path) -> None:
     files = small()
     too_few_serve(files)
-    files["incidents.jsonl"].append({"at": 12.0, "kind": "server lost", "id": "a2", "until": 13.0})
+    files["incidents.jsonl"].append({"at": 12.0, "kind": "lost", "id": "a2", "until": 13.0})
     assert ids(tmp_path, files) == {"I1"}
 
 
@@ -401,6 +401,30 @@ def test_a_note_changes_nothing(tmp_path: Path) -> None:
     last = _entry(files, "web-1", "Finished", "drain_old")
     note = {**last, "n": last["n"] + 1, "event": "inspected", "was": "upgraded", "now": "upgraded", "after": {}}
     files["audit.jsonl"].insert(-1, note)
+    assert ids(tmp_path, files) == set()
+
+
+def test_what_a_person_has_settled_is_theirs_to_end(tmp_path: Path) -> None:
+    """web-2 was held in its undo, and a person said: its A serves. What was made for it is set aside."""
+    files = small()
+    entry = _entry(files, "web-2", "UndoBegan", "create_image")
+    files["audit.jsonl"].remove(_entry(files, "web-2", "Undone", "create_image"))
+    held = {**entry, "n": entry["n"] + 1, "event": "Held", "now": "held", "after": {**entry["after"], "state": "held"}}
+    after = {**entry["after"], "state": "rolled_back", "by_hand": "seen", "asked": True}
+    settled = {**held, "n": held["n"] + 1, "event": "Settled", "was": "held", "now": "rolled_back", "after": after}
+    files["audit.jsonl"][-1:-1] = [held, settled]
+    files["records.json"]["web-2"] = after
+    assert ids(tmp_path, files) == set()
+
+
+def test_a_held_server_is_no_end_unless_nobody_answers(tmp_path: Path) -> None:
+    files = small()
+    entry = _entry(files, "web-2", "Undone", "create_image")
+    after = {**entry["after"], "state": "held", "why": "its A does not start"}
+    entry.update({"event": "Held", "now": "held", "after": after})
+    files["records.json"]["web-2"] = after
+    assert "I3" in ids(tmp_path, files)
+    files["incidents.jsonl"].append({"at": 19.0, "kind": "given up"})
     assert ids(tmp_path, files) == set()
 
 
