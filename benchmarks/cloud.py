@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.domain.fleet import Fleet
+from providers.clients.fake_cloud import Remote
 from providers.compute.fake import FakeCloud
 from providers.probe.answer import Answer
 from providers.probe.fake import FakeProbe, FakeSites
@@ -49,17 +50,24 @@ def calls() -> dict[str, int]:
     return {**found, "probe": sites.calls.total()} if sites is not None else found
 
 
-def fleet(count: int, *, max_in_flight: int) -> Fleet:
-    """One wave, no pauses: nothing but the provider's own times takes time."""
+def operator(socket: str, *, image_seconds: float, ready_seconds: float) -> Any:
+    """Those who run the fake cloud behind that socket, `providers.fake_host.Operator`; made at the first asking."""
+    times = {"image_ms": round(image_seconds * 1000), "ready_ms": round(ready_seconds * 1000)}
+    return Remote("operator", {"socket": socket, "world": WORLD, **times})
+
+
+def fleet(count: int, *, max_in_flight: int, socket: str = "") -> Fleet:
+    """One wave, no pauses: nothing but the provider's own times takes time. `socket`: where a shared cloud is."""
+    world = {"world": WORLD, "socket": socket} if socket else {"world": WORLD}
     whole: Mapping[str, Any] = {
         "version": 1,
         "fleet": "bench",
-        "provider": {"name": "fake", "settings": {"world": WORLD, "sites": WORLD}},
+        "provider": {"name": "fake", "settings": {**world, "sites": WORLD}},
         "target": {"size": {"memory": "2GiB", "disk": "20GiB"}},
         "servers": [{"name": name, "pools": [POOL]} for name in names(count)],
         "traffic": {
             "provider": "fake",
-            "settings": {"world": WORLD},
+            "settings": world,
             "pools": {POOL: {"port": PORT, "min_healthy": 1}},
         },
         "checks": {

@@ -29,13 +29,15 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What every candidate is given. `image` and `ready` are the provider's own seconds."""
+    """What every candidate is given. `image` and `ready` are the provider's own seconds. `workers` is how many
+    processes of ours work: one holds the fake cloud itself, several share one behind a socket."""
 
     servers: int
     image: float
     ready: float
     max_in_flight: int
     threads: int
+    workers: int = 1
 
     @property
     def limit(self) -> float:

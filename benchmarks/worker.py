@@ -1,6 +1,7 @@
 """`python -m benchmarks.worker`: a real worker that holds the fake cloud, and writes down what its slots do.
 
 `changeover` runs our tasks exactly as `changeover worker` does; `chains` runs the peers' tasks on the same settings.
+With `--name` it is one of several of ours, and the cloud is in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ def main() -> int:
     parser.add_argument("--image", type=float, required=True)
     parser.add_argument("--ready", type=float, required=True)
     parser.add_argument("--gauge", type=Path, required=True)
+    parser.add_argument("--name")
     options = parser.parse_args()
-    cloud.make(servers=options.servers, image_seconds=options.image, ready_seconds=options.ready)
+    if options.name is None:
+        cloud.make(servers=options.servers, image_seconds=options.image, ready_seconds=options.ready)
     threading.Thread(target=_write_down, args=(options.gauge,), daemon=True).start()
     if options.what == "changeover":
         from workers.app import run
 
-        return run("bench")
+        return run(options.name or "bench")
     from benchmarks.chains import work
 
     return work()
