@@ -22,6 +22,7 @@ from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.retry import Limits, Trouble, answer_to, poison
 from orchestrator.domain.steps import RETIRE
 from orchestrator.domain.upgrade import (
+    CLOSE,
     AttemptEnded,
     Began,
     Event,
@@ -57,7 +58,6 @@ DEADLINES: Mapping[str, float] = {
 }
 SOON = 0.15  # seconds
 UNDO_DEADLINE = 3600.0
-CLOSE = 0.01  # seconds by which a message may come before its time
 MAKES: Mapping[str, Kind] = {"create_image": "image", "provision": "server"}  # the steps that make something billable
 # Seconds after which one that was refused asks again: a backstop, since coordinators wake it when it may begin. Each
 # asking is an entry of the audit log, and a night's freeze must not fill the store.
@@ -193,8 +193,10 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
 
 def _too_early(turn: Turn) -> Event | None:
     """It waits for a time that has not come: this message is one of the former chain, delivered twice or late. Acting
-    on it would cut short a soak or a quiet time."""
+    on it would cut short a soak, a quiet time, or the time for which A is kept."""
     u = turn.upgrade
+    if u.state == "upgraded" and u.intent is None and turn.now < (u.retain_until or 0.0) - CLOSE:
+        return Stumbled(why="its old server is kept", at=u.retain_until or 0.0, counts=False)
     if u.wait is None or u.wait.observe is not None or u.wait.refused or turn.now >= u.wait.at - CLOSE:
         return None
     return Stumbled(why=u.wait.reason, at=u.wait.at, counts=False)

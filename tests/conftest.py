@@ -8,11 +8,15 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from orchestrator.store import Store
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
 from tests.support.valkey import running_valkey
+
+# Many more histories of the state machines: `pytest tests/unit --hypothesis-profile=thorough`.
+settings.register_profile("thorough", deadline=None, database=None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -88,6 +88,8 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
     match rollout.state:
         case "running" | "baking" if rollout.stop:
             return [Become(rollout=paused(rollout, why=rollout.stop, now=now), event="stopped")]
+        case "running" | "baking" | "failed" if (overlooked := _overlooked(rollout, upgrades)) is not None:
+            return [Become(rollout=reopened(rollout, upgrades, overlooked), event="reopened")]
         case "running":
             return _run(rollout, upgrades, failed_before_swap, now)
         case "baking":
@@ -104,6 +106,12 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
             if all(u.settled or u.state == "pending" for u in upgrades):
                 return [Become(rollout=replace(rollout, closed=True), event="closed")]
             return []
+
+
+def _overlooked(rollout: Rollout, upgrades: Sequence[Upgrade]) -> str | None:
+    """One that is pending in a wave that is through: whoever released it died before the wave was reopened."""
+    through = rollout.wave - (rollout.state == "running")
+    return next((u.server for u in upgrades if u.state == "pending" and u.wave <= through), None)
 
 
 def _run(rollout: Rollout, upgrades: Sequence[Upgrade], failed: int, now: float) -> list[Decision]:
@@ -128,8 +136,8 @@ def _run(rollout: Rollout, upgrades: Sequence[Upgrade], failed: int, now: float)
 def admissible(pending: Sequence[Upgrade], flying: Sequence[Upgrade], limit: int) -> list[Upgrade]:
     """Those that may start now: within the limit, and of one failure domain at a time."""
     room = max(0, limit - len(flying))
-    domain = flying[0].domain if flying else pending[0].domain
-    return [u for u in pending if not domain or u.domain in ("", domain)][:room]
+    domain = next((u.domain for u in (*flying, *pending) if u.domain), "")
+    return [u for u in pending if u.domain in ("", domain)][:room]
 
 
 def in_flight(u: Upgrade) -> bool:

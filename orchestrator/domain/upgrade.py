@@ -26,6 +26,7 @@ Side = Literal["old", "new"]
 SCHEMA = 1
 OPEN: frozenset[State] = frozenset({"running", "waiting", "held"})
 TERMINAL: frozenset[State] = frozenset({"upgraded", "rolled_back", "failed"})
+CLOSE = 0.01  # seconds by which something may come before its time: clocks are read one after the other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class Upgrade:
     `why` is the reason of the present state, `cause` that of the turn back. `undoing` is the step whose undo has
     been announced in the audit log. `asked`: a person or a policy turned it back, not its own failure. `life` counts
     the times that it began anew. `by_hand`: why a person settled it as it stood; nothing is undone or retired then.
+    `limit`: seconds that the step which has begun may take.
     """
 
     rollout: str
@@ -98,6 +100,7 @@ class Upgrade:
     attempts: Mapping[str, int] = field(default_factory=dict)
     tries: int = 0
     deadline: float | None = None
+    limit: float | None = None
     wait: Waiting | None = None
     seen: Seen | None = None
     results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -139,11 +142,29 @@ class Upgrade:
     @property
     def remaining(self) -> tuple[str, ...]:
         """The steps that are left in its present direction, the due one first."""
+        if self.settled:
+            return ()
         if self.state == "upgraded":
-            return () if self.settled else (RETIRE,)
+            return (RETIRE,)
         if self.direction == "forward":
             return STEPS[STEPS.index(self.step) :]
         return tuple(step for step in reversed(STEPS[: STEPS.index(self.step) + 1]) if self.has_begun(step))
+
+    @property
+    def flaw(self) -> str:
+        """Why no history leads to such a record, as after an edit by hand; empty when one may."""
+        steps = {"pending": STEPS[:1], "upgraded": (RETIRE,)}.get(self.state, STEPS)
+        if self.step not in steps:
+            return f"{self.state} at {self.step}"
+        if self.direction != "undo" and self.state in ("failed", "rolled_back"):
+            return f"{self.state} on its way {self.direction}"
+        if self.direction == "undo" and self.state in ("pending", "upgraded"):
+            return f"{self.state} on its way back"
+        if self.direction == "undo" and not self.terminal and not self.has_begun(self.step):
+            return f"undoing {self.step}, which it has not begun"
+        if self.intent is not None and (self.direction == "undo" or self.intent.step != self.step):
+            return f"an intent of {self.intent.step} while {self.state} at {self.step} ({self.direction})"
+        return ""
 
     def has_begun(self, step: str) -> bool:
         return any(intent.step == step for intent in self.begun)
@@ -325,19 +346,37 @@ Event = (
 def _after(u: Upgrade, event: Event) -> Upgrade:
     active = u.state in ("running", "waiting")
     retiring = u.state == "upgraded" and not u.settled
+    # An effect was announced: only then is there something that can wait, or be done.
+    at_work = u.intent is not None if u.direction == "forward" else u.undoing == u.step
+    if u.flaw:
+        raise IllegalTransition(
+            f"the record of {u.server} makes no sense ({u.flaw}): somebody has changed it by hand",
+            next=f"changeover explain {u.server}",
+        )
     match event:
         case Admitted(at=at) if u.state == "pending":
             return replace(u, state="running", admitted_at=at, why="")
         case Began(intent=intent, deadline=deadline) if (
-            (active or retiring) and u.direction == "forward" and intent.step == u.step and u.intent is None
+            (active or (retiring and intent.at >= (u.retain_until or 0.0) - CLOSE))
+            and u.direction == "forward"
+            and u.intent is None
+            and (intent.step, intent.attempt) == (u.step, u.attempt(u.step))
         ):
             state: State = u.state if retiring else "running"
             return replace(
-                u, state=state, intent=intent, begun=(*u.begun, intent), deadline=deadline, wait=None, seen=None, why=""
+                u,
+                state=state,
+                intent=intent,
+                begun=(*u.begun, intent),
+                deadline=deadline,
+                limit=None if deadline is None else deadline - intent.at,
+                wait=None,
+                seen=None,
+                why="",
             )
         case UndoBegan(deadline=deadline) if active and u.direction == "undo" and u.undoing != u.step:
             return replace(u, state="running", undoing=u.step, deadline=deadline, wait=None, seen=None)
-        case Waits(wait=wait, notes=notes) if active or retiring:
+        case Waits(wait=wait, notes=notes) if (active or retiring) and at_work:
             state = u.state if retiring else "waiting"
             return replace(u, state=state, wait=wait, seen=None, notes=notes, tries=0, why=wait.reason)
         case Looked(seen=seen, again=again) if u.wait is not None and u.wait.observe is not None:
@@ -362,7 +401,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return replace(u, state="waiting", **fresh, attempts=attempts, why=why)
         case TurnedBack():
             return _turned_back(u, event)
-        case Undone(at=at) if active and u.direction == "undo":
+        case Undone(at=at) if active and u.direction == "undo" and at_work:
             return _undone(u, at)
         case Held(why=why) if active:
             return replace(u, state="held", wait=None, seen=None, notes={}, why=why)
@@ -377,7 +416,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
         case Settled() if u.state == "held":
             return _settled(u, event)
         case Shifted(seconds=seconds) if not u.terminal:
-            if u.state == "waiting" and u.direction == "forward" and u.intent is None:
+            if u.direction == "forward" and u.wait is not None and u.wait.refused:
                 # What it waits for is to begin its step, which the pause has refused: it may now.
                 return replace(u, state="running", wait=None, why="")
             return replace(u, deadline=None if u.deadline is None else u.deadline + seconds)
@@ -390,7 +429,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
 
 def _fresh() -> dict[str, Any]:
     """What a new step, or a new attempt at one, begins with."""
-    return {"intent": None, "wait": None, "seen": None, "tries": 0, "deadline": None, "notes": {}}
+    return {"intent": None, "wait": None, "seen": None, "tries": 0, "deadline": None, "limit": None, "notes": {}}
 
 
 def _timed_anew(u: Upgrade, at: float) -> Upgrade:
@@ -398,9 +437,7 @@ def _timed_anew(u: Upgrade, at: float) -> Upgrade:
     announced anew, and has its deadline from that."""
     if u.direction == "undo":
         return replace(u, tries=0, deadline=None, undoing="")
-    if u.intent is None or u.deadline is None:
-        return replace(u, tries=0, deadline=None)
-    return replace(u, tries=0, deadline=at + u.deadline - u.intent.at)
+    return replace(u, tries=0, deadline=None if u.limit is None else at + u.limit)
 
 
 def _finished(u: Upgrade, result: Mapping[str, Any], at: float, retain_until: float | None) -> Upgrade:
@@ -440,7 +477,8 @@ def _turned_back(u: Upgrade, event: TurnedBack) -> Upgrade:
         return replace(_timed_anew(u, at), state="waiting", wait=Waiting(reason=why, at=at), why=why)
     if not u.begun:
         ended: State = "rolled_back" if asked else "failed"
-        return replace(u, **_fresh(), state=ended, why=why, cause=why, asked=asked, direction="undo", ended_at=at)
+        u = replace(u, **_fresh(), direction="undo", step=STEPS[0])
+        return replace(u, state=ended, why=why, cause=why, asked=asked, ended_at=at)
     begun = [step for step in STEPS if u.has_begun(step)]
     used_up = {u.step: u.attempt(u.step) + 1} if event.refused and u.intent is not None else {}
     return replace(

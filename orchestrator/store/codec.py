@@ -45,11 +45,14 @@ class Codec(Generic[T]):
         if text is None or not text.startswith(_HEAD):
             raise _unreadable(self._kind, key, _why_not(text))
         try:
-            return self._adapter.validate_json(text)
+            found = self._adapter.validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise _unreadable(self._kind, key, f"{where}: {first['msg']}" if where else first["msg"]) from error
+        if isinstance(found, Upgrade) and found.flaw:
+            raise _unreadable(self._kind, key, f"it makes no sense ({found.flaw})")
+        return found
 
     def of(self, document: Mapping[str, Any]) -> T:
         """The record that an audit entry's `after` stands for."""

@@ -180,7 +180,7 @@ def put(store: MemoryStore, id: str, server: str, to: Upgrade) -> Upgrade:
 
 
 def intent(step: str) -> Intent:
-    return Intent(step=step, attempt=0, rung=0, token="0" * 64, name="co-0", at=0.0)
+    return Intent(step=step, attempt=0, rung=0, token="0" * 64, name="co-0", at=1e12 if step == "retire" else 0.0)
 
 
 def at_step(store: MemoryStore, id: str, server: str, step: str, *, deadline: float | None = None) -> Upgrade:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.domain.fleet import Budget
@@ -121,22 +121,15 @@ def test_every_server_is_in_exactly_one_wave(waves: list[int | str], total: int)
 fleets = st.lists(st.sampled_from(["", "x", "y", "z"]), min_size=1, max_size=12)
 
 
-@given(fleets, st.lists(st.sampled_from(["x", "y"]), max_size=5), st.integers(1, 6), st.booleans())
+@given(fleets, st.lists(st.sampled_from(["", "x"]), max_size=5), st.integers(1, 6))
 @quick
-def test_admission_never_exceeds_the_limit_nor_mixes_domains(
-    domains: list[str], flying: list[str], limit: int, named: bool
-) -> None:
-    if named:
-        assume(all(domains))
-    else:
-        domains, flying = [""] * len(domains), [""] * len(flying)
-    flying = flying[:1] * len(flying)  # what flies is of one domain already
+def test_admission_never_exceeds_the_limit_nor_mixes_domains(domains: list[str], flying: list[str], limit: int) -> None:
     air = [upgrade(f"f{n}", "running", domain=domain) for n, domain in enumerate(flying)]
     ground = [upgrade(f"p{n}", domain=domain) for n, domain in enumerate(domains)]
     chosen = admissible(ground, air, limit)
     assert len(chosen) + len(air) <= max(limit, len(air))
-    assert len({u.domain for u in (*air, *chosen)}) <= 1
-    if len(air) < limit and (not flying or flying[0] in domains):
+    assert len({u.domain for u in (*air, *chosen) if u.domain}) <= 1
+    if len(air) < limit and (not any(flying) or {"", "x"} & set(domains)):
         assert chosen, "somebody may start"
 
 
@@ -242,7 +235,8 @@ def test_an_ended_rollout_closes_when_nothing_can_happen_any_more(state: Any) ->
     ended = rollout(state=state)
     assert next_of(ended, [done("a")]) == []
     assert next_of(ended, [upgrade("a", "running", upto="swap", direction="undo")]) == []
-    closed = become(ended, [done("a", old_gone=True), upgrade("b"), upgrade("c", "failed")])
+    left = [upgrade("b")] if state in ("aborted", "rolled_back") else []
+    closed = become(ended, [done("a", old_gone=True), *left, upgrade("c", "failed")])
     assert closed.closed
     assert next_of(closed, []) == []
 

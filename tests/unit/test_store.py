@@ -31,6 +31,7 @@ from orchestrator.domain.upgrade import (
     Seen,
     Stumbled,
     TurnedBack,
+    UndoBegan,
     Undone,
     Upgrade,
     Waiting,
@@ -150,7 +151,7 @@ def an_intent(u: Upgrade) -> Intent:
         rung=0,
         token=f"{u.server}-{u.step}",
         name="co-1",
-        at=START,
+        at=max(START, u.retain_until or 0.0),
         params={"k": [1]},
     )
 
@@ -445,7 +446,8 @@ def test_an_admission_decided_before_a_retry_does_not_bring_old_tokens_back(site
     claim = site.running()
     began = site.began(claim)
     assert isinstance(began, Claim)
-    back = began.row.upgrade.after(TurnedBack(why="x", at=START, asked=False)).after(Undone(at=START))
+    back = began.row.upgrade.after(TurnedBack(why="x", at=START, asked=False)).after(UndoBegan(deadline=None))
+    back = back.after(Undone(at=START))
     row = site.store.commit(began, back, entry=DID, due=None)
     retried = site.store.turn(row, back.after(Released(at=START)), entry=DID, due=None)
     assert retried is not None
@@ -1303,6 +1305,7 @@ def dump(raw: Any) -> dict[bytes, bytes]:
         ('{"rollout":"r1"}', "names no schema"),
         ('{"schema":1,"rollout":"r1","server":"a","wave":0,"state":"dancing"}', "state"),
         ('{"schema":1,"rollout":"r1","wave":0}', "server"),
+        ('{"schema":1,"rollout":"r1","server":"a","wave":0,"step":"swap"}', "makes no sense .pending at swap"),
         ('{"schema":1,"rollout":"r1","server":"a","wave":"x"}', "wave"),
         ("[]", "names no schema"),
     ],
@@ -1704,9 +1707,10 @@ def test_both_stores_answer_the_same(valkey_url: str, seed: int) -> None:
 
 
 def test_a_record_with_everything_in_it_comes_back_as_it_was() -> None:
+    u = Upgrade(rollout="r1", server="ä b", wave=3, domain="d").after(Admitted(at=1.25))
+    begun = u.after(Began(intent=an_intent(u), deadline=START + 9.5))
     full = replace(
-        waits(Upgrade(rollout="r1", server="ä b", wave=3, domain="d").after(Admitted(at=1.25)), 2.5),
-        begun=(an_intent(Upgrade(rollout="r1", server="a", wave=0)),),
+        waits(begun, 2.5),
         seen=Seen(kind="image", at=1.5, answers={"i": {"x": [1, {"y": None}]}}),
         results={"create_image": {"id": "i", "n": 1}},
         attempts={"provision": 2},

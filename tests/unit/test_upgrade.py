@@ -43,7 +43,8 @@ TIME = Waiting(reason="soaking", at=AT + 5)
 
 
 def intent(step: str, attempt: int = 0) -> Intent:
-    return Intent(step=step, attempt=attempt, rung=0, token=f"{step}{attempt}", name=f"co-{step}", at=AT)
+    at = AT + 100 if step == RETIRE else AT
+    return Intent(step=step, attempt=attempt, rung=0, token=f"{step}{attempt}", name=f"co-{step}", at=at)
 
 
 def event(kind: str, u: Upgrade) -> Event:
@@ -86,20 +87,20 @@ RECORDS = {
     "upgraded": told("Admitted", *FORWARD * 6),
     "retiring": told("Admitted", *FORWARD * 6, "Began"),
     "old gone": told("Admitted", *FORWARD * 7),
-    "failed": told("Admitted", "Began", "TurnedBack", "Undone"),
-    "rolled back": replace(told("Admitted", "Began", "TurnedBack", "Undone"), state="rolled_back"),
+    "failed": told("Admitted", "Began", "TurnedBack", "UndoBegan", "Undone"),
+    "rolled back": replace(told("Admitted", "Began", "TurnedBack", "UndoBegan", "Undone"), state="rolled_back"),
     "settled on A": told("Admitted", "Began", "Held").after(Settled(serving="old", why="mine", at=AT)),
     "settled on B": told("Admitted", "Began", "Held", "Settled"),
 }
-ANY_TURN = {"Waits", "Stumbled", "TurnedBack"}
+ANY_TURN = {"Stumbled", "TurnedBack"}
 APPLY = {
     "pending": {"Admitted", "TurnedBack", "Shifted"},
     "admitted": {"Began", "Held", "Shifted", *ANY_TURN},
-    "begun": {"Finished", "AttemptEnded", "Held", "Shifted", *ANY_TURN},
-    "waiting": {"Looked", "Finished", "AttemptEnded", "Held", "Shifted", *ANY_TURN},
+    "begun": {"Finished", "AttemptEnded", "Held", "Shifted", "Waits", *ANY_TURN},
+    "waiting": {"Looked", "Finished", "AttemptEnded", "Held", "Shifted", "Waits", *ANY_TURN},
     "held": {"TurnedBack", "Released", "Settled", "Shifted"},
-    "undoing": {"UndoBegan", "Undone", "Held", "Shifted", *ANY_TURN},
-    "undo begun": {"Undone", "Held", "Shifted", *ANY_TURN},
+    "undoing": {"UndoBegan", "Held", "Shifted", *ANY_TURN},
+    "undo begun": {"Undone", "Held", "Shifted", "Waits", *ANY_TURN},
     "upgraded": {"Began", *ANY_TURN},
     "retiring": {"Finished", "Waits", "Stumbled"},
     "old gone": set[str](),
@@ -182,6 +183,21 @@ def test_a_released_one_goes_on_where_it_was_and_has_all_its_time_once_more() ->
     assert (u.state, u.step, u.direction, u.begun) == ("waiting", was.step, was.direction, was.begun)
     assert was.intent is not None and was.deadline is not None
     assert u.deadline == AT + 500 + was.deadline - was.intent.at
+    again = told("Held", u=u).after(Released(at=AT + 900))
+    assert again.deadline == AT + 900 + was.deadline - was.intent.at, "and not more, however often it is asked for"
+
+
+def test_no_old_server_ends_before_its_time_is_up() -> None:
+    u = RECORDS["upgraded"]
+    early = Began(intent=replace(intent(RETIRE), at=AT + 99), deadline=None)
+    with pytest.raises(IllegalTransition, match="Began does not apply"):
+        u.after(early)
+
+
+def test_an_intent_of_another_attempt_than_the_due_one_is_refused() -> None:
+    u = told("AttemptEnded", u=RECORDS["begun"])
+    with pytest.raises(IllegalTransition, match="Began does not apply"):
+        u.after(Began(intent=intent(u.step, 0), deadline=None))
 
 
 @pytest.mark.parametrize("event", ["Released", "TurnedBack"])
@@ -194,8 +210,10 @@ def test_a_held_undo_that_is_asked_for_again_is_announced_anew_with_a_new_deadli
 
 def test_a_pause_moves_the_deadline_and_lets_begin_what_it_had_refused() -> None:
     assert RECORDS["begun"].after(Shifted(seconds=7)).deadline == AT + 67
-    refused = RECORDS["admitted"].after(Stumbled(why="not begun: paused", at=AT + 600, counts=False))
+    refused = RECORDS["admitted"].after(Stumbled(why="not begun: paused", at=AT + 600, counts=False, refused=True))
     assert refused.after(Shifted(seconds=7)).wait is None
+    backing_off = told("AttemptEnded", u=RECORDS["begun"])
+    assert backing_off.after(Shifted(seconds=7)).wait == backing_off.wait, "nor is what the provider asked for"
     soaking = RECORDS["begun"].after(Waits(wait=TIME))
     assert soaking.after(Shifted(seconds=7)).wait == TIME, "a soak is not cut short by a pause"
 
@@ -245,7 +263,7 @@ class AnyHistory(RuleBasedStateMachine):
         if u.state == "pending":
             self.happens(Admitted(at=AT))
         elif u.direction == "undo":
-            self.happens(Undone(at=AT))
+            self.happens(Undone(at=AT) if u.undoing == u.step else UndoBegan(deadline=AT + 60))
         else:
             self.happens(event("Began" if u.intent is None else "Finished", u))
 
@@ -308,7 +326,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 AnyHistory.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=4000 if settings.get_current_profile_name() == "thorough" else 60,
     stateful_step_count=50,
     deadline=None,
     database=None,
