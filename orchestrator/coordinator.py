@@ -18,7 +18,7 @@ from orchestrator import dispatch
 from orchestrator.dispatch import Sender
 from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide, may_begin
 from orchestrator.domain.upgrade import Admitted, TurnedBack
-from orchestrator.errors import ChangeoverError, Conflict, Unreachable, UnsafeStore
+from orchestrator.errors import ChangeoverError, Conflict, UnsafeStore
 from orchestrator.settings import Settings
 from orchestrator.store import Entry, Row, Store, Tally
 
@@ -219,11 +219,13 @@ def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """The loop of `changeover coordinator`, until `stop`. It outlives an absent Redis."""
+    """The loop of `changeover coordinator`, until `stop`. It outlives an absent Redis. Raises `UnsafeStore` when at its
+    start Redis would lose what it is told."""
     import time
 
     from orchestrator.dispatch import celery_sender
     from orchestrator.messaging import make_app
+    from orchestrator.store.health import check_messages
     from orchestrator.store.redis import RedisStore
 
     app = make_app(settings)
@@ -245,11 +247,18 @@ def run(settings: Settings, stop: threading.Event) -> None:
         monotonic=time.monotonic,
         grace=settings.grace,
     )
-    cursor = "$"
+    cursor, checked, away = "$", False, ""
     while not stop.is_set():
         began = time.monotonic()
         try:
+            if not checked:
+                store.check(dev=settings.dev)
+                check_messages(settings.urls(), dev=settings.dev)
+                checked = True
             coordinator.tick()
+            if away:
+                log.info("store", was="away", now="back")
+                away = ""
             next_due = store.next_due()
             pause = (
                 LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, next_due - store.now()))
@@ -257,11 +266,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
             cursor = store.sleep(pause, cursor=cursor)
             # Commits wake us, hundreds of them a second in a large rollout: one sweep answers all of a moment.
             stop.wait(max(0.0, began + SHORTEST_SLEEP - time.monotonic()))
-        except Unreachable as error:
-            log.warning("store away", error=str(error))
-            stop.wait(1.0)
         except ChangeoverError as error:
-            log.error("tick failed", error=str(error))
+            if isinstance(error, UnsafeStore) and not checked:
+                raise
+            if away != error.message:
+                log.warning("store", was="answering", now="away", error=str(error))
+            away = error.message
             stop.wait(1.0)
         except Exception as error:  # whatever it was, the next sweep reads everything anew
             log.error("tick failed", error=repr(error), exc_info=error)

@@ -6,7 +6,8 @@ from typing import Any
 
 from celery import Celery
 
-from orchestrator.settings import Settings, for_celery, with_database
+from orchestrator.addresses import parse
+from orchestrator.settings import Settings
 
 # Seconds. Only a backstop: the lease recovers faster, and no task holds a message for longer than its bounded body.
 VISIBILITY_TIMEOUT = 600
@@ -14,15 +15,17 @@ VISIBILITY_TIMEOUT = 600
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app that can send every task by name; the worker adds the bodies."""
-    store = settings.store_url()
-    results = for_celery(settings.result_url or with_database(store, 2))
-    app = Celery(
-        "changeover",
-        broker=for_celery(settings.broker_url or with_database(store, 1)),
-        backend=results,
-        set_as_current=False,
-    )
-    app.conf.update(configuration(settings, tcp_results="+socket:" not in results))
+    urls = settings.urls()
+    broker, broker_tls, broker_options = parse(urls.messages).for_celery()
+    backend, backend_tls, backend_options = parse(urls.results).for_celery()
+    app = Celery("changeover", broker=broker, backend=backend, set_as_current=False)
+    conf = configuration(settings, tcp_results="+socket:" not in backend)
+    conf["broker_transport_options"] |= broker_options
+    conf["result_backend_transport_options"] |= backend_options
+    # A setting that is None is not the same as one that is not there.
+    conf |= {"broker_use_ssl": broker_tls} if broker_tls else {}
+    conf |= {"redis_backend_use_ssl": backend_tls} if backend_tls else {}
+    app.conf.update(conf)
     return app
 
 

@@ -484,7 +484,7 @@ def settle(
         raise BadInput("a reason is wanted: it is all that will be known of why", place="--because")
     rollout, row = find(store, id), _row(store, id, server)
     if row.upgrade.terminal and row.upgrade.by_hand and (row.upgrade.state == "upgraded") == (serving == "new"):
-        return Answer(rollout=rollout, changed=False, servers=(row.upgrade,))
+        return Answer(rollout=rollout, changed=False, confirmed=confirmed(store), servers=(row.upgrade,))
     event = Settled(serving=serving, why=because, at=store.now())
     row.upgrade.after(event)  # refused before anybody is asked
     seen = None if unchecked else _whereabouts(store, ask, id, server, waiter)
@@ -512,7 +512,7 @@ def settle(
     stored = store.turn(row, row.upgrade.after(event), entry=entry, due=None, ledger=left)
     if stored is None:
         raise Conflict(f"{server} was changed meanwhile; nothing was done", next=f"changeover explain {server}")
-    return Answer(rollout=rollout, changed=True, servers=(stored.upgrade,))
+    return Answer(rollout=rollout, changed=True, confirmed=confirmed(store), servers=(stored.upgrade,))
 
 
 def _whereabouts(store: Store, ask: Asker, rollout: str, server: str, waiter: Waiter | None) -> Whereabouts:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from orchestrator.addresses import with_database
 from orchestrator.errors import BadInput, Unreachable
 
 
@@ -15,10 +17,20 @@ def default_state_dir() -> Path:
     return Path.home() / ".local" / "state" / "changeover"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Urls:
+    """Where the records are, Celery's messages, and its results."""
+
+    records: str
+    messages: str
+    results: str
+
+
 class Settings(BaseSettings):
-    """`redis_url` holds the records; broker and results default to databases 1 and 2 of the same server. `lease` is how
-    many seconds a worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is
-    sent again, `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
+    """`redis_url` holds the records; broker and results default to databases 1 and 2 of the same server, and may each
+    be on a server of their own; `orchestrator.addresses` says how they are written. `lease` is how many seconds a
+    worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is sent again,
+    `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
     `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. `dev` lets Redis be one that forgets."""
 
     model_config = SettingsConfigDict(env_prefix="CHANGEOVER_", extra="ignore", frozen=True)
@@ -53,30 +65,26 @@ class Settings(BaseSettings):
         return self.state_dir / "run.json"
 
     def store_url(self) -> str:
-        """The URL of the records. Raises `Unreachable` when nothing was given and nothing runs."""
-        if self.redis_url:
-            return self.redis_url
+        """The URL of the records; see `urls`."""
+        return self.urls().records
+
+    def urls(self) -> Urls:
+        """What was given; else what runs here; and what is not said is another database of the records' server.
+
+        Raises `Unreachable` when no records are known, `BadInput` for what is no address of them."""
+        found = {"redis_url": self.redis_url} if self.redis_url else self._running()
+        records = found["redis_url"]
+        return Urls(
+            records=records,
+            messages=self.broker_url or found.get("broker_url") or with_database(records, 1),
+            results=self.result_url or found.get("result_url") or with_database(records, 2),
+        )
+
+    def _running(self) -> dict[str, str]:
         try:
-            return str(json.loads(self.run_file.read_text())["redis_url"])
+            run = json.loads(self.run_file.read_text())
+            return {"redis_url": run["redis_url"], **{name: run.get(name, "") for name in ("broker_url", "result_url")}}
         except (OSError, ValueError, KeyError):
             raise Unreachable(
                 f"no Redis: CHANGEOVER_REDIS_URL is not set and nothing runs in {self.state_dir}", next="changeover up"
             ) from None
-
-
-def with_database(url: str, number: int) -> str:
-    """The same server, another database; sentinel, rediss and unix URLs keep their query."""
-    scheme, _, rest = url.partition("://")
-    if scheme == "unix":
-        path = rest.partition("?")[0]
-        return f"unix://{path}?db={number}"
-    base, mark, query = rest.partition("?")
-    host = base.split("/", 1)[0]
-    return f"{scheme}://{host}/{number}{mark}{query}"
-
-
-def for_celery(url: str) -> str:
-    """redis-py writes a unix socket `unix:///path?db=1`, Celery `redis+socket:///path?virtual_host=1`."""
-    if url.startswith("unix://"):
-        return url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=")
-    return url

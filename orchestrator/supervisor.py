@@ -24,6 +24,7 @@ from orchestrator.errors import ChangeoverError, Unreachable, UnsafeStore, WaitT
 from orchestrator.processes import Children, Command, Ended
 from orchestrator.settings import Settings
 from orchestrator.state_folder import StateFolder, last_lines
+from orchestrator.store.health import check_messages
 from orchestrator.store.redis import RedisStore
 
 Say = Callable[[str], None]
@@ -122,6 +123,7 @@ class Supervisor:
         self.settings = self.settings.model_copy(update={"redis_url": self.redis_url})
         self._store = RedisStore(self.redis_url, namespace=self.settings.namespace, connections=4)
         self._store.check(dev=self.settings.dev)
+        check_messages(self.settings.urls(), dev=self.settings.dev)
         self._take_over(former)
         for number in range(1, workers + 1):
             self._add(self._worker(number))
@@ -320,6 +322,7 @@ class Supervisor:
         trouble = ""
         try:
             self._store.check(dev=self.settings.dev)
+            check_messages(self.settings.urls(), dev=self.settings.dev)
         except (Unreachable, UnsafeStore) as error:
             trouble = str(error)
         if trouble != self._trouble:
@@ -394,6 +397,8 @@ class Supervisor:
                 "pid": os.getpid(),
                 "started": self._since,
                 "redis_url": self.redis_url,
+                "broker_url": self.settings.broker_url,
+                "result_url": self.settings.result_url,
                 "flower_url": self.flower_url,
                 "flower_credentials": str(self.flower_credentials or ""),
                 "logs": str(self._folder.path / "logs"),

@@ -13,6 +13,7 @@ from celery.platforms import SecurityWarning
 from orchestrator import logs
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
+from orchestrator.store.health import check_messages
 from tasks import register
 from tasks.world import World
 from workers import guard
@@ -35,6 +36,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     app.conf.worker_consumer = CONSUMER
     world = World.open(settings, worker=name)
     world.store.check(dev=settings.dev)
+    check_messages(settings.urls(), dev=settings.dev)
     register(app, world)
     lifecycle = Lifecycle(store=world.store, name=name)
     worker = app.Worker(

@@ -11,7 +11,7 @@ import typer
 
 from orchestrator.cli import output, session
 from orchestrator.cli.output import Format, Output
-from orchestrator.errors import BadInput, ChangeoverError, Unreachable
+from orchestrator.errors import BadInput, ChangeoverError, Unreachable, UnsafeStore
 
 if TYPE_CHECKING:
     from orchestrator.domain.fleet import Fleet
@@ -164,9 +164,10 @@ def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> i
     code = 0
     try:
         with session.opened() as s:
+            s.check_messages()
             waiter = operations.Waiter(timeout=timeout)
             found += operations.doctor(s.store, s.ask, fleet, dev=s.settings.dev, waiter=waiter)
-    except Unreachable as error:
+    except (Unreachable, UnsafeStore) as error:
         found.append(Check(name="Redis", ok=False, detail=error.message, fix=error.next))
     ill = [check for check in found if not check.ok]
     if ill:

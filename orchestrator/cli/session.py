@@ -41,6 +41,12 @@ class Session:
 
         return celery_asker(self._app)
 
+    def check_messages(self) -> None:
+        """Raises `Unreachable` or `UnsafeStore` for servers of messages and results that are not the records' own."""
+        from orchestrator.store.health import check_messages
+
+        check_messages(self.settings.urls(), dev=self.settings.dev)
+
     def publish(self) -> Sender:
         from orchestrator.dispatch import celery_sender
 

@@ -104,7 +104,7 @@ def host_folder(settings: Settings) -> Path:
 
 
 def _tell_where(redis_url: str, flower_url: str, credentials: Path | None, settings: Settings) -> None:
-    from orchestrator.store.redis import where
+    from orchestrator.addresses import where
 
     say(f"ready. Redis   {where(redis_url)}")
     if flower_url:

@@ -31,17 +31,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
-from types import TracebackType
 from typing import Any, Final, cast
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from orchestrator.addresses import parse
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
-from orchestrator.errors import BadInput, ChangeoverError, NotFound, Unreachable, UnsafeStore
+from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.store import (
     AuditEntry,
     Claim,
@@ -53,7 +51,9 @@ from orchestrator.store import (
     Row,
     Tally,
     codec,
+    health,
 )
+from orchestrator.store.connecting import Told, connect
 from orchestrator.store.shapes import (
     RESEND,
     attempts,
@@ -82,7 +82,7 @@ _CONFIRM = 500  # milliseconds that a replica is given to confirm
 class RedisStore:
     """Any number may be made, in any number of processes and threads; each has up to `connections` of its own.
 
-    `url` is redis://, rediss:// or unix://. `clock` replaces the server's time, for tests. Every method raises
+    `url` is of a form of `orchestrator.addresses`. `clock` replaces the server's time, for tests. Every method raises
     `Unreachable` when Redis does not answer or let us in, and `UnsafeStore` when it refuses writes or holds what cannot
     be read; either says which server, never the password.
     """
@@ -95,30 +95,12 @@ class RedisStore:
         clock: Callable[[], float] | None = None,
         connections: int = 32,
     ) -> None:
-        self.where = where(url)
+        self._address = parse(url)
+        self.where = self._address.where
         self._clock = clock
         self._prefix = f"co:{{{namespace}}}:"
-        try:
-            pool = redis.BlockingConnectionPool.from_url(
-                url,
-                max_connections=connections,
-                timeout=10,
-                socket_timeout=10,
-                socket_connect_timeout=3,
-                health_check_interval=25,
-                # What was not answered may have happened: whoever called decides what to do then.
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-            )
-        except (ValueError, TypeError) as error:
-            # Its own words may hold a part of the password: one with / or # in it is taken for the port.
-            scheme = "" if url.startswith(("redis://", "rediss://", "unix://")) else f": {error}"
-            raise BadInput(
-                f"{self.where} is no address of a Redis{scheme}",
-                next="use redis://:PASSWORD@HOST:PORT/0, with what is neither letter nor digit in PASSWORD as %XX",
-            ) from None
-        self._redis: Any = redis.Redis(connection_pool=pool)  # Any: its types mix the answers of its asyncio twin
-        self._told = _Told(self.where)
+        self._redis = connect(self._address, connections=connections)
+        self._told = Told(self._address)
         self._passed_over: set[str] = set()
 
     def close(self) -> None:
@@ -137,7 +119,7 @@ class RedisStore:
         with self._told:
             self._redis.ping()
             if not dev:
-                _check(self._redis, self.where)
+                health.check(self._redis, self._address, "records")
 
     def confirmed(self) -> bool | None:
         with self._told:
@@ -783,118 +765,3 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
     source = iter(items)
     while batch := list(islice(source, size)):
         yield batch
-
-
-# -- errors ------------------------------------------------------------------------------------------------------------
-
-
-def where(url: str) -> str:
-    """The address without user, password and options."""
-    scheme, mark, rest = url.partition("://")
-    return scheme + mark + rest.rpartition("@")[2].partition("?")[0] if mark else "the given text"
-
-
-class _Told:
-    """Says plainly what redis-py or a script complained of. Has no state: any thread may be inside."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, redis.exceptions.RedisError):
-            raise plainly(error, self._where) from error
-        if isinstance(error, OSError):
-            raise plainly(redis.exceptions.ConnectionError(str(error)), self._where) from error
-
-
-def plainly(error: redis.exceptions.RedisError, where: str) -> ChangeoverError:
-    """What an error of redis-py means to whoever called."""
-    text = str(error)
-    match error:
-        case redis.exceptions.AuthenticationError() if "NOAUTH" in text or "Authentication required" in text:
-            return Unreachable(f"Redis at {where} wants a password and was given none", next="set CHANGEOVER_REDIS_URL")
-        case redis.exceptions.AuthenticationError():
-            return Unreachable(f"Redis at {where} refused our password", next="set CHANGEOVER_REDIS_URL")
-        case redis.exceptions.NoPermissionError():
-            return Unreachable(f"Redis at {where} does not let our user do this: {text}", next="redis-cli ACL GETUSER")
-        case redis.exceptions.BusyLoadingError():
-            return Unreachable(f"Redis at {where} is still loading its data", next="try again")
-        case redis.exceptions.TimeoutError():
-            return Unreachable(
-                f"Redis at {where} did not answer in time: {text}",
-                traffic="every site goes on serving as it is; whether Redis did what was asked, it did not say",
-                next=_ping(where),
-            )
-        case redis.exceptions.ConnectionError():
-            return Unreachable(f"Redis at {where} does not answer: {text}", next=_ping(where))
-    if "OOM " in text or "used memory > 'maxmemory'" in text:
-        return UnsafeStore(f"Redis at {where} is full and refused it; nothing was changed", next=_MORE_MEMORY)
-    if "READONLY" in text or "read only replica" in text:
-        return UnsafeStore(f"Redis at {where} is a replica that refuses writes", next="name the primary's address")
-    if "MISCONF" in text:
-        return UnsafeStore(
-            f"Redis at {where} cannot write to its disk and refuses writes: {text}", next="redis-cli INFO"
-        )
-    if "NOREPLICAS" in text:
-        return UnsafeStore(f"Redis at {where} has too few replicas and refuses writes", next="redis-cli INFO")
-    if "WRONGTYPE" in text or "GARBAGE" in text:
-        return UnsafeStore(
-            f"Redis at {where} holds something that is not ours: {text}", next="redis-cli TYPE <the key>"
-        )
-    return UnsafeStore(f"Redis at {where} refused: {text}", next="redis-cli INFO")
-
-
-def _ping(where: str) -> str:
-    """A socket is of our own Redis as a rule: `up` keeps that alive. redis-cli's -u takes no socket."""
-    return "changeover up" if where.startswith("unix:") else f"redis-cli -u {where} PING"
-
-
-_MORE_MEMORY = "redis-cli CONFIG SET maxmemory <more>"
-
-
-def _check(client: Any, where: str) -> None:
-    """Reads INFO, and where its user may not, CONFIG."""
-    try:
-        info = client.info()
-    except redis.exceptions.NoPermissionError:
-        info = _configured(client, where)
-    version = str(info.get("redis_version", "7"))
-    policy = info.get("maxmemory_policy", "noeviction")
-    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
-    if int(version.split(".", maxsplit=1)[0]) < 7:
-        raise UnsafeStore(f"Redis at {where} is {version}: 7 or newer is needed", next="redis-server --version")
-    if policy != "noeviction":
-        raise UnsafeStore(
-            f"Redis at {where} would evict keys when it is full (maxmemory-policy {policy})",
-            next="redis-cli CONFIG SET maxmemory-policy noeviction",
-        )
-    if not int(info.get("aof_enabled", 0)):
-        raise UnsafeStore(
-            f"Redis at {where} keeps no append-only file: it would forget what it was told",
-            next="redis-cli CONFIG SET appendonly yes",
-        )
-    if info.get("aof_last_write_status", "ok") != "ok":
-        raise UnsafeStore(f"Redis at {where} cannot write its append-only file", next="redis-cli INFO persistence")
-    if info.get("role") == "slave":
-        raise UnsafeStore(f"Redis at {where} is a replica, not the primary", next="name the primary's address")
-    if limit and used > 0.95 * limit:
-        raise UnsafeStore(f"Redis at {where} is full: {used >> 20} of {limit >> 20} MiB are used", next=_MORE_MEMORY)
-
-
-def _configured(client: Any, where: str) -> dict[str, Any]:
-    try:
-        config = client.config_get("maxmemory-policy", "appendonly", "replicaof")
-    except redis.exceptions.NoPermissionError:
-        raise UnsafeStore(
-            f"Redis at {where} does not let our user see whether it would keep what it is told",
-            next="redis-cli ACL SETUSER <our user> +info",
-        ) from None
-    return {
-        "maxmemory_policy": config.get("maxmemory-policy", "noeviction"),
-        "aof_enabled": int(config.get("appendonly") == "yes"),
-        "role": "slave" if config.get("replicaof") else "master",
-    }

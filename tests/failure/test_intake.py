@@ -15,8 +15,7 @@ import pytest
 import redis
 from celery import Celery
 
-from orchestrator.settings import for_celery
-from tests.support.valkey import RunningValkey, running_valkey
+from tests.support.valkey import RunningValkey, celery_url, running_valkey
 
 WORKER = Path(__file__).with_name("intake_worker.py")
 
@@ -73,7 +72,7 @@ def broker() -> Iterator[RunningValkey]:
 
 def started(broker: RunningValkey, marks: Path, mode: str) -> subprocess.Popen[str]:
     """A worker that has worked."""
-    command = [sys.executable, "-P", str(WORKER), for_celery(broker.url), str(marks), mode]
+    command = [sys.executable, "-P", str(WORKER), celery_url(broker.url), str(marks), mode]
     with (marks / "log").open("w") as log:
         worker = subprocess.Popen(command, cwd=marks, stderr=log, stdout=log, text=True)
     send(broker, "first")
@@ -82,7 +81,7 @@ def started(broker: RunningValkey, marks: Path, mode: str) -> subprocess.Popen[s
 
 
 def send(broker: RunningValkey, mark: str) -> None:
-    with Celery("intake", broker=for_celery(broker.url), set_as_current=False) as sender:
+    with Celery("intake", broker=celery_url(broker.url), set_as_current=False) as sender:
         sender.send_task("note", args=[mark])
 
 

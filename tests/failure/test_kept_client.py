@@ -9,8 +9,7 @@ import pytest
 from kombu.connection import Connection
 from kombu.transport import redis as transport
 
-from orchestrator.settings import for_celery
-from tests.support.valkey import running_valkey
+from tests.support.valkey import celery_url, running_valkey
 from workers import guard
 
 _connect: Any = Connection  # kombu has no types here
@@ -21,7 +20,7 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name in ("_create_client", "_brpop_read"):  # put back what the guard replaces
         monkeypatch.setattr(transport.Channel, name, getattr(transport.Channel, name))
     guard.apply()
-    with running_valkey() as valkey, _connect(for_celery(valkey.url)) as made:
+    with running_valkey() as valkey, _connect(celery_url(valkey.url)) as made:
         yield made
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from orchestrator.settings import for_celery
-from tests.support.valkey import RunningValkey, running_valkey
+from tests.support.valkey import RunningValkey, celery_url, running_valkey
 from workers import guard
 
 WORKER = Path(__file__).with_name("kombu_guard_worker.py")
@@ -34,10 +33,10 @@ def broker() -> Iterator[RunningValkey]:
 
 def run_until_the_broker_dies(broker: RunningValkey, marks: Path, mode: str) -> subprocess.Popen[str]:
     """A worker that holds one unacknowledged message below its prefetch limit, with the broker just killed."""
-    command = [sys.executable, "-P", str(WORKER), for_celery(broker.url), str(marks), mode]
+    command = [sys.executable, "-P", str(WORKER), celery_url(broker.url), str(marks), mode]
     with (marks / "log").open("w") as log:
         worker = subprocess.Popen(command, cwd=marks, stderr=log, stdout=log, text=True)
-    with Celery("guard", broker=for_celery(broker.url), set_as_current=False) as sender:
+    with Celery("guard", broker=celery_url(broker.url), set_as_current=False) as sender:
         sender.send_task("nap", args=["first", 1.5])
         wait_for("the first nap", (marks / "first").exists)
     broker.kill()
@@ -65,7 +64,7 @@ def test_with_the_guard_a_worker_reconnects_and_works_on(broker: RunningValkey, 
     try:
         wait_for("the loss of the connection", lambda: "Trying to re-establish" in (tmp_path / "log").read_text())
         broker.start()
-        with Celery("guard", broker=for_celery(broker.url), set_as_current=False) as sender:
+        with Celery("guard", broker=celery_url(broker.url), set_as_current=False) as sender:
             sender.send_task("nap", args=["second", 0])
             wait_for("the second nap", (tmp_path / "second").exists)
         assert worker.poll() is None

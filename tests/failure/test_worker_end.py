@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from orchestrator.settings import for_celery
-from tests.support.valkey import running_valkey
+from tests.support.valkey import celery_url, running_valkey
 
 WORKER = Path(__file__).with_name("ending_worker.py")
 
@@ -21,7 +20,7 @@ WORKER = Path(__file__).with_name("ending_worker.py")
 @pytest.fixture
 def broker() -> Iterator[str]:
     with running_valkey() as valkey:
-        yield for_celery(valkey.url)
+        yield celery_url(valkey.url)
 
 
 @pytest.fixture

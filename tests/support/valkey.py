@@ -16,6 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from orchestrator.addresses import parse
 from orchestrator.embedded import valkey_arguments, valkey_server
 
 # Runs in the child before the server: the kernel kills it when its parent dies, also if that happened already.
@@ -75,6 +76,11 @@ class RunningValkey:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+
+def celery_url(url: str) -> str:
+    """The same place, as Celery writes it."""
+    return parse(url).for_celery()[0]
 
 
 @contextlib.contextmanager

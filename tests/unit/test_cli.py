@@ -65,6 +65,8 @@ class OverMemory:
     settings: Settings
     ask: World
 
+    def check_messages(self) -> None: ...
+
     def publish(self) -> Any:
         return lambda _messages: None
 

@@ -16,12 +16,13 @@ from celery.contrib.testing.worker import start_worker
 
 import tasks
 from orchestrator import dispatch
+from orchestrator.addresses import with_database
 from orchestrator.dispatch import Message, celery_sender, compose
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.steps import PRIORITY, RETIRE, STEPS, UNDO_PRIORITY
 from orchestrator.domain.upgrade import Admitted, Intent, TurnedBack, Upgrade
 from orchestrator.messaging import make_app
-from orchestrator.settings import Settings, with_database
+from orchestrator.settings import Settings
 from orchestrator.store import Claim, Entry
 from orchestrator.store.memory import MemoryStore
 from tasks import Parked

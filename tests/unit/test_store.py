@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import redis
 
+from orchestrator.addresses import parse
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout, aborting, paused
 from orchestrator.domain.steps import STEPS
@@ -39,8 +40,9 @@ from orchestrator.domain.upgrade import (
 )
 from orchestrator.errors import BadInput, ChangeoverError, Fenced, Locked, NotFound, Unreachable, UnsafeStore
 from orchestrator.store import Claim, Entry, Ignored, LedgerItem, RefusedIntent, Row, Store, codec
+from orchestrator.store.connecting import plainly
 from orchestrator.store.memory import MemoryStore
-from orchestrator.store.redis import RedisStore, plainly
+from orchestrator.store.redis import RedisStore
 from tests.support.valkey import RunningValkey, running_valkey
 
 START = 1_800_000_000.0
@@ -1372,7 +1374,7 @@ def test_namespaces_do_not_see_each_other(valkey_url: str) -> None:
 
 def test_a_silent_redis_is_not_said_to_have_changed_nothing() -> None:
     """The script may have run, and only its answer be late."""
-    told = plainly(redis.exceptions.TimeoutError("Timeout reading from socket"), "unix:///run/valkey.sock")
+    told = plainly(redis.exceptions.TimeoutError("Timeout reading from socket"), parse("unix:///run/valkey.sock"))
     assert "it did not say" in told.traffic
     assert told.next == "changeover up"
 

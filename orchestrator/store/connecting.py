@@ -1,0 +1,109 @@
+"""Clients of Redis by any address, and what its errors mean."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from orchestrator.addresses import Address
+from orchestrator.errors import ChangeoverError, Unreachable, UnsafeStore
+
+WAIT_FOR_ONE = 10.0  # seconds that a thread waits for one of its process' connections
+ANSWER = 10.0  # seconds
+CONNECT = 3.0
+
+
+class _MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
+    """Connections to whom the sentinels call the master now. As many as allowed are made; who wants one more waits."""
+
+
+def connect(address: Address, *, connections: int, answer: float = ANSWER) -> Any:
+    """A client with a pool of its own, that tries nothing twice: what was not answered may have happened, and whoever
+    called decides what to do then. `answer`: seconds to wait for one. Nothing is connected before it is needed."""
+    # What it answers is Any: redis-py's types mix the answers of its asyncio twin.
+    options: dict[str, Any] = {
+        "max_connections": connections,
+        "timeout": WAIT_FOR_ONE,
+        "socket_timeout": answer,
+        "health_check_interval": 25,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        **address.connection(),
+    }
+    return redis.Redis(connection_pool=_pool(address, options))
+
+
+def _pool(address: Address, options: dict[str, Any]) -> Any:
+    blocking: Any = redis.BlockingConnectionPool  # Any here and below: redis-py has no types for its pools
+    if address.path:
+        return blocking(connection_class=redis.UnixDomainSocketConnection, path=address.path, **options)
+    options |= {"socket_connect_timeout": CONNECT, "socket_keepalive": True}
+    if not address.master:
+        host, port = address.hosts[0]
+        kind = redis.Connection if address.tls is None else redis.SSLConnection
+        return blocking(connection_class=kind, host=host, port=port, **options)
+    sentinels: Any = Sentinel
+    master_pool: Any = _MasterPool
+    asked = {**address.sentinel(), "retry": Retry(NoBackoff(), 0)}
+    known = sentinels(list(address.hosts), sentinel_kwargs=asked)
+    return master_pool(address.master, known, ssl=address.tls is not None, **options)
+
+
+class Told:
+    """Says plainly what redis-py or a script complained of. Has no state: any thread may be inside."""
+
+    def __init__(self, address: Address, *, whose: str = "Redis") -> None:
+        self._address = address
+        self._whose = whose
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, redis.exceptions.RedisError):
+            raise plainly(error, self._address, whose=self._whose) from error
+        if isinstance(error, OSError):
+            gone = redis.exceptions.ConnectionError(str(error))
+            raise plainly(gone, self._address, whose=self._whose) from error
+
+
+def plainly(error: redis.exceptions.RedisError, address: Address, *, whose: str = "Redis") -> ChangeoverError:
+    """What an error of redis-py means to whoever called."""
+    text, who = str(error), f"{whose} at {address.where}"
+    match error:
+        case redis.exceptions.AuthenticationError() if "NOAUTH" in text or "Authentication required" in text:
+            return Unreachable(f"{who} wants a password and was given none", next="set CHANGEOVER_REDIS_URL")
+        case redis.exceptions.AuthenticationError():
+            return Unreachable(f"{who} refused our password", next="set CHANGEOVER_REDIS_URL")
+        case redis.exceptions.NoPermissionError():
+            return Unreachable(f"{who} does not let our user do this: {text}", next="redis-cli ACL GETUSER")
+        case redis.exceptions.BusyLoadingError():
+            return Unreachable(f"{who} is still loading its data", next="try again")
+        case redis.exceptions.TimeoutError():
+            return Unreachable(
+                f"{who} did not answer in time: {text}",
+                traffic="every site goes on serving as it is; whether Redis did what was asked, it did not say",
+                next=address.ping,
+            )
+        case redis.exceptions.ConnectionError():
+            return Unreachable(f"{who} does not answer: {text}", next=address.ping)
+    if "OOM " in text or "used memory > 'maxmemory'" in text:
+        return UnsafeStore(f"{who} is full and refused it; nothing was changed", next=MORE_MEMORY)
+    if "READONLY" in text or "read only replica" in text:
+        return UnsafeStore(f"{who} is a replica that refuses writes", next="name the primary's address")
+    if "MISCONF" in text:
+        return UnsafeStore(f"{who} cannot write to its disk and refuses writes: {text}", next="redis-cli INFO")
+    if "NOREPLICAS" in text:
+        return UnsafeStore(f"{who} has too few replicas and refuses writes", next="redis-cli INFO")
+    if "WRONGTYPE" in text or "GARBAGE" in text:
+        return UnsafeStore(f"{who} holds something that is not ours: {text}", next="redis-cli TYPE <the key>")
+    return UnsafeStore(f"{who} refused: {text}", next="redis-cli INFO")
+
+
+MORE_MEMORY = "redis-cli CONFIG SET maxmemory <more>"
