@@ -131,6 +131,8 @@ def parse(url: str) -> Address:
     who, at, hosts = before.rpartition("@")
     if at and not hosts and scheme != "unix":
         raise _wrong(url, "it names no host")
+    if any(c in "#[]" or c.isspace() for c in who):  # each program would cut it elsewhere
+        raise _wrong(url, "USER or PASSWORD is not escaped")
     user, _, password = who.partition(":")
     said: dict[str, Any] = {"username": unquote(user), "password": unquote(password)}
     if scheme == "unix":
