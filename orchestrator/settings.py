@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.addresses import with_database
 from orchestrator.errors import BadInput, Unreachable
+
+PREFIX = "CHANGEOVER_"
 
 
 def default_state_dir() -> Path:
@@ -26,14 +29,16 @@ class Urls:
     results: str
 
 
-class Settings(BaseSettings):
-    """`redis_url` holds the records; broker and results default to databases 1 and 2 of the same server, and may each
+class Settings(BaseModel):
+    """What is not given is read from the environment, as `CHANGEOVER_` and the name in capitals.
+
+    `redis_url` holds the records; broker and results default to databases 1 and 2 of the same server, and may each
     be on a server of their own; `orchestrator.addresses` says how they are written. `lease` is how many seconds a
     worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is sent again,
     `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
     `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. `dev` lets Redis be one that forgets."""
 
-    model_config = SettingsConfigDict(env_prefix="CHANGEOVER_", extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     redis_url: str = ""
     broker_url: str = ""
@@ -49,6 +54,12 @@ class Settings(BaseSettings):
     queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
     dev: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        variables = {name: PREFIX + name.upper() for name in cls.model_fields}
+        return {**{name: os.environ[key] for name, key in variables.items() if key in os.environ}, **given}
+
     @classmethod
     def load(cls) -> Settings:
         """From the environment. Raises `BadInput` naming the variable that is wrong."""
@@ -56,7 +67,7 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             found = error.errors(include_url=False)[0]
-            name = f"CHANGEOVER_{'_'.join(str(part) for part in found['loc']).upper()}"
+            name = PREFIX + "_".join(str(part) for part in found["loc"]).upper()
             raise BadInput(found["msg"], place=name, next=f"unset {name}") from None
 
     @property

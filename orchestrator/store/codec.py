@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,7 +30,12 @@ class Codec(Generic[T]):
 
     def __init__(self, kind: type[T]) -> None:
         self._kind = kind.__name__
-        self._adapter: TypeAdapter[T] = TypeAdapter(kind)
+        self._type = kind
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[T]:
+        """Made at its first use: a command that only lists rollouts reads no other record."""
+        return TypeAdapter(self._type)
 
     def dump(self, value: T) -> bytes:
         """Raises ValueError for a record of another schema, or what JSON cannot say."""

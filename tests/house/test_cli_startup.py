@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("celery", "kombu", "redis", "pydantic", "pydantic_settings", "rich", "yaml", "jinja2", "structlog", "asyncio")
+HEAVY = ("celery", "kombu", "redis", "pydantic", "rich", "yaml", "jinja2", "structlog", "asyncio")
 
 
 def imported_by(code: str) -> set[str]:
