@@ -19,6 +19,11 @@ from tests.support.valkey import running_valkey
 settings.register_profile("thorough", deadline=None, database=None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--simulate", type=int, default=50, help="how many seeds tests/simulation plays")
+    parser.addoption("--first", type=int, default=0, help="the first of them")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where everything that a test may need is promised to be there, a skipped test is a failed one."""
