@@ -38,7 +38,7 @@ from orchestrator.domain.upgrade import (
     Waiting,
     Waits,
 )
-from orchestrator.errors import Fenced, Locked
+from orchestrator.errors import Fenced, Locked, Unreachable, UnsafeStore
 from orchestrator.store import Entry, Failure, Ignored, Kind, LedgerItem, RefusedIntent, Row
 from providers import errors as provider
 from tasks import keys
@@ -334,7 +334,7 @@ def classify(error: Exception) -> tuple[Trouble | None, str]:
             return "failed", why
         case NeedsPerson() | provider.QuotaExceeded() | provider.Unauthorized() | provider.Conflict():
             return "blocked", why
-        case provider.Throttled() | provider.Busy():
+        case provider.Throttled() | provider.Busy() | Unreachable() | UnsafeStore():
             return "busy", why
         case provider.GuardRefused():
             return "guard", why
