@@ -16,6 +16,7 @@ import structlog
 
 from orchestrator import dispatch
 from orchestrator.dispatch import Sender
+from orchestrator.domain.membership import look_every
 from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide, may_begin
 from orchestrator.domain.upgrade import Admitted, TurnedBack
 from orchestrator.errors import ChangeoverError, Conflict, UnsafeStore
@@ -47,6 +48,15 @@ class Observer(Protocol):
     def __call__(self, lane: str, ticket: str, /) -> None: ...
 
 
+class Patroller(Protocol):
+    """Sends one message that asks a worker to look after the pools of a rollout."""
+
+    def __call__(self, rollout: str, ticket: str, /) -> None: ...
+
+
+def _nobody(_rollout: str, _ticket: str, /) -> None: ...
+
+
 @dataclass
 class _View:
     """What this coordinator last read of a rollout: a cache, and never a reason by itself."""
@@ -56,6 +66,8 @@ class _View:
     tally: tuple[object, ...] = ()
     read_at: float = 0.0
     cost: float = 0.0
+    look_every: float | None = None
+    patrolled_at: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -66,6 +78,7 @@ class Coordinator:
     monotonic: Callable[[], float]
     grace: float
     scan: Scanner | None = None
+    patrol: Patroller = _nobody
     name: str = field(default_factory=lambda: f"coordinator-{uuid.uuid4().hex[:6]}")
     _views: dict[str, _View] = field(default_factory=dict)
     _left_alone: dict[str, str] = field(default_factory=dict)
@@ -77,6 +90,7 @@ class Coordinator:
         for rollout in open_now:
             with self._alone(rollout.id):
                 self._advance(rollout)
+                self._patrol(rollout)
         for gone in self._views.keys() - {rollout.id for rollout in open_now}:
             del self._views[gone]
         for lane in self.store.due_lanes():
@@ -147,6 +161,7 @@ class Coordinator:
         # In the order of the fleet file: who stands first there goes first.
         upgrades = [view.rows[name].upgrade for wave in rollout.waves for name in wave if name in view.rows]
         now = self.store.now()
+        view.look_every = look_every(rollout, upgrades, now=now)
         decisions = decide(rollout, upgrades, failed_before_swap=tally.failed_before_swap, now=now)
         for decision in decisions:
             self._act(rollout, view, decision, now)
@@ -162,6 +177,17 @@ class Coordinator:
             return
         for row in allowed:
             dispatch.send(self.store, self.publish, row, grace=self.grace)
+
+    def _patrol(self, rollout: Rollout) -> None:
+        """The pools are looked after as long as the rollout is open, by one worker at a time, whoever sends it."""
+        view = self._views[rollout.id]
+        clock, every = self.monotonic(), view.look_every
+        if every is None or clock - view.patrolled_at < max(every, view.cost * RELOAD_SHARE):
+            return
+        view.patrolled_at = clock
+        ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
+        if self.store.lease(f"patrol:{rollout.id}", owner=ticket, seconds=0.9 * every) is not None:
+            self.patrol(rollout.id, ticket)
 
     def _act(self, rollout: Rollout, view: _View, decision: Decision, now: float) -> None:
         match decision:
@@ -239,11 +265,16 @@ def run(settings: Settings, stop: threading.Event) -> None:
     def scan(lane: str) -> None:
         app.send_task("tasks.scan", kwargs={"lane": lane}, priority=9, ignore_result=True)
 
+    def patrol(rollout: str, ticket: str) -> None:
+        id = f"patrol:{rollout}:{ticket}"
+        app.send_task("tasks.patrol", kwargs={"rollout": rollout}, task_id=id, priority=0, ignore_result=True)
+
     coordinator = Coordinator(
         store=store,
         publish=celery_sender(app),
         observe=observe,
         scan=scan,
+        patrol=patrol,
         monotonic=time.monotonic,
         grace=settings.grace,
     )

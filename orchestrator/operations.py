@@ -266,6 +266,11 @@ class View:
         return tuple(u for u in self.upgrades if u.state == "held")
 
     @property
+    def alarms(self) -> tuple[Upgrade, ...]:
+        """Whose new server does not serve as it must, of those that nobody turns back by itself."""
+        return tuple(u for u in self.upgrades if u.ailing is not None and u.ailing.sure)
+
+    @property
     def exit_code(self) -> int:
         return decisions.exit_code(self.rollout, len(self.held))
 

@@ -15,6 +15,7 @@ from tasks import (
     drain_old,
     observe,
     orphans,
+    patrol,
     poll_readiness,
     provision,
     retire,
@@ -81,6 +82,10 @@ def register(app: Celery, world: World) -> None:
     @app.task(name="tasks.observe", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
     def look(*, lane: str, ticket: str) -> Mapping[str, Any]:
         return observe.run(world, BODIES, lane=lane, ticket=ticket)
+
+    @app.task(name="tasks.patrol", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
+    def look_after(*, rollout: str) -> Mapping[str, Any]:
+        return patrol.run(world, rollout=rollout)
 
     @app.task(name="tasks.scan", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
     def scan(*, lane: str) -> Mapping[str, Any]:

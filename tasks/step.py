@@ -143,10 +143,10 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     try:
         event, extras = _poisoned(turn) or _act(world, step, turn)
         try:
-            row = _commit(world, turn, event, extras)
+            row = commit(world, turn, event, extras)
         except Locked as error:
             event = Held(why=str(error))
-            row = _commit(world, turn, event, Extras())
+            row = commit(world, turn, event, Extras())
     except Fenced:
         world.store.release(turn.claim)  # if still ours: whoever changed the record need not wait for our lease to end
         return Ran(result={"ignored": "fenced"}, goes_on=False)
@@ -350,22 +350,27 @@ def classify(error: Exception) -> tuple[Trouble | None, str]:
             return "unsure", f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
 
 
-def _commit(world: World, turn: Turn, event: Event, extras: Extras) -> Row:
+def commit(world: World, turn: Turn, event: Event, extras: Extras) -> Row:
+    """The record after the event, stored, and the claim given back."""
     was = turn.upgrade
     to = was.after(event)
     failure, stop = _counts(was, to, event)
-    look = to.wait.observe.lane if to.wait is not None and to.wait.observe is not None else None
     return world.store.commit(
         turn.claim,
         to,
         entry=Entry(event=type(event).__name__, actor=world.worker, detail={**extras.detail, **_detail(event)}),
         due=due_of(to, now=turn.now, grace=world.grace),
-        look=look,
+        look=lane_of(to),
         ledger=extras.ledger,
         locks=extras.locks,
         failure=failure,
         stop=stop,
     )
+
+
+def lane_of(to: Upgrade) -> str | None:
+    """Where it is looked at; None when it waits for no look."""
+    return to.wait.observe.lane if to.wait is not None and to.wait.observe is not None else None
 
 
 def due_of(to: Upgrade, *, now: float, grace: float) -> float | None:

@@ -150,8 +150,9 @@ def read_fleet(canonical: Mapping[str, Any]) -> Fleet:
 class Turn:
     """One worker's turn at one upgrade: the claim, and the providers behind a renewal of the lease before each call."""
 
-    def __init__(self, world: World, claim: Claim) -> None:
+    def __init__(self, world: World, claim: Claim, *, name: str = "") -> None:
         self._world = world
+        self._name = name
         self._began = world.monotonic()
         self._base = claim.lease_until - world.lease
         self.claim = claim
@@ -207,7 +208,8 @@ class Turn:
 
     @property
     def point(self) -> str:
-        return ("undo_" if self.upgrade.direction == "undo" else "") + self.upgrade.step
+        """What crash points begin with."""
+        return self._name or ("undo_" if self.upgrade.direction == "undo" else "") + self.upgrade.step
 
     @contextmanager
     def only_writer(self, resource: str) -> Iterator[None]:

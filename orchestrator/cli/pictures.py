@@ -98,7 +98,7 @@ def rollouts(
             counts(tally.by_state),
             words.span(now - each.created_at),
             text(each.created_by),
-            text(_short(each.why or each.stop)),
+            text(_short(each.why or each.stop or each.alarm)),
         )
     parts.append(table)
     if orphans:
@@ -128,7 +128,7 @@ def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
     parts: list[RenderableType] = [_head(view, now)]
     if view.frozen is not None:
         parts.append(_frozen(view.frozen))
-    if view.held or r.state == "paused":
+    if view.held or view.alarms or r.state == "paused":
         parts += [Text(), *_needs_you(view)]
     parts += [Text(), _waves(view)]
     flying = [u for u in view.upgrades if in_flight(u) and u.state != "held"]
@@ -173,8 +173,16 @@ def _needs_you(view: View) -> Iterable[RenderableType]:
         yield Text.assemble((clean(u.server), "bold"), f" held at {words.where(u)}: ", clean(u.why))
         yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2), expand=False)
         yield Padding(next_line(words.next_for(r, u)), (0, 0, 0, 2), expand=False)
+    for u in view.alarms[:MOST]:
+        yield Text.assemble((clean(u.server), "bold"), " is upgraded, and its new server ails: ", clean(_ails(u)))
+        yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2), expand=False)
+        yield Padding(next_line(words.next_for(r, u)), (0, 0, 0, 2), expand=False)
     if len(view.held) > MOST:
         yield text(f"and {len(view.held) - MOST} more")
+
+
+def _ails(u: Upgrade) -> str:
+    return u.ailing.why if u.ailing is not None else ""
 
 
 def _waves(view: View) -> Table:

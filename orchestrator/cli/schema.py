@@ -42,6 +42,7 @@ def rollout(r: Rollout) -> dict[str, Any]:
         "plan": r.plan,
         "state": r.state,
         "why": r.why or r.stop,
+        "alarm": r.alarm,
         "wave": r.wave,
         "waves": [list(wave) for wave in r.waves],
         "max_in_flight": r.max_in_flight,
@@ -77,6 +78,7 @@ def upgrade(u: Upgrade) -> dict[str, Any]:
         "retain_until": u.retain_until,
         "old_gone": u.old_gone,
         "by_hand": u.by_hand,
+        "ails": u.ailing.why if u.ailing else None,
     }
 
 

@@ -92,6 +92,12 @@ def happened(entry: AuditEntry) -> str:
             return f"NEEDS YOU at {step}: {why}"
         case "Released":
             return f"released{f': {why}' if why else ''}"
+        case "Ailed":
+            return f"its new server ails: {why}{_repairs(detail)}"
+        case "Recovered":
+            return f"its new server serves again{_repairs(detail)}"
+        case "Repaired":
+            return f"put right{_repairs(detail)}"
         case "Settled":
             checked = "" if detail.get("checked") else ", unchecked"
             return f"settled by {entry.actor}, its {detail.get('serving', '')} server serves{checked}: {why}"
@@ -99,6 +105,11 @@ def happened(entry: AuditEntry) -> str:
             return "deadline moved by the pause"
         case _:
             return f"{entry.event}{f': {why}' if why else ''}"
+
+
+def _repairs(detail: Mapping[str, Any]) -> str:
+    done = [f"{one['name']} was {one['was']} in {one['pool']}, is {one['now']}" for one in detail.get("repaired", ())]
+    return f"; {', '.join(done)}" if done else ""
 
 
 def next_for(rollout: Rollout, u: Upgrade) -> str:

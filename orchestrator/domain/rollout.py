@@ -26,7 +26,8 @@ ENDED: frozenset[RolloutState] = frozenset({"succeeded", "failed", "aborted", "r
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """One execution of a plan. `waves` are server names. `stop` is set by the commit that counted a failure after a
-    swap. `forgiven`: failures before the swap that a person accepted by resuming. Times are epoch seconds."""
+    swap. `forgiven`: failures before the swap that a person accepted by resuming. `alarm`: whose new server does not
+    serve as it must. Times are epoch seconds."""
 
     id: str
     plan: str
@@ -49,6 +50,7 @@ class Rollout:
     forgiven: int = 0
     ended_at: float | None = None
     closed: bool = False
+    alarm: str = ""
 
     @property
     def ended(self) -> bool:
@@ -95,6 +97,8 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
         case "baking":
             if rollout.bake_until is not None and now < rollout.bake_until:
                 return []
+            if any(u.ailing is not None and not u.ailing.sure for u in upgrades if u.wave == rollout.wave):
+                return []  # what the bake is for: it is being made sure of
             return _next_wave(rollout, upgrades, now)
         case "aborting":
             return _abort(rollout, upgrades, now)
@@ -104,7 +108,7 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
             return []
         case _:
             if all(u.settled or u.state == "pending" for u in upgrades):
-                return [Become(rollout=replace(rollout, closed=True), event="closed")]
+                return [Become(rollout=replace(rollout, closed=True, alarm=""), event="closed")]
             return []
 
 

@@ -24,6 +24,8 @@ State = Literal["pending", "running", "waiting", "held", "upgraded", "rolled_bac
 Direction = Literal["forward", "undo"]
 Side = Literal["old", "new"]
 SCHEMA = 1
+SURE = 3  # looks in a row that find B ill before it is believed
+PATIENCE = 60.0  # seconds that a B may take to serve again after it was put back
 OPEN: frozenset[State] = frozenset({"running", "waiting", "held"})
 TERMINAL: frozenset[State] = frozenset({"upgraded", "rolled_back", "failed"})
 CLOSE = 0.01  # seconds by which something may come before its time: clocks are read one after the other
@@ -78,6 +80,21 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ailing:
+    """B does not serve as it must. `looks`: how many in a row found it ill, rather than on its way back."""
+
+    why: str
+    since: float
+    at: float
+    looks: int
+
+    @property
+    def sure(self) -> bool:
+        """It was seen often enough, or for long enough, to be believed."""
+        return self.looks >= SURE or self.at - self.since > PATIENCE
+
+
+@dataclass(frozen=True, kw_only=True)
 class Upgrade:
     """The record of one server in one rollout. `server` is its name in the fleet file.
 
@@ -115,6 +132,7 @@ class Upgrade:
     retain_until: float | None = None
     old_gone: bool = False
     by_hand: str = ""
+    ailing: Ailing | None = None
 
     # -- what the record says -------------------------------------------------------------------------------------
 
@@ -319,6 +337,25 @@ class Settled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ailed:
+    """A look has found B not serving as it must. `ill`: it is sick or gone, and not just on its way back."""
+
+    why: str
+    at: float
+    ill: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """B serves again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """Its places in the pools were put right: what must serve was put back, or what must not be there was taken out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shifted:
     """It was paused for so many seconds: its deadline moves by them."""
 
@@ -339,6 +376,9 @@ Event = (
     | Held
     | Released
     | Settled
+    | Ailed
+    | Recovered
+    | Repaired
     | Shifted
 )
 
@@ -413,6 +453,13 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return Upgrade(
                 rollout=u.rollout, server=u.server, wave=u.wave, domain=u.domain, attempts=attempts, life=u.life + 1
             )
+        case Ailed(why=why, at=at, ill=ill) if u.past_swap and u.direction == "forward" and not u.by_hand:
+            was = u.ailing or Ailing(why=why, since=at, at=at, looks=0)
+            return replace(u, ailing=replace(was, why=why, at=at, looks=was.looks + ill))
+        case Recovered() if u.ailing is not None:
+            return replace(u, ailing=None)
+        case Repaired() if u.past_swap or u.life > 1:
+            return u
         case Settled() if u.state == "held":
             return _settled(u, event)
         case Shifted(seconds=seconds) if not u.terminal:
@@ -451,7 +498,7 @@ def _finished(u: Upgrade, result: Mapping[str, Any], at: float, retain_until: fl
 
 
 def _settled(u: Upgrade, event: Settled) -> Upgrade:
-    ended = replace(u, **_fresh(), why=event.why, by_hand=event.why, ended_at=event.at, retain_until=None)
+    ended = replace(u, **_fresh(), ailing=None, why=event.why, by_hand=event.why, ended_at=event.at, retain_until=None)
     if event.serving == "new":
         return replace(ended, state="upgraded", direction="forward", step=RETIRE, old_gone=event.old_gone)
     return replace(ended, state="rolled_back", direction="undo", cause=u.cause or event.why, asked=True)
@@ -491,6 +538,7 @@ def _turned_back(u: Upgrade, event: TurnedBack) -> Upgrade:
         why=why,
         cause=why,
         asked=asked,
+        ailing=None,
         ended_at=None,
         retain_until=None,
     )

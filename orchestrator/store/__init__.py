@@ -202,6 +202,12 @@ class Store(Protocol):
         ones, and nobody else holds a live lease. The same owner may claim again. It is due when the lease ends."""
         ...
 
+    def take(self, row: Row, *, owner: str, lease: float) -> Claim | None:
+        """A lease on the record as it was seen, in whatever state, for somebody who puts right what belongs to it. None
+        if it has changed since, somebody holds a live lease, or everything is frozen. Unless at rest it is due when the
+        lease ends."""
+        ...
+
     def renew(self, claim: Claim, *, lease: float) -> Claim:
         """The lease lasts that long from now. Raises `Fenced` if it ended, was taken, or the record was changed by
         somebody else meanwhile."""
@@ -235,8 +241,9 @@ class Store(Protocol):
         coordinators. Raises `Fenced`."""
         ...
 
-    def release(self, claim: Claim) -> None:
-        """The lease is given back if still held, the upgrade due now. Never raises `Fenced`."""
+    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None) -> None:
+        """The lease is given back if still held, the upgrade due now, or at `due`, in the agenda of lane `look` if
+        given. Never raises `Fenced`."""
         ...
 
     def release_owner(self, prefix: str, *, died: bool = False) -> int:

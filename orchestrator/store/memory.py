@@ -302,11 +302,33 @@ class MemoryStore:
                 lost=record.lost,
             )
 
+    def take(self, row: Row, *, owner: str, lease: float) -> Claim | None:
+        rollout, server = row.upgrade.rollout, row.upgrade.server
+        with self._lock:
+            record = self._record(rollout, server)
+            if record is None or record.version != row.version or self._live(record) or self._frozen is not None:
+                return None
+            now = self.now()
+            if record.owner:
+                _struck(record, now)
+            record.fence = _fence_after(record.fence, now)
+            record.owner, record.lease = owner, round(now + lease, 6)
+            self._rest_or_place(record)
+            return Claim(
+                rollout=rollout,
+                server=server,
+                owner=owner,
+                fence=record.fence,
+                version=record.version,
+                lease_until=record.lease,
+                row=self._row(record),
+            )
+
     def renew(self, claim: Claim, *, lease: float) -> Claim:
         with self._lock:
             record = self._held(claim)
             record.lease = round(self.now() + lease, 6)
-            self._place(record, record.lease, "")
+            self._rest_or_place(record)
             return replace(claim, lease_until=record.lease, row=replace(claim.row, lease_until=record.lease))
 
     def intent(
@@ -369,11 +391,11 @@ class MemoryStore:
             self._wake()
             return replace(claim.row, upgrade=to, version=record.version, entry=record.entry, owner="", lease_until=0.0)
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None) -> None:
         with self._lock:
             record = self._record(claim.rollout, claim.server)
             if record is not None and record.owner == claim.owner and record.fence == claim.fence:
-                self._give_back(record, self.now())
+                self._give_back(record, self.now() if due is None else due, look or "")
                 self._wake()
 
     def release_owner(self, prefix: str, *, died: bool = False) -> int:
@@ -606,10 +628,10 @@ class MemoryStore:
         self._ignored[ignored.reason] = self._ignored.get(ignored.reason, 0) + 1
         return ignored
 
-    def _give_back(self, record: _Record, due: float) -> None:
+    def _give_back(self, record: _Record, due: float, lane: str = "") -> None:
         record.owner, record.lease = "", 0.0
         if not at_rest(record.upgrade):
-            self._place(record, due, "")
+            self._place(record, due, lane)
 
     def _store(self, record: _Record, to: Upgrade, doc: bytes) -> None:
         record.upgrade = codec.UPGRADE.load(doc, key=to.server)
@@ -657,6 +679,11 @@ class MemoryStore:
             record.lane = lane
             agenda = self._look.setdefault(lane, {}) if lane else self._due
             agenda[who] = round(due, 6)
+
+    def _rest_or_place(self, record: _Record) -> None:
+        """Due when its lease ends, unless nothing happens to it by itself."""
+        if not at_rest(record.upgrade):
+            self._place(record, record.lease, "")
 
     def _next_id(self) -> tuple[int, int]:
         now = int(self.now() * 1000)

@@ -390,6 +390,22 @@ class RedisStore:
             lost=tuple(lost.decode().split()),
         )
 
+    def take(self, row: Row, *, owner: str, lease: float) -> Claim | None:
+        values = self._run("take", {**_seen(row), "owner": owner, "lease": lease})
+        if values is None:
+            return None
+        u = row.upgrade
+        taken = self._row(self._key("sv", u.rollout, u.server), values)
+        return Claim(
+            rollout=u.rollout,
+            server=u.server,
+            owner=owner,
+            fence=taken.fence,
+            version=taken.version,
+            lease_until=taken.lease_until,
+            row=taken,
+        )
+
     def renew(self, claim: Claim, *, lease: float) -> Claim:
         said, value = self._texts("renew", {**_claim(claim), "lease": lease})
         if said == "fenced":
@@ -458,8 +474,8 @@ class RedisStore:
             raise locked(values[0], values[1])
         return replace(claim.row, upgrade=to, version=int(values[0]), entry=int(values[1]), owner="", lease_until=0.0)
 
-    def release(self, claim: Claim) -> None:
-        self._run("release", _claim(claim))
+    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None) -> None:
+        self._run("release", {**_claim(claim), **_due(due), "look": look or ""})
 
     def release_owner(self, prefix: str, *, died: bool = False) -> int:
         total = 0

@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from providers import Caps
 from providers.clients.haproxy import (
@@ -31,7 +31,7 @@ from providers.clients.haproxy import (
     valid_option,
 )
 from providers.clients.haproxy_config import Backend, Config, ConfigFile, ServerLine
-from providers.errors import Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
+from providers.errors import Conflict, GuardRefused, Refused, Transient
 from providers.traffic import Guard, Member, MemberView, PoolCounters
 
 DEFAULT_CHECK = "inter 200ms fastinter 100ms rise 2 fall 2"
@@ -145,34 +145,6 @@ class HAProxyTraffic:
         backend = self._backend(pool)
         valid_name(name, "server")
         return self._advance(lambda: self._remove(backend, name, guard=guard, cut=cut))
-
-    def repair(self, pool: str, desired: Mapping[str, Literal["serving", "out"]]) -> Mapping[str, str]:
-        """One look at what a restart may have undone, and the next step back to what is desired: a missing member is
-        attached again, one that came back is drained. What nobody named is reported, never touched.
-
-        Returns what was done or seen, by name; a name that is as it should be is left out.
-        """
-        look = self._look(self._backend(pool))
-        said = {name: "is not known to us; left as it is" for name in look.servers if name not in desired}
-        for name, want in desired.items():
-            try:
-                if done := self._repair(pool, look, name, want):
-                    said[name] = f"was {look.view(name).state}, now {done.state}"
-            except ProviderError as error:
-                said[name] = str(error)
-        return said
-
-    def _repair(self, pool: str, look: _Look, name: str, want: str) -> MemberView | None:
-        server, line = look.servers.get(name), look.line(name)
-        if want == "out":
-            back = server is not None and server.ready
-            return self.remove(pool, name, guard=Guard(min_healthy=1), cut=False) if back else None
-        if server and server.ready and not look.gated(name):
-            return None
-        known = server or line
-        if known is None:
-            raise NotFound(f"{name} is in neither HAProxy nor its config: add it again")
-        return self.add(pool, Member(name=name, address=known.address, port=known.port))
 
     # Reading
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import operations
+from orchestrator.fleet_file import load
+from providers.traffic import Guard
+from providers.traffic.haproxy import HAProxyTraffic
 from tests.support.local_host import until
 from tests.support.shop import shop
 
@@ -58,6 +61,33 @@ def test_a_rollback_of_everything_leaves_the_fleet_as_it_was(tmp_path: Path) -> 
         until(lambda: sorted(server["id"] for server in host.servers()) == before, "only the old servers are left")
         assert {server["state"] for server in host.servers()} == {"running"}
         assert not host.images()
+        seen, _ = whole.scene.dismiss_users()
+        assert seen["failed"] == 0, seen["failures"]
+
+
+@pytest.mark.timeout(300)
+def test_a_new_server_that_a_late_call_takes_out_is_put_back_and_nobody_notices(tmp_path: Path) -> None:
+    with shop(tmp_path, servers=2) as whole:
+        whole.apply()
+        view = whole.until_ended()
+        assert view.rollout.state == "succeeded" and not view.rollout.closed
+        fleet = load(whole.scene.fleet_file())
+        pools = {name: {"backend": pool.backend or name} for name, pool in fleet.traffic.pools.items()}
+        traffic = HAProxyTraffic({**fleet.traffic.settings, "pools": pools})
+        (pool,) = pools
+        new = sorted(member.name for member in traffic.members(pool))[0]
+        until(
+            lambda: traffic.remove(pool, new, guard=Guard(min_healthy=1), cut=False).state == "absent",
+            "it is taken out",
+        )
+
+        def back() -> bool:
+            whole.supervisor.step(0.05)
+            served = traffic.proven([(pool, new)])[pool, new].state == "serving"
+            return served and not operations.find(whole.store, whole.id).alarm
+
+        until(back, "it serves again", seconds=60)
+        assert {u.state for u in operations.view(whole.store, whole.id).upgrades} == {"upgraded"}
         seen, _ = whole.scene.dismiss_users()
         assert seen["failed"] == 0, seen["failures"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from providers.guest.fake import FakeGuest
 from providers.probe.fake import FakeProbe, FakeSites
 from providers.traffic import MemberView
 from providers.traffic.fake import FakeTraffic
-from tasks import BODIES, QUESTIONS, observe
+from tasks import BODIES, QUESTIONS, observe, patrol
 from tasks.step import Ran, run
 from tasks.survey import look
 from tasks.world import World
@@ -99,6 +99,8 @@ class Runner:
     looks: list[tuple[str, str]] = field(default_factory=list)
     history: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     rollout: str = "r1"
+    patrols: list[str] = field(default_factory=list)
+    patrolling: bool = False  # whether the pools are looked after
 
     def __post_init__(self) -> None:
         self.world = World(
@@ -116,6 +118,7 @@ class Runner:
             store=self.store,
             publish=self.queue.append,
             observe=lambda lane, ticket: self.looks.append((lane, ticket)),
+            patrol=lambda rollout, _ticket: self.patrols.append(rollout),
             monotonic=self.clock,
             grace=5.0,
             name="c",
@@ -164,8 +167,16 @@ class Runner:
         while self.looks:
             lane, ticket = self.looks.pop(0)
             observe.run(self.world, BODIES, lane=lane, ticket=ticket)
+        while self.patrols:
+            rollout = self.patrols.pop(0)
+            if self.patrolling:
+                self.patrol(rollout)
         if self.queue:
             self.deliver(self.queue.pop(0))
+
+    def patrol(self, rollout: str) -> None:
+        with suppress(Crashed):
+            patrol.run(self.world, rollout=rollout)
 
     def until(self, done: Callable[[], bool], *, limit: int = 5000) -> None:
         """Go on, letting time pass when nothing is queued, until it is so."""
@@ -180,7 +191,8 @@ class Runner:
                 self.clock.now += 0.01
                 continue
             due = self.store.next_due()
-            self.clock.now = max(self.clock.now + 0.01, min(due or self.clock.now + 1, self.clock.now + 30))
+            longest = 2 if self.patrolling else 30
+            self.clock.now = max(self.clock.now + 0.01, min(due or self.clock.now + 1, self.clock.now + longest))
         raise AssertionError(f"not done after {limit} turns: {self.upgrades()}")
 
     def finish(self) -> None:

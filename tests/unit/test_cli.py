@@ -17,7 +17,7 @@ import pytest
 import orchestrator.cli.session
 from orchestrator import operations
 from orchestrator.cli import main
-from orchestrator.domain.upgrade import Admitted, Held, TurnedBack
+from orchestrator.domain.upgrade import Admitted, Ailed, Held, TurnedBack
 from orchestrator.errors import PointOfNoReturn
 from orchestrator.settings import Settings
 from orchestrator.store import Entry
@@ -376,6 +376,22 @@ def test_a_retry_while_the_rollout_is_paused_names_what_lets_it_begin(place: Pla
     assert code == 0
     assert "Tried again: web-1" in out
     assert f"Next: changeover resume {id}" in err
+
+
+def test_a_new_server_that_ails_is_what_needs_you(place: Place) -> None:
+    id = place.applied()
+    u = upgraded(place.store, id, "web-1")
+    for look in range(3):
+        u = put(place.store, id, "web-1", u.after(Ailed(why="web-1.g2 is down in web", at=float(look), ill=True)))
+    was = place.store.rollout(id)
+    assert was is not None
+    place.store.change(was, replace(was, alarm="web-1: web-1.g2 is down in web"), entry=ENTRY)
+    _, out, _ = place.run("show", id)
+    assert "NEEDS YOU" in out and "its new server ails: web-1.g2 is down in web" in out
+    assert f"changeover rollback {id} --server web-1" in out
+    assert "web-1.g2 is down" in place.run("rollouts")[1]
+    _, body = place.json("show", id)
+    assert body["rollout"]["alarm"] and body["servers"][0]["ails"] == "web-1.g2 is down in web"
 
 
 def test_a_held_server_is_settled_as_a_person_says_once_a_worker_has_seen_it(place: Place) -> None:

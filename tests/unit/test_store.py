@@ -867,6 +867,50 @@ def test_a_persons_word_lets_it_be_tried_as_if_nothing_had_been_lost(site: Site)
     assert site.claim().lost == ()
 
 
+# -- taking what is not due --------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_taken_as_it_was_seen_or_not_at_all(site: Site) -> None:
+    site.create()
+    row = site.row()
+    claim = site.store.take(row, owner="w1/1:p", lease=60)
+    assert claim is not None and claim.row.upgrade.state == "pending" and site.row().owner == "w1/1:p"
+    assert site.store.next_due() is None, "it rests, and its lease makes nothing due"
+    assert site.store.renew(claim, lease=60) and site.store.next_due() is None
+    assert site.store.take(site.row(), owner="w2/1:p", lease=60) is None
+    site.store.release(claim)
+    assert site.store.next_due() is None
+    site.admit()
+    assert site.store.take(row, owner="w2/1:p", lease=60) is None, "it has changed since"
+    site.store.freeze(True, actor="x")
+    assert site.store.take(site.row(), owner="w2/1:p", lease=60) is None
+
+
+def test_what_waits_is_given_back_to_its_own_agenda(site: Site) -> None:
+    site.create()
+    row = site.parked(at=50)
+    claim = site.store.take(row, owner="w1/1:p", lease=20)
+    assert claim is not None and site.store.next_due() == START + 20
+    assert site.take() == Ignored(reason="leased")
+    site.store.release(claim, due=START + 50, look=LANE)
+    assert site.store.next_due() == START + 50
+    site.clock.now += 50
+    assert site.store.due_lanes() == [LANE] and site.store.due(limit=9) == []
+    taken = site.store.take(site.row(), owner="w1/1:p", lease=20)
+    assert taken is not None
+    kept = site.store.commit(taken, taken.row.upgrade, entry=DID, due=START + 90, look=LANE)
+    assert (kept.upgrade, site.store.next_due()) == (row.upgrade, START + 90)
+
+
+def test_a_change_fences_whoever_has_taken_it(site: Site) -> None:
+    site.create()
+    claim = site.store.take(site.row(), owner="w1/1:p", lease=60)
+    assert claim is not None
+    site.admit()
+    with pytest.raises(Fenced):
+        site.store.renew(claim, lease=60)
+
+
 # -- turn --------------------------------------------------------------------------------------------------------------
 
 
@@ -1525,7 +1569,7 @@ class Pair:
         old = pick.choice(self.seen)[0] if self.seen and pick.random() < 0.3 else row
         now = self.clock.now
         due = now + pick.choice((-1, 0, 0.5, 2))
-        match pick.randrange(15):
+        match pick.randrange(16):
             case 0:
                 to = old.upgrade if old.upgrade.state != "pending" else old.upgrade.after(Admitted(at=now))
                 domain = pick.choice(("", row.upgrade.domain))
@@ -1567,6 +1611,10 @@ class Pair:
                 self.both(lambda s: s.look_again(lane, {("r1", "a"): self.clock.now + 1}))
             case 13:
                 self.roll()
+            case 14:
+                taken = self.both(lambda s: s.take(old, owner="w3/1:p", lease=2))
+                if isinstance(taken[0], Claim):
+                    self.claims.append(taken)
             case _:
                 prefix, died = pick.choice(("w1", "w1:", "w", "x")), pick.random() < 0.5
                 self.both(lambda s: s.release_owner(prefix, died=died))
@@ -1610,7 +1658,8 @@ class Pair:
                 )
             )
         else:
-            self.both(lambda s: s.release(mine[id(s)]))
+            at, look = pick.choice((None, due)), pick.choice((None, LANE))
+            self.both(lambda s: s.release(mine[id(s)], due=at, look=look))
 
     def moved(self, u: Upgrade, now: float) -> Upgrade:
         """The record after some event that applies."""

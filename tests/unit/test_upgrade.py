@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import (
     Admitted,
+    Ailed,
     AttemptEnded,
     Began,
     Event,
@@ -21,7 +22,9 @@ from orchestrator.domain.upgrade import (
     Intent,
     Looked,
     Observe,
+    Recovered,
     Released,
+    Repaired,
     Seen,
     Settled,
     Shifted,
@@ -62,6 +65,9 @@ def event(kind: str, u: Upgrade) -> Event:
         "Undone": lambda: Undone(at=AT),
         "Held": lambda: Held(why="ask"),
         "Released": lambda: Released(at=AT),
+        "Ailed": lambda: Ailed(why="down", at=AT, ill=True),
+        "Recovered": Recovered,
+        "Repaired": Repaired,
         "Settled": lambda: Settled(serving="new", why="mended by hand", at=AT),
         "Shifted": lambda: Shifted(seconds=7.0),
     }
@@ -91,6 +97,9 @@ RECORDS = {
     "rolled back": replace(told("Admitted", "Began", "TurnedBack", "UndoBegan", "Undone"), state="rolled_back"),
     "settled on A": told("Admitted", "Began", "Held").after(Settled(serving="old", why="mine", at=AT)),
     "settled on B": told("Admitted", "Began", "Held", "Settled"),
+    "swapping": told("Admitted", *FORWARD * 4, "Began"),
+    "swapped": told("Admitted", *FORWARD * 5),
+    "ailing": told("Admitted", *FORWARD * 6, "Ailed"),
 }
 ANY_TURN = {"Stumbled", "TurnedBack"}
 APPLY = {
@@ -101,9 +110,12 @@ APPLY = {
     "held": {"TurnedBack", "Released", "Settled", "Shifted"},
     "undoing": {"UndoBegan", "Held", "Shifted", *ANY_TURN},
     "undo begun": {"Undone", "Held", "Shifted", "Waits", *ANY_TURN},
-    "upgraded": {"Began", *ANY_TURN},
-    "retiring": {"Finished", "Waits", "Stumbled"},
-    "old gone": set[str](),
+    "upgraded": {"Began", "Ailed", "Repaired", *ANY_TURN},
+    "retiring": {"Finished", "Waits", "Stumbled", "Ailed", "Repaired"},
+    "old gone": {"Ailed", "Repaired"},
+    "swapping": {"Finished", "AttemptEnded", "Held", "Shifted", "Ailed", "Repaired", "Waits", *ANY_TURN},
+    "swapped": {"Began", "Held", "Shifted", "Ailed", "Repaired", *ANY_TURN},
+    "ailing": {"Began", "Ailed", "Recovered", "Repaired", *ANY_TURN},
     "failed": {"TurnedBack", "Released"},
     "rolled back": {"TurnedBack", "Released"},
     "settled on A": {"TurnedBack", "Released"},
@@ -294,6 +306,8 @@ class AnyHistory(RuleBasedStateMachine):
             assert now.begun[: len(was.begun)] == was.begun, "what was begun is never forgotten"
         if len(now.begun) > len(was.begun):
             assert isinstance(event, Began) and was.direction == "forward" and event.intent.step == was.step
+        if now.direction == "undo":
+            assert now.ailing is None, "a B that is given up needs no alarm"
         if was.terminal and now.state != was.state:
             assert isinstance(event, Released | TurnedBack)
         if was.direction == "undo" and now.direction == "forward":

@@ -3,5 +3,5 @@ local why = lost(r)
 if why then return {'fenced', why} end
 local lease = tonumber(stamp(now + a.lease))
 call('HSET', r.key, 'lease', stamp(lease), 'lane', '')
-place(r, lease, '')
+if not r.rest then place(r, lease, '') end
 return {'ok', stamp(lease)}
