@@ -138,8 +138,9 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     )
     if isinstance(claim, Ignored):
         return Ran(result={"ignored": claim.reason}, goes_on=False)
-    world.crash(f"{name}.claimed")
     turn = Turn(world, claim)
+    point = turn.point
+    world.crash(f"{point}.claimed")
     try:
         event, extras = _poisoned(turn) or _act(world, step, turn)
         try:
@@ -150,7 +151,7 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     except Fenced:
         world.store.release(turn.claim)  # if still ours: whoever changed the record need not wait for our lease to end
         return Ran(result={"ignored": "fenced"}, goes_on=False)
-    world.crash(f"{name}.committed")
+    world.crash(f"{point}.committed")
     return _answer(world, row, event)
 
 

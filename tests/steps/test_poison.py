@@ -34,8 +34,7 @@ class Deadly:
         r.crash = self.crash
 
     def crash(self, point: str) -> None:
-        way = "undo_" if self.r.upgrade(SERVER).direction == "undo" else ""
-        if self.deaths < 3 and way + point == f"{self.point}.claimed":
+        if self.deaths < 3 and point == f"{self.point}.claimed":
             self.deaths += 1
             self.r.world.worker = f"w{self.deaths}"
             raise Crashed
