@@ -35,6 +35,7 @@ from providers.traffic import Traffic
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
 
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
+AGAIN = 0.01  # seconds between two tries for a balancer that another worker has
 
 
 def boottime() -> float:
@@ -52,7 +53,9 @@ def _no_crash(_point: str) -> None: ...
 @dataclass(kw_only=True)
 class World:
     """One a process. `crash` is called around every provider call; tests let it fail there. `late`: seconds after which
-    a call that was begun has taken effect or never will (connect 3 s, read 10 s, and a moment at the provider)."""
+    a call that was begun has taken effect or never will (connect 3 s, read 10 s, and a moment at the provider).
+    `handover`: seconds for which it waits for a balancer that another worker has, rather than come again with another
+    message; none where time is not real."""
 
     store: Store
     publish: Sender
@@ -60,6 +63,7 @@ class World:
     lease: float = 60.0
     grace: float = 5.0
     late: float = 15.0
+    handover: float = 0.0
     patience: Patience = field(default_factory=Patience)
     monotonic: Callable[[], float] = boottime
     spread: Callable[[], float] = random.random
@@ -82,6 +86,7 @@ class World:
             lease=settings.lease,
             grace=settings.grace,
             late=settings.late,
+            handover=min(QUEUE, settings.lease / 10),
             patience=Patience(seen=settings.orphan_seen, kept=settings.orphan_kept),
         )
 
@@ -214,14 +219,17 @@ class Turn:
     @contextmanager
     def only_writer(self, resource: str) -> Iterator[None]:
         """Nobody else changes that balancer or zone meanwhile. Threads of this worker queue for their turn, a moment
-        long; raises `Busy` if that passes, and at once if another worker has the lease."""
+        long, and the first of them for that of other workers; raises `Busy` if that passes."""
         store, owner = self._world.store, self.claim.owner
         among_us = self._world.writers(resource)
         if not among_us.acquire(timeout=QUEUE):
             raise Busy(f"many of this worker are changing {resource}")
         try:
-            if store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
-                raise Busy(f"another worker is changing {resource}")
+            end = self._world.monotonic() + self._world.handover
+            while store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
+                if self._world.monotonic() >= end:
+                    raise Busy(f"another worker is changing {resource}")
+                time.sleep(AGAIN * (1 + self._world.spread()))
             try:
                 yield
             finally:
