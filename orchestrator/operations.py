@@ -22,6 +22,7 @@ from orchestrator.errors import (
     BadInput,
     ChangeoverError,
     Conflict,
+    Locked,
     NotFound,
     PlanMoved,
     Unreachable,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.dispatch import Sender
     from orchestrator.domain.fleet import Fleet
     from orchestrator.domain.plan import Plan, Survey
+    from orchestrator.domain.rebuild import Position, Rebuilt
     from orchestrator.domain.settlement import Whereabouts
     from orchestrator.report.certificate import Observed
 
@@ -51,8 +53,8 @@ _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # in the order of their codes, wit
 
 
 class Asker(Protocol):
-    """Sends a question (`survey`, `doctor`: `about` a fleet; `whereabouts`: about a rollout's server; `collect`: about
-    a lane) to the workers; its answer is a document of that kind."""
+    """Sends a question (`survey`, `doctor`, `findings`: `about` a fleet; `whereabouts`: about a rollout's server;
+    `collect`: about a lane) to the workers; its answer is a document of that kind."""
 
     def __call__(self, task: str, *, request: str, **about: Any) -> None: ...
 
@@ -214,19 +216,7 @@ def refuse_blockers(plan: Plan) -> None:
 def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") -> Rollout:
     """The rollout of this plan, its upgrades and its locks. Raises `Locked`."""
     now = store.now()
-    policy = fleet.rollout
-    rollout = Rollout(
-        id=id or new_id("r", now),
-        plan=plan.id,
-        fleet=fleet.fleet,
-        created_at=now,
-        created_by=actor,
-        waves=plan.waves,
-        max_in_flight=policy.max_in_flight,
-        allowed_failures=policy.budget.allowed(len(fleet.servers)),
-        bake=policy.bake,
-        on_abort=policy.on_abort,
-    )
+    rollout = _rollout(fleet, plan, id=id or new_id("r", now), now=now, actor=actor)
     domains = {server.name: server.domain or "" for server in fleet.servers}
     upgrades = [
         Upgrade(rollout=rollout.id, server=name, wave=wave, domain=domains[name])
@@ -239,6 +229,111 @@ def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") 
     made = store.create(rollout, upgrades, locks=locks)
     store.wake()
     return made
+
+
+def _rollout(fleet: Fleet, plan: Plan, *, id: str, now: float, actor: str) -> Rollout:
+    policy = fleet.rollout
+    return Rollout(
+        id=id,
+        plan=plan.id,
+        fleet=fleet.fleet,
+        created_at=now,
+        created_by=actor,
+        waves=plan.waves,
+        max_in_flight=policy.max_in_flight,
+        allowed_failures=policy.budget.allowed(len(fleet.servers)),
+        bake=policy.bake,
+        on_abort=policy.on_abort,
+    )
+
+
+# -- from nothing but the world ----------------------------------------------------------------------------------------
+
+
+def rebuild(
+    store: Store,
+    ask: Asker,
+    fleet: Fleet,
+    *,
+    rollout: str,
+    act: bool,
+    actor: str,
+    waiter: Waiter | None = None,
+) -> tuple[Rebuilt, Rollout | None]:
+    """Where every server of this file stands, as the world says; with `act` the rollout is there again, under its own
+    id and paused, with its records, locks and ledger. `rollout` says which, where marks of several are found.
+
+    Raises `Conflict` with every reason for which nothing can be rebuilt, and if this Redis knows the rollout already,
+    `Locked` if another one holds a server; then nothing was created.
+    """
+    from orchestrator.domain.rebuild import findings_from
+    from orchestrator.domain.rebuild import rebuild as positions_of
+
+    request = _request(store, ask, "findings", fleet)
+    findings = findings_from(_answer(store, "findings", request, waiter or Waiter())["findings"])
+    found = positions_of(fleet, findings, rollout=rollout, now=store.now())
+    if found.refusals or found.plan is None:
+        told = "".join(f"\n  {line}" for line in found.refusals[:20])
+        more = f"\n  and {len(found.refusals) - 20} more" if len(found.refusals) > 20 else ""
+        raise Conflict(
+            f"where the servers stand cannot be told from the world:{told}{more}",
+            traffic="unchanged; nothing was created",
+            next="put these right by hand, then changeover rebuild FILE",
+        )
+    if store.rollout(found.rollout) is not None:
+        raise Conflict(
+            f"this Redis knows rollout {found.rollout}: there is nothing to rebuild",
+            traffic="unchanged; nothing was created",
+            next=f"changeover show {found.rollout}",
+        )
+    locks = {f"{fleet.lane}/{fleet.id_of(server)}": server.name for server in fleet.servers}
+    locks |= {f"{fleet.lane}/{position.new}": position.upgrade.server for position in found.positions if position.new}
+    for lock, server in locks.items():
+        if (owner := store.owner_of(lock)) is not None:
+            raise Locked(f"{server} belongs to rollout {owner}", next=f"changeover show {owner}")
+    return found, _put(store, fleet, found, found.plan, locks, actor) if act else None
+
+
+def _put(store: Store, fleet: Fleet, found: Rebuilt, plan: Plan, locks: Mapping[str, str], actor: str) -> Rollout:
+    from orchestrator.domain.rebuild import wave_of
+
+    now = store.now()
+    whole = replace(
+        _rollout(fleet, plan, id=found.rollout, now=now, actor=actor),
+        state="paused",
+        resume_to="running",
+        paused_at=now,
+        wave=wave_of(found.positions),
+        why=f"rebuilt from the world by {actor}: look at each server, then resume",
+    )
+    # Only one at a time: the file of the rollout that comes to be is to be the one that its records were told by.
+    who = f"{actor}:{new_id('q', now)}"
+    if store.lease("rebuild", owner=who, seconds=PATIENCE) is None:
+        raise Conflict("somebody else is rebuilding at this moment; nothing was created", next="changeover rollouts")
+    try:
+        store.forget_document("spec", whole.id)  # of a rebuild that did not come to its end
+        store.put_document("spec", whole.id, {"plan": asdict(plan)})
+        made = store.create(whole, [position.upgrade for position in found.positions], locks=locks)
+        store.put_ledger(whole.id, [item for position in found.positions for item in _ledger_of(position)])
+        for position in found.positions:
+            detail = {"found": position.found, "resumes": position.resumes}
+            store.note(whole.id, Entry(event="Rebuilt", actor=actor, detail=detail), server=position.upgrade.server)
+    finally:
+        store.unlease("rebuild", owner=who)
+    return made
+
+
+def _ledger_of(position: Position) -> list[LedgerItem]:
+    u = position.upgrade
+    items = [
+        LedgerItem(key=f"{kind}:{token}", kind=kind, server=u.server, state="live", id=id)
+        for kind, token, id in position.made
+    ]
+    if u.state == "upgraded":
+        state: LedgerState = "deleted" if u.old_gone else "retained"
+        old = LedgerItem(key=f"old:{u.server}", kind="old server", server=u.server, state=state, id=position.old.id)
+        items.append(replace(old, until=None if u.old_gone else u.retain_until))
+    return items
 
 
 def new_id(prefix: str, now: float) -> str:

@@ -44,6 +44,7 @@ QUESTIONS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     "survey": survey.survey,
     "doctor": survey.doctor,
     "whereabouts": survey.whereabouts,
+    "findings": survey.findings,
     "collect": orphans.collect,
 }
 

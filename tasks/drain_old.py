@@ -60,7 +60,7 @@ def undo(turn: Turn) -> Done | Wait:
     notes = dict(turn.upgrade.notes)
     if not notes.get("started"):
         # First of all: a late stop or terminate of a worker that was frozen meets the provider's own refusal.
-        turn.compute.tag(id, {keys.PHASE: "rollback", keys.DISPOSABLE: None})
+        turn.compute.tag(id, {keys.PHASE: "rollback", keys.DISPOSABLE: None, **keys.undoing(turn.upgrade)})
         turn.compute.protect(id, on=True)
         turn.compute.start(id)
         notes["started"] = True

@@ -15,6 +15,7 @@ STEP = "changeover:step"
 ATTEMPT = "changeover:attempt"
 PHASE = "changeover:phase"
 DISPOSABLE = "changeover:disposable"
+UNDOING = "changeover:undoing"  # on A
 
 
 def effect(fleet: Fleet, u: Upgrade, *, rung: int) -> tuple[str, str]:
@@ -33,6 +34,13 @@ def key(u: Upgrade, intent: Intent, *, role: str) -> Key:
 def ours(u: Upgrade) -> dict[str, str]:
     """The tags that all things made for this upgrade share."""
     return {ROLLOUT: u.rollout, SERVER: u.server}
+
+
+def undoing(u: Upgrade) -> dict[str, str]:
+    """The mark on A that this life of its upgrade is being undone, for whoever has nothing but the world to go by. It
+    names the life by its image; never by the tags of what we made, which are there to be ended."""
+    images = u.intents("create_image")
+    return {UNDOING: images[-1].name} if images else {}
 
 
 def lock(fleet: Fleet, id: str) -> str:

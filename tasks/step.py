@@ -10,6 +10,7 @@ import os
 import traceback
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ import structlog
 from orchestrator import dispatch
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.retry import Limits, Trouble, answer_to, poison
-from orchestrator.domain.steps import RETIRE
+from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import (
     CLOSE,
     AttemptEnded,
@@ -181,6 +182,7 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
             return Stumbled(why=why, at=turn.now + PARKED_WHILE_REFUSED[refused], counts=False, refused=True), Extras()
         u = turn.upgrade
         if u.direction == "undo":
+            _mark(turn)
             answer = step.undo(turn)
         else:
             assert u.intent is not None
@@ -190,6 +192,16 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
     except Exception as error:
         return _trouble(world, turn, error)
     return _outcome(turn, answer)
+
+
+def _mark(turn: Turn) -> None:
+    """A says that it is being gone back to, before anything is undone: if Redis forgets everything, a rebuild is not to
+    begin anew what is on its way back. Where A may not be tagged it goes back all the same."""
+    u = turn.upgrade
+    if u.notes or u.step != [step for step in STEPS if u.has_begun(step)][-1]:
+        return
+    with suppress(provider.ProviderError):
+        turn.compute.tag(turn.server.id, keys.undoing(u))
 
 
 def _too_early(turn: Turn) -> Event | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from orchestrator.domain.fleet import Fleet, FleetServer
 from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey, generation, next_generation, seats_of
+from orchestrator.domain.rebuild import Findings, Found, Place
 from orchestrator.domain.settlement import SeenMember, SeenThing, Whereabouts
 from orchestrator.domain.upgrade import Side
 from providers.compute import Image, Server
@@ -30,6 +31,55 @@ def survey(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[s
 
 def doctor(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
     return _answer(world, "doctor", request, lambda: {"checks": examine(world, read_fleet(fleet))})
+
+
+def findings(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All that the world says of a rollout of this fleet, for a Redis that knows nothing."""
+    return _answer(world, "findings", request, lambda: {"findings": asdict(read(world, read_fleet(fleet)))})
+
+
+def read(world: World, fleet: Fleet) -> Findings:
+    compute, traffic = world.compute(fleet), world.traffic(fleet)
+    old: dict[str, Server] = {}
+    for batch in _batched([fleet.id_of(server) for server in fleet.servers]):
+        old |= compute.servers(batch)
+    places: list[Place] = []
+    unread: list[str] = []
+    for pool in sorted(fleet.traffic.pools):
+        try:
+            places += [
+                Place(pool=pool, name=view.name, address=view.address, port=view.port, state=view.state)
+                for view in traffic.members(pool)
+            ]
+        except ProviderError as error:
+            unread.append(f"{pool}: {error}")
+    return Findings(
+        survey=look(world, fleet),
+        marked=tuple(_found(thing) for thing in compute.inventory({keys.MANAGED: "1"})),
+        old=tuple(_found(server) for server in old.values()),
+        places=tuple(places),
+        unread=tuple(unread),
+    )
+
+
+def _found(thing: Server | Image) -> Found:
+    tags = thing.tags
+    attempt = tags.get(keys.ATTEMPT, "0")
+    found = Found(
+        kind="server" if isinstance(thing, Server) else "image",
+        id=thing.id,
+        name=thing.name,
+        state=thing.state,
+        rollout=tags.get(keys.ROLLOUT, ""),
+        server=tags.get(keys.SERVER, ""),
+        attempt=int(attempt) if attempt.isdigit() else 0,
+        undoing=tags.get(keys.UNDOING, ""),
+        disposable=tags.get(keys.DISPOSABLE) == "1",
+    )
+    if isinstance(thing, Image):
+        return replace(found, disk=thing.disk)
+    size = thing.size
+    return replace(found, address=thing.address, boot=thing.boot, memory=size.memory, disk=size.disk)
 
 
 def whereabouts(world: World, *, request: str, rollout: str, server: str) -> Mapping[str, Any]:

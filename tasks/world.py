@@ -20,7 +20,7 @@ from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.orphans import Patience
 from orchestrator.domain.plan import FoundServer, Plan, plan_from
 from orchestrator.domain.upgrade import Upgrade
-from orchestrator.errors import NotFound
+from orchestrator.errors import NotFound, UnsafeStore
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
 from orchestrator.store import Claim, Store
@@ -34,6 +34,7 @@ from providers.traffic import Traffic
 
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
 
+TRUSTED = 5.0  # seconds for which what a rollout is about need not be asked again: only a rebuild changes it
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
 AGAIN = 0.01  # seconds between two tries for a balancer that another worker has
 
@@ -69,7 +70,7 @@ class World:
     spread: Callable[[], float] = random.random
     crash: Callable[[str], None] = _no_crash
     find: Callable[[Any, str, Mapping[str, Any]], Any] = find
-    _specs: dict[str, Spec] = field(default_factory=dict)
+    _specs: dict[str, tuple[Spec, float]] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
     _writers: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -102,15 +103,27 @@ class World:
             return self._writers.setdefault(resource, threading.Lock())
 
     def spec(self, rollout: str) -> Spec:
-        """What this rollout is about; it never changes."""
-        found = self._specs.get(rollout)
-        if found is None:
+        """What this rollout is about. It never changes, unless Redis has lost everything and a person has rebuilt the
+        rollout: then what this process remembers has another plan."""
+        found, at = self._specs.get(rollout, (None, 0.0))
+        now = self.monotonic()
+        if found is not None and now - at < TRUSTED:
+            return found
+        if found is None or not self._still(rollout, found.plan.id):
             document = self.store.document("spec", rollout)
             if document is None:
                 raise NotFound(f"rollout {rollout} has no spec", next="changeover rollouts")
             plan = plan_from(document["plan"])
-            found = self._specs[rollout] = Spec(plan=plan, fleet=read_fleet(plan.fleet))
+            found = Spec(plan=plan, fleet=read_fleet(plan.fleet))
+        self._specs[rollout] = (found, now)
         return found
+
+    def _still(self, rollout: str, plan: str) -> bool:
+        try:
+            now = self.store.rollout(rollout)
+        except UnsafeStore:  # whose other servers go on with what they have begun
+            return True
+        return now is None or now.plan == plan
 
     def compute(self, fleet: Fleet) -> Compute:
         return cast(Compute, self._provider("compute", fleet.provider.name, fleet.provider.settings))

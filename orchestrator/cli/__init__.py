@@ -28,7 +28,7 @@ LATE = {
     "host": ("orchestrator.cli.up", "Run the small local cloud: server processes and HAProxy."),
 }
 PANELS: dict[str, tuple[Callable[..., int], ...]] = {
-    "From a fleet file to a rollout": (plans.plan, plans.apply, plans.doctor),
+    "From a fleet file to a rollout": (plans.plan, plans.apply, plans.doctor, plans.rebuild),
     "Look": (looking.rollouts, looking.show, looking.watch, looking.explain, looking.events, looking.report),
     "Decide": (
         control.pause,

@@ -22,6 +22,7 @@ from orchestrator.domain.upgrade import Upgrade
 if TYPE_CHECKING:
     from orchestrator.domain.orphans import Sighting
     from orchestrator.domain.plan import Plan
+    from orchestrator.domain.rebuild import Rebuilt
     from orchestrator.operations import Check, Inventory, Story, View
     from orchestrator.store import AuditEntry, Tally
 
@@ -414,6 +415,14 @@ def plan(p: Plan) -> RenderableType:
                 *_more(len(lines)),
             ]
     return Group(*parts)
+
+
+def rebuilt(found: Rebuilt) -> RenderableType:
+    """Where every server stands, as the world says."""
+    table = _table("server", "found", "state", "goes on with", title=f"Rollout {found.rollout}, from the world alone")
+    for p in found.positions:
+        table.add_row(text(p.upgrade.server, "bold"), text(p.found), state(p.upgrade.state), text(p.resumes))
+    return table
 
 
 def _size(written: object) -> str:

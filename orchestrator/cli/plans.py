@@ -1,4 +1,4 @@
-"""`plan`, `apply` and `doctor`: from a fleet file to a rollout."""
+"""`plan`, `apply`, `doctor` and `rebuild`: from a fleet file to a rollout."""
 
 from __future__ import annotations
 
@@ -182,3 +182,50 @@ def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> i
         output.say(f"{len(ill)} of {len(found)} checks failed. Traffic: unchanged; nothing was created")
         output.say(f"Next: {ill[0].fix or 'mend it'}; then changeover doctor {file}")
     return code
+
+
+def rebuild(
+    file: File,
+    rollout: Annotated[
+        str, typer.Option("--rollout", metavar="ID", help="Which, where the marks of several are found.")
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it. Without, only say what was found.")] = False,
+    timeout: Timeout = 60.0,
+    form: Output = Format.text,
+) -> int:
+    """Tell from the world alone where every server stands, when Redis has lost everything. A dry run unless --yes.
+
+    FILE is the fleet file of then. The rollout comes to be again under its own id, paused; resume goes on with it.
+    """
+    from orchestrator import fleet_file, operations
+    from orchestrator.cli import schema
+
+    fleet = fleet_file.load(file)
+    with session.opened() as s:
+        found, made = operations.rebuild(
+            s.store,
+            s.ask,
+            fleet,
+            rollout=rollout,
+            act=yes,
+            actor=session.actor(),
+            waiter=operations.Waiter(timeout=timeout),
+        )
+    next = f"changeover resume {made.id}" if made is not None else f"changeover rebuild {file} --yes"
+    if form is Format.json:
+        output.emit("rebuilt", schema.rebuilt(found, made=made is not None, next=next))
+        return 0
+    from orchestrator.cli import pictures
+
+    output.console().print(pictures.rebuilt(found))
+    if made is not None:
+        output.tell(f"Rollout {made.id} is there again, and paused. What was on its way back goes on at once.")
+    else:
+        output.say("Nothing was created.")
+    output.say(
+        "Marks, sizes and pools agree with this file. Whether its checks, hooks, waves and limits are those of then, "
+        "nothing in the world can say."
+    )
+    output.say("Traffic: as it was found; nothing was changed")
+    output.say(f"Next: {next}")
+    return 0

@@ -11,6 +11,7 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     event       id, at, server ("" for the rollout's own), n, event, actor, was, now, detail
     answer      verb, changed, confirmed, rollout, in_flight [upgrade], servers [upgrade], next
     freeze      frozen, changed, confirmed, in_flight, next
+    rebuilt     rollout (id), made (whether it is there now), servers [{name, found, resumes, state, step}], next
     doctor      ok, checks [{name, ok, detail, fix}]
     gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, unread {lane or rollout: why}, done,
                 not_done [text], orphans [{lane, kind, id, name, state, rollout, server, first, last, scans, foreign,
@@ -33,6 +34,7 @@ from orchestrator.store import AuditEntry
 
 if TYPE_CHECKING:
     from orchestrator.domain.plan import Plan
+    from orchestrator.domain.rebuild import Rebuilt
 
 
 def rollout(r: Rollout) -> dict[str, Any]:
@@ -94,6 +96,20 @@ def event(entry: AuditEntry) -> dict[str, Any]:
         "now": entry.now,
         "detail": dict(entry.detail),
     }
+
+
+def rebuilt(found: Rebuilt, *, made: bool, next: str) -> dict[str, Any]:
+    servers = [
+        {
+            "name": p.upgrade.server,
+            "found": p.found,
+            "resumes": p.resumes,
+            "state": p.upgrade.state,
+            "step": p.upgrade.step,
+        }
+        for p in found.positions
+    ]
+    return {"rollout": found.rollout, "made": made, "servers": servers, "next": next}
 
 
 def _bytes(written: object) -> object:

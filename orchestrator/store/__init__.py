@@ -137,11 +137,17 @@ class Store(Protocol):
         """A document that never changes (a plan, a survey's answer, a doctor's report) is stored under its id."""
         ...
 
+    def forget_document(self, kind: str, id: str) -> None:
+        """There is none under that id, and another may be put."""
+        ...
+
     def document(self, kind: str, id: str) -> Mapping[str, Any] | None: ...
 
     def create(self, rollout: Rollout, upgrades: Sequence[Upgrade], *, locks: Mapping[str, str]) -> Rollout:
         """The rollout, its upgrades and the locks (lock key → server) exist, all or none; a repeat with the same id
-        returns what is there. Raises `Locked` with the owning rollout's id in its text when another holds one."""
+        returns what is there. Upgrades that are neither pending, held nor settled are due, in ten seconds or when
+        their old server's time is up. Raises `Locked` with the owning rollout's id in its text when another holds a
+        lock."""
         ...
 
     def rollout(self, id: str) -> Rollout | None: ...

@@ -37,6 +37,8 @@ from orchestrator.store.shapes import (
     check_creation,
     check_cursor,
     check_goes_on,
+    counted,
+    due_at,
     fenced,
     frozen_text,
     handed_on,
@@ -119,6 +121,10 @@ class MemoryStore:
             if self.document(kind, id) is None:
                 self._documents[kind, id] = (codec.text(body), None if ttl is None else self.now() + ttl)
 
+    def forget_document(self, kind: str, id: str) -> None:
+        with self._lock:
+            self._documents.pop((kind, id), None)
+
     def document(self, kind: str, id: str) -> Mapping[str, Any] | None:
         with self._lock:
             stored, until = self._documents.get((kind, id), (None, None))
@@ -137,13 +143,12 @@ class MemoryStore:
                 if other is not None:
                     raise locked(locks[lock], other)
             records = {u.server: _record(u) for u in upgrades}
-            stored = _Rollout(
-                rollout=rollout,
-                records=records,
-                counts={"pending": len(records)},
-            )
+            counts, domains = counted(upgrades)
+            stored = _Rollout(rollout=rollout, records=records, counts=counts, domains=domains)
             self._rollouts[rollout.id] = stored
             self._locks.update(dict.fromkeys(locks, rollout.id))
+            for record in records.values():
+                self._place(record, due_at(record.upgrade, self.now()), "")
             self._audit(stored, Entry(event="created", actor=rollout.created_by), doc, was="", now=rollout.state)
             self._wake()
             return rollout

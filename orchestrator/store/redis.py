@@ -61,6 +61,8 @@ from orchestrator.store.shapes import (
     check_creation,
     check_cursor,
     check_goes_on,
+    counted,
+    due_at,
     fenced,
     frozen_text,
     handed_on,
@@ -146,6 +148,10 @@ class RedisStore:
                 px=None if ttl is None else max(1, round(ttl * 1000)),
             )
 
+    def forget_document(self, kind: str, id: str) -> None:
+        with self._told:
+            self._redis.delete(self._key("document", kind, id))
+
     def document(self, kind: str, id: str) -> Mapping[str, Any] | None:
         key = self._key("document", kind, id)
         with self._told:
@@ -177,24 +183,18 @@ class RedisStore:
                 if answer[0] != "ok":
                     return answer[0]
         for some in _batches(upgrades, _ROWS):
-            servers = [
-                {
-                    "server": u.server,
-                    "domain": u.domain,
-                    "direction": u.direction,
-                    "step": u.step,
-                    "attempts": attempts(u),
-                    "wave": u.wave,
-                }
-                for u in some
-            ]
+            servers = [{**target(u), "server": u.server, "domain": u.domain, "wave": u.wave} for u in some]
             said = self._text("create_rows", {**whole, "servers": servers}, *(codec.UPGRADE.dump(u) for u in some))
             if said != "ok":
                 return said
         doc = codec.ROLLOUT.dump(rollout)
+        counts, domains = counted(upgrades)
+        agenda = {f"{rollout.id}/{u.server}": due_at(u, self.now()) for u in upgrades}
+        due = {member: at for member, at in agenda.items() if at is not None}
         return self._text(
             "create_end",
             {**whole, **_rollout(rollout), "created_at": rollout.created_at, "version": rollout.version}
+            | {"counts": counts, "domains": domains, "due": due}
             | {"entry": {"event": "created", "actor": rollout.created_by}},
             doc,
             b"{}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from orchestrator.errors import BadInput, Fenced, Locked
 from orchestrator.store import Claim
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+SETTLES = 10.0  # seconds in which every worker has heard that a rollout was rebuilt
 RESEND = 300.0  # seconds between two sendings of what nobody takes, at the most (or the grace, if longer)
 MOST_LOST = 6  # leases lost in a row that are remembered
 _CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?\Z")
@@ -64,11 +66,28 @@ def check_creation(rollout: Rollout, upgrades: Sequence[Upgrade]) -> None:
         raise BadInput(f"{rollout.id!r} is no id of a rollout: letters, digits, dot, dash and underscore")
     names = set()
     for upgrade in upgrades:
-        if upgrade.rollout != rollout.id or upgrade.state != "pending" or upgrade.server in names:
-            raise ValueError(f"{upgrade.server}: each server once, pending, in rollout {rollout.id}")
+        if upgrade.rollout != rollout.id or upgrade.server in names:
+            raise ValueError(f"{upgrade.server}: each server once, in rollout {rollout.id}")
         if not upgrade.server or "\n" in upgrade.server:
             raise BadInput(f"{upgrade.server!r} is no name of a server")
         names.add(upgrade.server)
+
+
+def counted(upgrades: Sequence[Upgrade]) -> tuple[dict[str, int], dict[str, int]]:
+    """How many there are by state, and of each failure domain in flight."""
+    states, domains = Counter(u.state for u in upgrades), Counter(u.domain for u in upgrades if u.domain and flying(u))
+    return {str(state): n for state, n in states.items()}, dict(domains)
+
+
+def flying(upgrade: Upgrade) -> bool:
+    return upgrade.state in ("running", "waiting", "held")
+
+
+def due_at(upgrade: Upgrade, now: float) -> float | None:
+    """When one that was not there before is to be looked at; None for one at rest."""
+    if at_rest(upgrade):
+        return None
+    return upgrade.retain_until or now if upgrade.state == "upgraded" else now + SETTLES
 
 
 def check_cursor(cursor: str) -> str:

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import redis
 
 from orchestrator import operations
 from orchestrator.fleet_file import load
@@ -100,3 +101,34 @@ def test_nothing_of_a_shop_is_left_behind(tmp_path: Path) -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.timeout(300)
+def test_a_rollout_goes_on_though_redis_forgot_everything(tmp_path: Path) -> None:
+    """Records, messages and all: what there is, is told from the servers, the images and HAProxy."""
+    with shop(tmp_path, servers=4) as whole:
+        whole.apply()
+        fleet = load(whole.scene.fleet_file())
+        forgotten: list[str] = []
+
+        def forget(view: operations.View) -> None:
+            states = {u.state for u in view.upgrades}
+            if forgotten or "upgraded" not in states or not any(u.step == "swap" for u in view.upgrades):
+                return
+            with redis.Redis.from_url(whole.supervisor.settings.store_url()) as raw:
+                raw.flushall()
+            found, made = operations.rebuild(
+                whole.store, whole.ask, fleet, rollout="", act=True, actor="test", waiter=whole.waiter
+            )
+            assert made is not None and made.id == whole.id and made.state == "paused"
+            forgotten.extend(f"{p.upgrade.server}: {p.found} -> {p.resumes}" for p in found.positions)
+            operations.resume(whole.store, whole.id, actor="test")
+
+        view = whole.until_ended(forget)
+        assert forgotten
+        assert {u.server: u.state for u in view.upgrades} == dict.fromkeys(whole.scene.names, "upgraded"), forgotten
+        assert whole.ours() == sorted(whole.scene.names)
+        assert len(whole.scene.host.images()) == len(whole.scene.names)
+        seen, held = whole.scene.dismiss_users()
+        assert seen["failed"] == 0, seen["failures"]
+        assert held.stored == seen["orders"]["sent"] and held.repeated == 0

@@ -17,6 +17,8 @@ import pytest
 import orchestrator.cli.session
 from orchestrator import operations
 from orchestrator.cli import main
+from orchestrator.domain.plan import token
+from orchestrator.domain.rebuild import Found
 from orchestrator.domain.upgrade import Admitted, Ailed, Held, TurnedBack
 from orchestrator.errors import PointOfNoReturn
 from orchestrator.settings import Settings
@@ -470,6 +472,29 @@ def test_every_verb_speaks_to_people(place: Place) -> None:
     code, out, _ = place.run("gc")
     assert code == 0
     assert "0 things kept" in out
+
+
+def test_a_rollout_is_rebuilt_after_it_was_shown_what_would_be(place: Place) -> None:
+    made = token("r7", "fake", "default", "default", "web-2", "create_image", 0, 0)
+    tags = {"rollout": "r7", "server": "web-2"}
+    image = Found(kind="image", id="img-1", name=f"co-{made[:40]}", state="available", **tags)  # type: ignore[arg-type] # words only
+    code, out, err = place.run("rebuild", str(place.file))
+    assert code == 1
+    assert "nothing of a rollout of these servers was found" in err
+    place.world.marked = (image,)
+    code, out, err = place.run("rebuild", str(place.file))
+    assert code == 0
+    assert "image img-1 (available)" in out and "provision" in out
+    assert f"Next: changeover rebuild {place.file} --yes" in err
+    assert place.store.rollouts() == []
+    code, body = place.json("rebuild", str(place.file), "--yes")
+    assert (code, body["schema"], body["rollout"], body["made"]) == (0, "changeover/v1/rebuilt", "r7", True)
+    assert [s["step"] for s in body["servers"]] == ["create_image", "provision", "create_image"]
+    assert body["next"] == "changeover resume r7"
+    assert place.json("show", "r7")[1]["rollout"]["state"] == "paused"
+    code, out, err = place.run("rebuild", str(place.file), "--yes")
+    assert code == 1
+    assert "this Redis knows rollout r7" in err and "Next: changeover show r7" in err
 
 
 def test_an_unknown_rollout_is_a_usage_error(place: Place) -> None:

@@ -13,6 +13,7 @@ from orchestrator.dispatch import Message
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey
+from orchestrator.domain.rebuild import Findings, Found, Place
 from orchestrator.domain.upgrade import (
     Admitted,
     Began,
@@ -81,6 +82,7 @@ class World:
         self.error = ""
         self.orphans: list[Sighting] = []
         self.where: Mapping[str, str] = {}
+        self.marked: tuple[Found, ...] = ()
         self.asked: list[str] = []
 
     def survey(self, fleet: Mapping[str, Any]) -> Survey:
@@ -108,6 +110,15 @@ class World:
         changed = tuple(replace(server, **self.change) for server in servers)
         return Survey(at=self.store.now(), servers=changed, pools=(FoundPool(pool="web", lane="lb", serving=3),))
 
+    def findings(self, survey: Survey) -> Findings:
+        old = [Found(kind="server", id=s.id, name=s.name, state="running", address=s.address) for s in survey.servers]
+        places = [
+            Place(pool=seat.pool, name=seat.name, address=seat.address, port=seat.port, state=seat.state)
+            for server in survey.servers
+            for seat in server.seats
+        ]
+        return Findings(survey=survey, marked=self.marked, old=tuple(old), places=tuple(places))
+
     def __call__(
         self,
         task: str,
@@ -133,6 +144,9 @@ class World:
                 ],
                 "things": [{"side": "old", "kind": "server", "id": server, "state": "running"}],
             }
+        elif task == "findings":
+            assert fleet is not None
+            body["findings"] = asdict(self.findings(self.survey(fleet)))
         elif task == "collect":
             self.store.sighted("fake/default/default", self.orphans)
             body |= {"done": [], "not_done": []}

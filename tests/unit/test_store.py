@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -196,6 +197,44 @@ def test_a_created_rollout_is_there_with_its_upgrades_and_locks(site: Site) -> N
     assert site.store.owner_of("lock/b") == "r1"
     assert site.store.tally("r1").by_state == {"pending": 3}
     assert site.store.next_due() is None
+
+
+def test_a_rollout_may_be_created_with_upgrades_that_stand_anywhere(site: Site) -> None:
+    """As one is that was told from the world alone."""
+    site.names = ("a", "b", "c", "d")
+    rollout = replace(site.create("other"), id="r1", state="paused")
+    at = site.clock.now
+    going = Upgrade(rollout="r1", server="a", wave=0, domain="x").after(Admitted(at=at))
+    done = replace(going, server="b", domain="y", state="upgraded", step="retire", retain_until=at + 500)
+    held = replace(going, server="c").after(Held(why="it is in no pool"))
+    site.store.create(rollout, [going, done, held, Upgrade(rollout="r1", server="d", wave=0)], locks={"l": "a"})
+    assert site.store.tally("r1").by_state == {"held": 1, "pending": 1, "running": 1, "upgraded": 1}
+    assert [site.row(name).upgrade for name in "abc"] == [going, done, held]
+    assert site.store.next_due() == at + 10
+    site.clock.now += 10
+    assert site.store.due(limit=9) == [("r1", "a")]
+    assert site.issue("a") == 1
+    assert isinstance(site.take("a"), Claim)
+    site.clock.now += 490
+    assert ("r1", "b") in site.store.due(limit=9)
+    running = site.store.change(rollout, replace(rollout, state="running"), entry=DID)
+    assert running is not None
+    d = site.row("d").upgrade.after(Admitted(at=at))
+    admit = partial(site.store.admit, "r1", "d", to=d, wave=0, entry=DID)
+    assert not admit(limit=2, domain=""), "those that were there count"
+    assert not admit(limit=9, domain="z"), "and so do their failure domains"
+    assert admit(limit=9, domain="x")
+
+
+def test_a_document_that_was_forgotten_may_be_put_anew(site: Site) -> None:
+    site.store.put_document("spec", "r1", {"n": 1})
+    site.store.put_document("spec", "r1", {"n": 2})
+    assert site.store.document("spec", "r1") == {"n": 1}
+    site.store.forget_document("spec", "r1")
+    site.store.forget_document("spec", "r1")
+    assert site.store.document("spec", "r1") is None
+    site.store.put_document("spec", "r1", {"n": 2})
+    assert site.store.document("spec", "r1") == {"n": 2}
 
 
 def test_creating_again_returns_what_is_there(site: Site) -> None:
