@@ -32,6 +32,7 @@ MOVES: Mapping[str, frozenset[tuple[str, str]]] = {
     )
 }
 RETIRING = ("Began", "Waits", "Stumbled", "Finished")  # may happen to an upgraded server and leave it upgraded
+LOOKED_AFTER = ("Ailed", "Recovered", "Repaired")  # what was seen, or put right, in the pools: nothing moves by it
 ANEW = (("failed", "pending"), ("rolled_back", "pending"))  # a person lets one begin again
 
 
@@ -124,12 +125,13 @@ def _legal(was: Position, line: Line, tokens: set[str]) -> Iterator[str]:
     now = Position.of(line["after"])
     if now.state != line["now"]:
         yield f"says {line['now']}, its record says {now.state}"
-    if event not in MOVES:
+    if event not in MOVES and event not in LOOKED_AFTER:
         yield f"no such event is known: {event}"
         return
     retiring = move == ("upgraded", "upgraded") and event in RETIRING
     anew = event == "Released" and move in ANEW
-    if move not in MOVES[event] and not retiring and not anew:
+    resting = event in LOOKED_AFTER and move[0] == move[1]
+    if not (retiring or anew or resting or move in MOVES.get(event, ())):
         yield f"{event} may not lead from {move[0]} to {move[1]}"
         return
     yield from _life(was, now, anew)
@@ -226,18 +228,19 @@ def _names(begun: tuple[tuple[str, str], ...]) -> str:
 # -- intents before effects ------------------------------------------------------------------------------------------
 
 FORWARD, UNDO = "Began", "UndoBegan"
+ANY = (UNDO, "")  # the undo of whichever step
 # What must have been announced before a call has its effect on a server's A, its B, or its image. A second intent of
-# a step ends what the first may have left.
+# a step ends what the first may have left; what is found out of its place is put back by whoever looks after the pools.
 ANNOUNCED: Mapping[tuple[str, str], frozenset[tuple[str, str]]] = {
     ("add", "B"): frozenset({(FORWARD, "swap")}),
-    ("add", "A"): frozenset({(UNDO, "drain_old")}),
-    ("restore", "A"): frozenset({(UNDO, "drain_old")}),
+    ("restore", "B"): frozenset({(FORWARD, "swap")}),
+    ("restore", "A"): frozenset({ANY}),
     ("remove", "A"): frozenset({(FORWARD, "drain_old")}),
     ("remove", "B"): frozenset({(UNDO, "swap")}),
     ("stop", "A"): frozenset({(FORWARD, "drain_old")}),
     ("start", "A"): frozenset({(UNDO, "drain_old")}),
     ("protect", "A"): frozenset({(UNDO, "drain_old"), (FORWARD, "drain_old")}),
-    ("tag", "A"): frozenset({(UNDO, "drain_old"), (FORWARD, RETIRE)}),
+    ("tag", "A"): frozenset({ANY, (FORWARD, RETIRE)}),
     ("terminate", "A"): frozenset({(FORWARD, RETIRE)}),
     ("terminate", "B"): frozenset({(UNDO, "provision"), (FORWARD, "provision")}),
     ("delete_image", "image"): frozenset({(UNDO, "create_image"), (FORWARD, RETIRE), (FORWARD, "create_image")}),
@@ -262,11 +265,11 @@ def announced_before_done(e: Evidence) -> Iterator[Violation]:
                 yield Violation(id="I6", where=line.where, says=says)
             continue
         server, role = _whose(e, line)
-        wanted = ANNOUNCED.get((line["call"], role))
-        if not server or wanted is None:
+        wanted = ANNOUNCED.get((line["call"], role), frozenset())
+        if not server or (not wanted and not _was_orphaned(e, line)):
             says = f"{line['call']} of {line['id']}: nothing that a step of this rollout does"
             yield Violation(id="I6", where=line.where, says=says)
-        elif not _was_announced(e, server, wanted, line.at):
+        elif not _was_announced(e, server, wanted, line.at) and not _was_orphaned(e, line):
             steps = " or ".join(f"{event} {step}" for event, step in sorted(wanted))
             says = f"{line['call']} of {line['id']} ({role} of {server}) without {steps} in the log before it"
             yield Violation(id="I6", where=line.where, says=says)
@@ -285,10 +288,20 @@ def _whose(e: Evidence, line: Line) -> tuple[str, str]:
 
 
 def _was_announced(e: Evidence, server: str, wanted: frozenset[tuple[str, str]], at: float) -> bool:
-    return any(
-        (line["event"], line["detail"].get("step")) in wanted
+    told = [
+        (line["event"], line["detail"].get("step"))
         for line in e.entries(server)
         if line.at <= at + SKEW and line["event"] in (FORWARD, UNDO)
+    ]
+    return any(each in wanted or (ANY in wanted and each[0] == UNDO) for each in told)
+
+
+def _was_orphaned(e: Evidence, line: Line) -> bool:
+    """Nobody accounted for it, and that was written down before it was put aside or ended."""
+    noted = {"stop": ("Quarantined",), "tag": ("Quarantined",)}.get(line["call"], ("Quarantined", "OrphanDeleted"))
+    return line["call"] in ("stop", "tag", "terminate", "delete_image") and any(
+        entry["event"] in noted and entry["detail"].get("id") == line["id"] and entry.at <= line.at + SKEW
+        for entry in e.audit
     )
 
 

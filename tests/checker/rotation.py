@@ -223,7 +223,7 @@ def old_ones_leave_late(e: Evidence) -> Iterator[Violation]:
                 if since is None:
                     says = f"{line['call']} of A of {server} while no B of it serves in {pool}"
                     yield Violation(id="I7", where=_moment(line), says=says)
-                elif line.at - since < soak - SKEW:
+                elif line.at - since < soak - SKEW and not _has_left(e, server, line.at):
                     says = f"{line['call']} of A of {server} after B had served {line.at - since:.3f} s of {soak:g}"
                     yield Violation(id="I7", where=_moment(line), says=says)
         match line["call"]:
@@ -237,6 +237,12 @@ def old_ones_leave_late(e: Evidence) -> Iterator[Violation]:
             case "terminate" if line.at - stopped.get(server, 0.0) < retain - SKEW:
                 says = f"A of {server} is terminated {line.at - stopped[server]:.3f} s after its stop, not {retain:g}"
                 yield Violation(id="I7", where=_moment(line), says=says)
+
+
+def _has_left(e: Evidence, server: str, at: float) -> bool:
+    """Whether A had left as it must before, and was only put in once more by somebody."""
+    before = [entry["now"] for entry in e.entries(server) if entry.at <= at]
+    return before[-1:] == ["upgraded"]
 
 
 def _old_one(e: Evidence, line: Line) -> str:

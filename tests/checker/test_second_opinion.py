@@ -1,9 +1,12 @@
-"""The checker agrees with what the product did: over whole journeys of several servers, with deaths and turns back."""
+"""The checker agrees with what the product did: over a sample of simulated rollouts, and over a few plain ones.
+
+What the simulation's own invariants say of the same is a first opinion: nothing but the evidence is shared."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import structlog
 from providers.compute.fake import Fault
 from tests.checker.check import check
 from tests.checker.evidence import Violation
+from tests.simulation.simulation import Failed, simulate
 from tests.support import evidence
 from tests.support.outcome import turn_back
 from tests.support.runner import Crashed, Runner, running
@@ -72,3 +76,13 @@ def test_one_whose_answers_are_lost_has_none(every: int, tmp_path: Path) -> None
         r.cloud.fault = fault
 
     assert violations(tmp_path, act) == []
+
+
+@pytest.mark.parametrize("first", range(7, 1000, 200))
+def test_simulated_rollouts_have_none(first: int, tmp_path: Path) -> None:
+    """One in twenty of those that every run of the tests plays, whatever goes wrong in them."""
+    for seed in range(first, first + 200, 20):
+        with suppress(Failed):  # the first opinion, which the simulation's own tests tell
+            simulate(seed, evidence=tmp_path / str(seed))
+            found = check(tmp_path / str(seed))
+            assert not found, f"python -m tests.simulation {seed}: {found[0]}"

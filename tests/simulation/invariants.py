@@ -114,7 +114,6 @@ class Invariants:
     def done(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], answer: Any, before: Any, *, late: bool
     ) -> None:
-        self.evidence.call(name, args, kwargs, answer, before)
         match name:
             case "ensure_image" | "ensure_server":
                 self._made(name, args[0], answer, before, late=late)
@@ -127,21 +126,12 @@ class Invariants:
             case "terminate":
                 self._terminated(args[0], before)
         if name in ("add", "restore", "remove"):
-            self.evidence.pool(args[0])
             self.i1_enough_serve(args[0])
         elif name in ("stop", "terminate", "start"):
             self.everybody_is_served()
 
-    def refused(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> None:
-        self.evidence.refusal(name, args, kwargs, error)
-
-    def read(self, role: str, name: str, args: Sequence[Any], answer: Any) -> None:
-        if name == "check":
-            self.evidence.probe(args[0])
-
     def changed_by_outside(self) -> None:
-        for pool in self.cloud.pools:
-            self.evidence.pool(pool)
+        self.evidence.pools()
         self.everybody_is_served()
 
     def everybody_is_served(self) -> None:

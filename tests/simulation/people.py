@@ -122,6 +122,7 @@ class People:
                 name = self.wire.scheduler.random.choice(mine)
                 self.wire.trace.add("by hand: removes a member", pool, name)
                 del members[name]
+                self.wire.checks.evidence.member_lost(pool, name)
                 self.wire.checks.taken(server)
 
     def _stops_a(self, server: str) -> None:

@@ -167,16 +167,10 @@ class RemoteProvider:
 
     def _happens(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, late: bool) -> Any:
         if name in READING:
-            answer = getattr(self._inner, name)(*args, **kwargs)
-            self._wire.checks.read(self._role, name, args, answer)
-            return answer
+            return getattr(self._inner, name)(*args, **kwargs)
         checks = self._wire.checks
         before = checks.before(name, args)
-        try:
-            answer = getattr(self._inner, name)(*args, **kwargs)
-        except ProviderError as error:
-            checks.refused(name, args, kwargs, error)
-            raise
+        answer = getattr(self._inner, name)(*args, **kwargs)
         self._wire.trace.add(f"{'late ' if late else ''}{self._role}.{name}", args, answer)
         checks.done(name, args, kwargs, answer, before, late=late)
         return answer
@@ -186,6 +180,6 @@ def finder(wire: Wire) -> Callable[[Any, str, Mapping[str, Any]], Any]:
     """What a world finds its providers by."""
 
     def find(role: Any, _name: str, settings: Mapping[str, Any]) -> Any:
-        return RemoteProvider(role, FAKES[role](settings), wire)
+        return RemoteProvider(role, wire.checks.evidence.watched(role, FAKES[role](settings)), wire)
 
     return find

@@ -129,7 +129,7 @@ class Simulation:
             cloud=self.cloud,
             clock=self.scheduler.clock,
             fail=self.scheduler.fail,
-            evidence=Evidence(self.fleet, self.cloud, self.scheduler.clock, wanted=wanted),
+            evidence=Evidence(self.fleet, self.cloud, wanted=wanted),
             store=self.store,
         )
         self.cloud.hides = lambda: self.faults.strikes("not yet visible", "of what was made")
@@ -197,7 +197,7 @@ class Simulation:
     # -- the play ---------------------------------------------------------------------------------------------------
 
     def play(self) -> None:
-        self.checks.evidence.began(ROLLOUT)
+        self.checks.evidence.began()
         scenario.start(self.planner, self.store, self.fleet)
         workers = self.random.randint(2, 5)
         self.plant = Plant(self.wire, self.store, self.specs, workers=workers, coordinators=self.random.randint(1, 2))
@@ -254,13 +254,14 @@ class Simulation:
         self.plant.flush()
 
     def _about_to_forget(self) -> None:
-        kept = loss.keep(self.store)
+        kept, since = loss.keep(self.store), self.scheduler.now
 
         def forgets() -> None:
             self.trace.add("store forgets")
             loss.bring_back(self.store, kept)
             self.wire.away_until = max(self.wire.away_until, self.scheduler.now + self.random.choice((0.0, 0.5, 3.0)))
             self.checks.forget()
+            self.checks.evidence.forgot(since)
 
         self.scheduler.at(self.random.uniform(0.0, 1.0), forgets)
 
@@ -278,7 +279,10 @@ class Simulation:
             self.scheduler.run(lambda helper=helper: helper.dead, seconds=PATIENCE)
             self.scheduler.run(self._at_rest, seconds=PATIENCE)
             self.checks.must(self._at_rest(), "liveness", f"after {PATIENCE:g} s: {self._told()}")
-            if self._all_closed() or self._given_up():
+            if self._all_closed():
+                return
+            if self._given_up():
+                self.checks.evidence.given_up()
                 return
         raise Violated(f"liveness: still not settled: {self._told()}")
 

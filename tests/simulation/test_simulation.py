@@ -66,6 +66,6 @@ def test_the_same_seed_is_the_same_story_to_the_byte() -> None:
 def test_what_an_outsider_saw_is_written_down(tmp_path: Path) -> None:
     simulate(6, evidence=tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
-    assert written >= {"plan.json", "cloud.jsonl", "balancer.jsonl", "traffic.jsonl", "probes.jsonl", "audit.jsonl"}
+    assert written >= {"plan.json", "cloud.jsonl", "balancer.jsonl", "probes.jsonl", "audit.jsonl"}
     assert written >= {"inventory.json", "ledger.json", "records.json"}
     assert all((tmp_path / name).read_text() for name in written)

@@ -204,7 +204,8 @@ def write(folder: Path, recorder: Recorder, store: Store, *, rollout: str, fleet
     _document(folder / "inventory.json", recorder.inventory())
     _lines(folder / "balancer.jsonl", recorder.balancer)
     _lines(folder / "probes.jsonl", recorder.probes)
-    _lines(folder / "incidents.jsonl", recorder.incidents)
+    if recorder.incidents:
+        _lines(folder / "incidents.jsonl", recorder.incidents)
     _lines(folder / "audit.jsonl", audit(store, [found.id for found in store.rollouts()]))
     _document(folder / "ledger.json", [asdict(item) for item in store.ledger(rollout)])
     _document(
