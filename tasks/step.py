@@ -39,7 +39,7 @@ from orchestrator.domain.upgrade import (
     Waiting,
     Waits,
 )
-from orchestrator.errors import Fenced, Locked, Unreachable, UnsafeStore
+from orchestrator.errors import ChangeoverError, Fenced, Locked, Unreachable, UnsafeStore
 from orchestrator.store import Entry, Failure, Ignored, Kind, LedgerItem, RefusedIntent, Row
 from providers import errors as provider
 from tasks import keys
@@ -152,8 +152,19 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     except Fenced:
         world.store.release(turn.claim)  # if still ours: whoever changed the record need not wait for our lease to end
         return Ran(result={"ignored": "fenced"}, goes_on=False)
+    except (Unreachable, UnsafeStore) as error:
+        return _without_store(world, turn, error)
     world.crash(f"{point}.committed")
     return _answer(world, row, event)
+
+
+def _without_store(world: World, turn: Turn, error: ChangeoverError) -> Ran:
+    """Nothing can be announced or kept now, so nothing is done: the record says how far it came, and whoever takes it
+    up finds the rest by its token. It was not the upgrade's fault and does not count as one of its tries."""
+    log.warning("store away", server=turn.upgrade.server, step=turn.upgrade.step, error=str(error))
+    with suppress(ChangeoverError):  # it may be back by now: then nobody has to wait for our lease to end
+        world.store.release(turn.claim)
+    return Ran(result={"ignored": "store away"}, goes_on=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +198,7 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
         else:
             assert u.intent is not None
             answer = step.do(turn, u.intent)
-    except Fenced:
+    except (Fenced, Unreachable, UnsafeStore):
         raise
     except Exception as error:
         return _trouble(world, turn, error)
@@ -347,7 +358,7 @@ def classify(error: Exception) -> tuple[Trouble | None, str]:
             return "failed", why
         case NeedsPerson() | provider.QuotaExceeded() | provider.Unauthorized() | provider.Conflict():
             return "blocked", why
-        case provider.Throttled() | provider.Busy() | Unreachable() | UnsafeStore():
+        case provider.Throttled() | provider.Busy():
             return "busy", why
         case provider.GuardRefused():
             return "guard", why

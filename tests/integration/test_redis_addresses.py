@@ -17,7 +17,7 @@ from orchestrator.errors import Unreachable, UnsafeStore
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
 from orchestrator.supervisor import start
-from tests.support.control_plane import ControlPlane, control_plane
+from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.redis_servers import Place, Program, redis_place, sentinel_url, wait_for
 
 
@@ -41,12 +41,12 @@ def flower_says(plane: ControlPlane, path: str) -> str:
         return str(answer.read().decode())
 
 
-def flower_knows(plane: ControlPlane) -> None:
+def flower_knows(plane: ControlPlane, run: Run) -> None:
     """It has seen the tasks, and can ask the broker for its queues."""
 
     def seen() -> bool:
         plane.supervisor.step(0.05)
-        return f"{plane.id}:web-1:6:drain_old" in flower_says(plane, "/api/tasks?limit=1000")
+        return f"{run.id}:web-1:6:drain_old" in flower_says(plane, "/api/tasks?limit=1000")
 
     wait_for("a task in Flower", seen)
     assert "changeover" in flower_says(plane, "/broker")
@@ -56,11 +56,11 @@ def flower_knows(plane: ControlPlane) -> None:
 def test_records_messages_and_results_are_each_where_they_were_told_to_be(place: Place, tmp_path: Path) -> None:
     records, broker, results = (place.server(password=word) for word in ("one", "two", "three"))
     with control_plane(tmp_path, redis=records.url, broker=broker.url, results=results.url, flower=True) as plane:
-        plane.apply()
-        plane.finish()
-        flower_knows(plane)
-        run = plane.supervisor.settings.state_dir
-        told = Settings(redis_url="", broker_url="", result_url="", state_dir=run).urls()
+        run = plane.fleet().apply()
+        run.finish()
+        flower_knows(plane, run)
+        folder = plane.supervisor.settings.state_dir
+        told = Settings(redis_url="", broker_url="", result_url="", state_dir=folder).urls()
         assert (told.records, told.messages, told.results) == (records.url, broker.url, results.url)
     assert all(key.startswith("co:") for key in keys(records, 0))
     assert any(key.startswith("_kombu") for key in keys(broker, 0))
@@ -73,9 +73,9 @@ def test_a_rollout_runs_by_tls_and_checks_the_certificate(place: Place, tmp_path
     server = place.server(password="secret/with@signs", certificates=certificates)
     url = server.url.replace("secret/with@signs", "secret%2Fwith%40signs")
     with control_plane(tmp_path, redis=url, flower=True) as plane:
-        plane.apply()
-        plane.finish()
-        flower_knows(plane)
+        run = plane.fleet().apply()
+        run.finish()
+        flower_knows(plane, run)
     stranger = url.partition("?")[0]  # the system's authorities have not signed it
     with pytest.raises(Unreachable, match="certificate verify failed"):
         start(Settings(redis_url=stranger, state_dir=tmp_path / "stranger"), workers=0)
@@ -97,24 +97,22 @@ def test_a_master_that_dies_in_mid_rollout_costs_no_server_and_makes_nothing_twi
     master = place.server(password="pw", certificates=certificates)
     replica = place.server(of=master, password="pw", certificates=certificates)
     url = sentinel_url(place.sentinels(master)).replace("://", "://:pw@")
-    with control_plane(tmp_path, redis=url, flower=True, servers=4) as plane:
-        plane.apply()
+    with control_plane(tmp_path, redis=url, flower=True) as plane:
+        run = plane.fleet(servers=4).apply()
         assert operations.confirmed(plane.store) is True
-        plane.until("a server in mid-rollout", lambda view: any(u.step == "poll_readiness" for u in view.upgrades))
+        run.under_way()
         master.kill()
-        plane.until("the replica's promotion", lambda _view: True, seconds=60)
-        plane.finish()
+        run.finish()
         with replica.client() as client:
             assert client.info("replication")["role"] == "master"
-        flower_knows(plane)
+        flower_knows(plane, run)
         assert not [line for line in plane.said if "ended by itself" in line], plane.said
         master.start()  # which the sentinels make a replica
 
         def replicated() -> bool:
-            plane.supervisor.step(0.05)
             return operations.freeze(plane.store, actor="test").confirmed is True
 
-        wait_for("the old master's return as a replica", replicated, seconds=60)
+        plane.until("the old master's return as a replica", replicated)
 
 
 def test_each_server_is_checked_for_what_it_has_to_keep(place: Place, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator import operations
 from orchestrator.domain.fleet import Fleet
-from orchestrator.errors import Unreachable, UnsafeStore
+from orchestrator.errors import ChangeoverError
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
 from orchestrator.store.redis import RedisStore
@@ -26,94 +26,113 @@ PATIENCE = 100.0
 
 
 class ControlPlane:
-    """`step` keeps the parts running; it is called from the main thread, by every wait of this class."""
+    """`said` is what the supervisor told. Any number of rollouts may run on it."""
 
-    def __init__(self, supervisor: Supervisor, fleet: Fleet, operator: Any, said: list[str]) -> None:
-        self.supervisor, self.fleet, self.operator, self.said = supervisor, fleet, operator, said
+    def __init__(self, supervisor: Supervisor, cloud: RunningCloud, said: list[str]) -> None:
+        self.supervisor, self.cloud, self.said = supervisor, cloud, said
         settings = supervisor.settings
         self.store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=4)
         self.ask = operations.celery_asker(make_app(settings))
-        self.id = ""
 
-    def apply(self) -> str:
-        waiter = operations.Waiter(sleep=self.supervisor.step)
-        self.id = operations.apply(self.store, self.ask, self.fleet, agreed=None, actor="test", waiter=waiter).id
-        return self.id
+    def fleet(self, *, servers: int = 3, **rollout: Any) -> Run:
+        """A fleet in a world of its own; `rollout` replaces parts of the fleet file's `rollout`."""
+        world = uuid.uuid4().hex[:12]
+        operator = self.cloud.operator(world)
+        names = [f"web-{number}" for number in range(1, servers + 1)]
+        for name in names:
+            operator.server(name, pools={"web": PORT})
+        there = self.cloud.settings(world, image_ms=500, ready_ms=1500)
+        policy = {"waves": ["rest"], "bake": "0s", "soak": "1s", "max_in_flight": 10, "poll": "500ms"}
+        policy |= {"drain": {"deadline": "30s", "quiet": "0s"}, **rollout}
+        fleet = fleet_file(
+            names,
+            world,
+            provider={"name": "fake", "account": world, "settings": there},
+            traffic={"provider": "fake", "settings": there, "pools": {"web": {"port": PORT, "min_healthy": 1}}},
+            rollout=policy,
+        )
+        return Run(self, fleet, operator)
 
-    def until(self, what: str, done: Callable[[operations.View], bool], *, seconds: float = PATIENCE) -> None:
-        """A Redis that is away meanwhile is no answer, and is asked again."""
+    def until(self, what: str, done: Callable[[], bool], *, seconds: float = PATIENCE) -> None:
+        """Keeps the parts running meanwhile. A Redis that is away is no answer, and is asked again."""
         end = time.monotonic() + seconds
-        view: operations.View | None = None
-        away = ""
+        last = ""
         while time.monotonic() < end:
             self.supervisor.step(0.05)
             try:
-                view = operations.view(self.store, self.id)
-            except (Unreachable, UnsafeStore) as error:
-                away = str(error)
-                continue
-            if done(view):
-                return
-        states = [] if view is None else [(u.server, u.state, u.step, u.why) for u in view.upgrades]
-        raise AssertionError(f"{what} did not happen within {seconds:g} s: {states} {away} {self.said[-5:]}")
+                if done():
+                    return
+            except ChangeoverError as error:
+                last = str(error)
+        raise AssertionError(f"{what} did not happen within {seconds:g} s. {last} {self.said[-5:]}")
+
+
+class Run:
+    """One rollout of one fleet."""
+
+    def __init__(self, plane: ControlPlane, fleet: Fleet, operator: Any) -> None:
+        self.plane, self.fleet, self.operator = plane, fleet, operator
+        self.id = ""
+
+    def apply(self) -> Run:
+        plane = self.plane
+        waiter = operations.Waiter(sleep=plane.supervisor.step)
+        self.id = operations.apply(plane.store, plane.ask, self.fleet, agreed=None, actor="test", waiter=waiter).id
+        return self
+
+    def view(self) -> operations.View:
+        return operations.view(self.plane.store, self.id)
+
+    def until(self, what: str, done: Callable[[operations.View], bool], *, seconds: float = PATIENCE) -> None:
+        seen: list[operations.View] = []
+
+        def look() -> bool:
+            seen[:] = [self.view()]
+            return done(seen[0])
+
+        try:
+            self.plane.until(what, look, seconds=seconds)
+        except AssertionError as error:
+            states = [(u.server, u.state, u.step, u.why) for view in seen for u in view.upgrades]
+            raise AssertionError(f"{error}: {states}") from None
+
+    def under_way(self, step: str = "poll_readiness") -> None:
+        """A server has begun that step, and not all have ended."""
+        self.until(f"a server at {step}", lambda view: any(u.has_begun(step) for u in view.upgrades))
+        assert not self.view().rollout.ended
 
     def finish(self) -> None:
         """Every server is upgraded; nothing was made twice, and there is one new server for each."""
         self.until("the end", lambda view: view.rollout.ended)
-        view = operations.view(self.store, self.id)
-        assert {u.server: u.state for u in view.upgrades} == {s.name: "upgraded" for s in self.fleet.servers}
-        self.made_once()
+        assert {u.server: u.state for u in self.view().upgrades} == {s.name: "upgraded" for s in self.fleet.servers}
+        self.made_once(len(self.fleet.servers))
 
-    def made_once(self) -> None:
+    def made_once(self, servers: int) -> None:
         made = self.operator.made()
         assert set(made.values()) == {1}, made
-        assert len(made) == 2 * len(self.fleet.servers), "an image and a server each"
+        assert len(made) == 2 * servers, "an image and a server each"
 
 
 @contextmanager
 def control_plane(
     tmp_path: Path,
     *,
-    servers: int = 3,
     workers: int = 2,
     flower: bool = False,
     redis: str = "",
     broker: str = "",
     results: str = "",
-    rollout: dict[str, Any] | None = None,
-    cloud: RunningCloud | None = None,
     **settings: Any,
 ) -> Iterator[ControlPlane]:
-    """`rollout` replaces parts of the fleet file's `rollout`; `settings` those of `Settings`."""
-    if cloud is None:
-        with running_cloud() as made:
-            options: dict[str, Any] = {"servers": servers, "workers": workers, "flower": flower, "redis": redis}
-            options |= {"broker": broker, "results": results, "rollout": rollout, "cloud": made, **settings}
-            with control_plane(tmp_path, **options) as plane:
-                yield plane
-        return
-    world = uuid.uuid4().hex[:12]
-    operator = cloud.operator(world)
-    names = [f"web-{number}" for number in range(1, servers + 1)]
-    for name in names:
-        operator.server(name, pools={"web": PORT})
-    there = cloud.settings(world, image_ms=300, ready_ms=300)
-    policy = {"waves": ["rest"], "bake": "0s", "soak": "1s", "max_in_flight": 10, "poll": "500ms"}
-    policy |= {"drain": {"deadline": "30s", "quiet": "0s"}, **(rollout or {})}
-    fleet = fleet_file(
-        names,
-        world,
-        provider={"name": "fake", "settings": there},
-        traffic={"provider": "fake", "settings": there, "pools": {"web": {"port": PORT, "min_healthy": 1}}},
-        rollout=policy,
-    )
+    """`settings` replace those of `Settings`."""
     given = {"lease": 5.0, "grace": 2.0, "concurrency": 4, **settings}
-    state = tempfile.mkdtemp(prefix="state-", dir=tmp_path)
-    found = Settings(redis_url=redis, broker_url=broker, result_url=results, state_dir=Path(state), **given)
+    state = Path(tempfile.mkdtemp(prefix="state-", dir=tmp_path))
+    found = Settings(redis_url=redis, broker_url=broker, result_url=results, state_dir=state, **given)
     said: list[str] = []
-    supervisor = start(found, workers=workers, with_flower=flower, say=said.append)
-    try:
-        supervisor.wait_ready(90)
-        yield ControlPlane(supervisor, fleet, operator, said)
-    finally:
-        supervisor.stop(now=True)
+    with running_cloud() as cloud:
+        supervisor = start(found, workers=workers, with_flower=flower, say=said.append)
+        try:
+            supervisor.wait_ready(90)
+            yield ControlPlane(supervisor, cloud, said)
+        finally:
+            supervisor.stop(now=True)
