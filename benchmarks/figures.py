@@ -167,8 +167,8 @@ _MAKESPAN = (
 )
 _CPU = (
     "a server takes eight messages of steps and a share of a look, the bare chain six: a step that waits is parked and "
-    "sent again; beside that come the journal's scripts. Next: fewer of these, such as a balancer's lease in the "
-    "script that renews"
+    "sent again; beside that come the journal's scripts. Next: one message less a server, where provisioning commits "
+    "the wait for readiness itself"
 )
 _COMPUTE = "a look answers for 100 servers at most, and a short poll makes many looks. Next: a longer poll"
 _CALLS = (

@@ -93,8 +93,8 @@ def _never() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code. No traceback reaches a person unless CHANGEOVER_DEBUG=1."""
-    # Imports make objects that stay. To look for garbage among them 700 at a time is a tenth of a short command's time.
-    gc.set_threshold(50_000, *gc.get_threshold()[1:])
+    # Imports make objects that stay. To look for garbage among them every 700 is a tenth of a short command's time.
+    gc.set_threshold(200_000, *gc.get_threshold()[1:])
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = output.wants_json(args)
     try:
