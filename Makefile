@@ -4,13 +4,14 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help demo test check format lock bench clean setup
+.PHONY: help demo test check format lock bench chaos clean setup
 
 help:
 	@echo "make demo    replace a fleet of real servers under live traffic, here, in a minute and a half"
 	@echo "make test    the tests        make check   lint, format, types, layers, dead code"
 	@echo "make setup   .venv, and nothing else; the others begin with it"
 	@echo "make bench   the benchmarks   make lock    renew the requirement locks"
+	@echo "make chaos   a hundred servers replaced while everything is killed; SEED=1 SERVERS=100"
 
 setup: $(STAMP)
 
@@ -43,6 +44,12 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks
+
+SEED ?= 1
+SERVERS ?= 100
+
+chaos: $(STAMP)
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --servers $(SERVERS)
 
 lock: $(STAMP)
 	@echo "uv>=0.8" | $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header - -o requirements/uv.txt

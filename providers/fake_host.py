@@ -40,6 +40,7 @@ ROLES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = MappingProxyType(
 CHANGES = frozenset(
     {"ensure_image", "ensure_server", "stop", "start", "terminate", "delete_image", "protect", "tag"}
 )  # the calls of a compute provider that have an effect
+MOVES = frozenset({"add", "restore", "remove"})  # and those of a balancer
 OK = Answer(status=200, headers=(("content-type", "text/plain"),), body=b"ok")
 
 
@@ -195,9 +196,31 @@ class Evidence:
             row["outcome"] = "done"
             if key:
                 row |= {"id": answer.id, "outcome": "adopted" if self._state(key, args) == before else "made"}
+                row |= {"address": answer.address, "boot": answer.boot} if isinstance(answer, Server) else {}
+            elif call == "start":
+                row["boot"] = self._boot(args[0])
             return answer
         finally:
             row["effect"] = self._state(key, args) != before
+            self._write("cloud", row)
+            self.balance()
+
+    def move(self, call: str, args: tuple[Any, ...], do: Callable[[], Any]) -> Any:
+        """Makes the call, which is one of `MOVES`, and notes what it did."""
+        pool, name = args[0], getattr(args[1], "name", args[1])
+        before = self._cloud.pools.get(pool, {}).get(name)
+        row: dict[str, Any] = {"at": time.time(), "call": call, "pool": pool, "id": name}
+        try:
+            answer = do()
+        except ProviderError as error:
+            row |= {"outcome": "refused", "why": str(error)}
+            raise
+        else:
+            row["outcome"] = "done"
+            return answer
+        finally:
+            after = self._cloud.pools.get(pool, {}).get(name)
+            row |= {"effect": after != before, "address": getattr(before or after, "address", "")}
             self._write("cloud", row)
             self.balance()
 
@@ -213,9 +236,12 @@ class Evidence:
                 self._write("balancer", {"at": time.time(), "pool": pool, "members": members})
 
     def probed(self, address: str, passed: bool) -> None:
-        thing = self._cloud.things.get(self._cloud.addresses.get(address, ""))
-        boot = thing.view.boot if thing is not None and isinstance(thing.view, Server) else ""
+        boot = self._boot(self._cloud.addresses.get(address, ""))
         self._write("probes", {"at": time.time(), "address": address, "boot": boot, "passed": passed})
+
+    def _boot(self, id: str) -> str:
+        thing = self._cloud.things.get(id)
+        return thing.view.boot if thing is not None and isinstance(thing.view, Server) else ""
 
     def _state(self, key: Any, args: tuple[Any, ...]) -> tuple[Any, Mapping[str, Any]]:
         if key is not None:
@@ -273,6 +299,8 @@ class World:
         with self.cloud.lock:
             if role == "compute" and name in CHANGES:
                 return evidence.effect(name, args, kwargs, do)
+            if role == "traffic" and name in MOVES:
+                return evidence.move(name, args, do)
             answer = do()
             if role == "traffic":
                 evidence.balance()

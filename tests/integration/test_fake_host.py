@@ -117,6 +117,8 @@ def test_each_effect_change_of_a_pool_and_smoke_test_is_written_down(cloud: Runn
         ("protect", "done", True),
         ("protect", "done", False),
         ("stop", "refused", False),
+        ("remove", "done", True),
+        ("remove", "done", True),
         ("stop", "done", True),
     ]
     first = told(cloud, "evidence", "cloud")[0]
