@@ -372,7 +372,7 @@ def play(seed: int, amounts: Amounts, out: Path) -> int:
         if held.stored != seen["orders"]["sent"] or held.repeated:
             wrong.append(f"orders: {seen['orders']['sent']} sent, {held.stored} stored, {held.repeated} twice")
         chaos.say(
-            f"users: {seen['sent']} requests, {seen['failed']} failed; {held.stored} orders, {held.repeated} twice"
+            f"users: {seen['requests']} requests, {seen['failed']} failed; {held.stored} orders, {held.repeated} twice"
         )
     except (AssertionError, ChangeoverError) as error:
         wrong.append(f"{type(error).__name__}: {error}")

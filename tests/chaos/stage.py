@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from orchestrator.errors import ChangeoverError
 from orchestrator.fleet_file import load
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
-from orchestrator.store import codec
 from orchestrator.store.redis import RedisStore
 from orchestrator.supervisor import Supervisor, start
 from tests.chaos.wire import Sampler, Wire
+from tests.support import evidence
 
 POOL = "web"
 BALANCER = "127.0.0.99"  # as site.py knows it
@@ -237,72 +237,30 @@ class Rollout:
 
     def write(self) -> None:
         """What there is to say at the end, beside what was written down meanwhile."""
-        store, folder, policy = self.control.store, self.folder, self.fleet.rollout
-        smoke = self.fleet.checks.smoke
-        by_address = {str(m["address"]): name for name, m in self.before.items()}
-        servers = self.stage.look()
-        records = {row.upgrade.server: row.upgrade for row in store.rows(self.id)}
-        _json(
-            folder / "plan.json",
-            {
-                "rollout": self.id,
-                # The balancer is looked at 20 times a second: B may have served that much longer than was seen.
-                "retain_seconds": self.fleet.retain.old_servers,
-                "soak_seconds": max(0.0, policy.soak - 0.5),
-                "bake_seconds": policy.bake,
-                "smoke_fresh_seconds": 600.0,
-                "smoke_passes": smoke.passes,
-                "servers": {
-                    name: {"id": self.stage.ids[name], "pools": [POOL], "smoke_requests": len(smoke.requests)}
-                    for name in self.names
-                },
-                "pools": {
-                    POOL: {
-                        "port": scene.PORT,
-                        "min_healthy": self.stage.least,
-                        "members": {
-                            name: {"address": m["address"], "port": m["port"]} for name, m in self.before.items()
-                        },
-                    }
-                },
-            },
-        )
-        assert by_address
+        folder, stage = self.folder, self.stage
+        asked = evidence.plan({POOL: self.before}, self.id, self.fleet)
+        # The balancer is looked at twenty times a second: B may have served a little longer than was seen.
+        evidence.document(folder / "plan.json", asked | {"soak_seconds": max(0.0, asked["soak_seconds"] - 0.5)})
+        evidence.write_store(folder, self.control.store, self.id)
         kept = ("id", "state", "tags", "name", "address", "boot")
-        things = [{"kind": "server", **{k: s[k] for k in kept}} for s in servers.values()]
-        things += [{"kind": "image", **{k: i[k] for k in kept[:4]}} for i in self.stage.host.images()]
-        mine = [t for t in things if t["tags"].get("changeover:rollout", self.id) == self.id]
-        _json(folder / "inventory.json", mine)
-        probes = [
-            json.loads(line) for file in self.stage.notes.glob("*.jsonl") for line in file.read_text().splitlines()
-        ]
-        _lines(folder / "probes.jsonl", sorted((p for p in probes if p["at"] >= self.began), key=lambda p: p["at"]))
-        _lines(
-            folder / "audit.jsonl",
-            ({"rollout": self.id, **asdict(entry)} for entry in operations.events(store, self.id)),
-        )
-        _json(folder / "ledger.json", [asdict(item) for item in store.ledger(self.id)])
-        _json(folder / "records.json", {n: json.loads(codec.UPGRADE.dump(u)) for n, u in records.items()})
-        _lines(folder / "incidents.jsonl", self.incidents)
-        users = (json.loads(line) for line in (self.stage.out / "load.jsonl").read_text().splitlines())
-        _lines(
+        things = [{"kind": "server", **{k: s[k] for k in kept}} for s in stage.look().values()]
+        things += [{"kind": "image", **{k: i[k] for k in kept[:4]}} for i in stage.host.images()]
+        others = [t for t in things if t["tags"].get("changeover:rollout", self.id) != self.id]
+        evidence.document(folder / "inventory.json", [thing for thing in things if thing not in others])
+        notes = [json.loads(line) for file in stage.notes.glob("*.jsonl") for line in file.read_text().splitlines()]
+        evidence.lines(folder / "probes.jsonl", sorted(self._since(notes, "at"), key=lambda note: note["at"]))
+        evidence.lines(folder / "incidents.jsonl", self.incidents)
+        users = (json.loads(line) for line in (stage.out / "load.jsonl").read_text().splitlines())
+        evidence.lines(
             folder / "traffic.jsonl",
             (
-                {"at": u["t"], "id": f"q{n}", "pool": POOL, "status": 200 if u["ok"] else 0}
-                for n, u in enumerate(users)
-                if u["t"] >= self.began
+                {"at": user["t"], "id": f"q{n}", "pool": POOL, "status": 200 if user["ok"] else 0}
+                for n, user in enumerate(self._since(users, "t"))
             ),
         )
 
-
-def _json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))
-
-
-def _lines(path: Path, rows: Collection[Any] | Any) -> None:
-    with path.open("w") as out:
-        for row in rows:
-            out.write(json.dumps(row) + "\n")
+    def _since(self, rows: Iterable[dict[str, Any]], at: str) -> Iterator[dict[str, Any]]:
+        return (row for row in rows if row[at] >= self.began)
 
 
 def until(control: Control, true: Callable[[], Any], what: str, *, seconds: float) -> Any:

@@ -198,24 +198,27 @@ def write(folder: Path, recorder: Recorder, store: Store, *, rollout: str, fleet
     """The whole evidence of one rollout; the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     recorder.sample()
-    rows = store.rows(rollout)
-    _document(folder / "plan.json", plan(recorder, rollout, fleet))
-    _lines(folder / "cloud.jsonl", recorder.calls)
-    _document(folder / "inventory.json", recorder.inventory())
-    _lines(folder / "balancer.jsonl", recorder.balancer)
-    _lines(folder / "probes.jsonl", recorder.probes)
+    document(folder / "plan.json", plan(recorder.before, rollout, fleet))
+    lines(folder / "cloud.jsonl", recorder.calls)
+    document(folder / "inventory.json", recorder.inventory())
+    lines(folder / "balancer.jsonl", recorder.balancer)
+    lines(folder / "probes.jsonl", recorder.probes)
     if recorder.incidents:
-        _lines(folder / "incidents.jsonl", recorder.incidents)
-    _lines(folder / "audit.jsonl", audit(store, [found.id for found in store.rollouts()]))
-    _document(folder / "ledger.json", [asdict(item) for item in store.ledger(rollout)])
-    _document(
-        folder / "records.json", {row.upgrade.server: json.loads(codec.UPGRADE.dump(row.upgrade)) for row in rows}
-    )
+        lines(folder / "incidents.jsonl", recorder.incidents)
+    write_store(folder, store, rollout)
     return folder
 
 
-def plan(recorder: Recorder, rollout: str, fleet: Fleet) -> Line:
-    """What was asked for."""
+def write_store(folder: Path, store: Store, rollout: str) -> None:
+    """The part of it that the store tells."""
+    rows = store.rows(rollout)
+    lines(folder / "audit.jsonl", audit(store, [found.id for found in store.rollouts()]))
+    document(folder / "ledger.json", [asdict(item) for item in store.ledger(rollout)])
+    document(folder / "records.json", {row.upgrade.server: json.loads(codec.UPGRADE.dump(row.upgrade)) for row in rows})
+
+
+def plan(before: Mapping[str, Any], rollout: str, fleet: Fleet) -> Line:
+    """What was asked for; `before` are the members of each pool as they were then."""
     smoke = fleet.checks.smoke
     return {
         "rollout": rollout,
@@ -233,7 +236,7 @@ def plan(recorder: Recorder, rollout: str, fleet: Fleet) -> Line:
             for server in fleet.servers
         },
         "pools": {
-            name: {"port": pool.port, "min_healthy": pool.min_healthy, "members": recorder.before[name]}
+            name: {"port": pool.port, "min_healthy": pool.min_healthy, "members": before[name]}
             for name, pool in fleet.traffic.pools.items()
         },
     }
@@ -250,9 +253,9 @@ def audit(store: Store, rollouts: Iterable[str]) -> list[Line]:
     return found
 
 
-def _lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _document(path: Path, body: Any) -> None:
+def document(path: Path, body: Any) -> None:
     path.write_text(json.dumps(body, indent=1))
