@@ -9,7 +9,7 @@ from orchestrator.domain.upgrade import Intent, Observe, Upgrade
 from orchestrator.store import LedgerItem
 from providers.compute import Image
 from providers.errors import NotFound, Refused
-from tasks import cleaning, keys, membership
+from tasks import cleaning, drain_old, keys, membership
 from tasks.step import Done, NeedsPerson, Wait
 from tasks.world import Turn
 
@@ -72,6 +72,10 @@ def undo(turn: Turn) -> Done | Wait:
         if looks < SURE:
             return Wait(reason=f"{sick}; making sure", every=1.0, notes={**turn.upgrade.notes, "sick": looks})
         raise NeedsPerson(f"all is undone, but the old server does not serve: {sick}. Bring it up, then retry")
+    if turn.upgrade.past_swap and (wait := membership.out_again(turn)) is not None:
+        return wait
+    if turn.upgrade.has_begun("drain_old"):
+        drain_old.let_go(turn)
     return Done(
         result={"deleted": list(gone)}, ledger=cleaning.ended(turn, "image", turn.upgrade.intents("create_image"))
     )

@@ -37,15 +37,19 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
 
 
 def _stop(turn: Turn, id: str) -> None:
-    """Stop A. A protection that an earlier rollback of ours had put on it is taken off; anybody else's stays."""
+    """Stop A, unless it has come back from this very drain: then whoever asks was frozen, and is late.
+
+    A protection that an earlier rollback of ours had put on it is taken off; anybody else's stays."""
     try:
-        turn.compute.stop(id)
+        turn.compute.stop(id, given={keys.RETURNED: None})
     except GuardRefused:
         server = turn.compute.servers([id]).get(id)
-        if server is None or server.tags.get(keys.PHASE) != "rollback":
+        came_back = server.tags.get(keys.RETURNED) if server is not None else None
+        if server is None or came_back in (None, keys.drained(turn.upgrade)):
             raise
-        turn.compute.protect(id, on=False)
-        turn.compute.stop(id)
+        if server.protected and (ours := server.tags.get(keys.PROTECTED)):
+            turn.compute.protect(id, on=False, given={keys.PROTECTED: ours})
+        turn.compute.stop(id, given={keys.RETURNED: came_back})
 
 
 def check(u: Upgrade) -> bool:
@@ -59,10 +63,8 @@ def undo(turn: Turn) -> Done | Wait:
     id = turn.server.id
     notes = dict(turn.upgrade.notes)
     if not notes.get("started"):
-        # First of all: a late stop or terminate of a worker that was frozen meets the provider's own refusal.
-        turn.compute.tag(id, {keys.PHASE: "rollback", keys.DISPOSABLE: None, **keys.undoing(turn.upgrade)})
-        turn.compute.protect(id, on=True)
-        turn.compute.start(id)
+        _protect(turn, id)
+        _start(turn, id)
         notes["started"] = True
     if not notes.get("running"):
         server = turn.look_at_server(id)
@@ -71,7 +73,7 @@ def undo(turn: Turn) -> Done | Wait:
             reason = f"the old server {id} is starting again"
             return Wait(reason=reason, every=turn.fleet.rollout.poll, observe=observe, notes=notes)
         if server.state == "stopped":
-            turn.compute.start(id)
+            _start(turn, id)
             return Wait(reason=f"the old server {id} had stopped again", every=turn.fleet.rollout.poll, notes=notes)
         if server.state != "running":
             raise StepFailed(f"the old server {id} is {server.state}: {server.reason}; B goes on serving")
@@ -83,3 +85,34 @@ def undo(turn: Turn) -> Done | Wait:
         key=f"old:{turn.upgrade.server}", kind="old server", server=turn.upgrade.server, state="live", id=id
     )
     return Done(result={"serving": id}, ledger=(item,))
+
+
+def _protect(turn: Turn, id: str) -> None:
+    """First of all: a late stop or terminate of a worker that was frozen meets the provider's own refusal. A protection
+    that somebody else has put on A is theirs, now and at the end."""
+    this = keys.drained(turn.upgrade)
+    server = turn.compute.servers([id]).get(id)
+    theirs = server is not None and server.protected and keys.PROTECTED not in server.tags
+    tags = {keys.PHASE: "rollback", keys.RETURNED: this, keys.PROTECTED: None if theirs else this}
+    seen = {name: server.tags.get(name) for name in (keys.PHASE, keys.RETURNED)} if server is not None else {}
+    turn.compute.tag(id, {**tags, keys.DISPOSABLE: None, **keys.undoing(turn.upgrade)}, given=seen)
+    if not theirs:
+        turn.compute.protect(id, on=True, given={keys.PROTECTED: this})
+
+
+def _start(turn: Turn, id: str) -> None:
+    """Unless it is no longer being put back: a late start must not wake up what was drained anew."""
+    turn.compute.start(id, given={keys.PHASE: "rollback", keys.RETURNED: keys.drained(turn.upgrade)})
+
+
+def let_go(turn: Turn) -> None:
+    """At the end of a rollback A is as it was before: its protection is off if it was ours, and its phase is over. What
+    stays is the note that it has come back, which voids a stop that is still on its way."""
+    id, this = turn.server.id, keys.drained(turn.upgrade)
+    try:
+        turn.compute.protect(id, on=False, given={keys.PROTECTED: this})
+    except GuardRefused:
+        server = turn.compute.servers([id]).get(id)
+        if server is not None and server.tags.get(keys.PROTECTED) == this:
+            raise  # else it is not ours, or was taken off already
+    turn.compute.tag(id, {keys.PHASE: None, keys.PROTECTED: None}, given={keys.RETURNED: this})

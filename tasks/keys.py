@@ -16,6 +16,8 @@ ATTEMPT = "changeover:attempt"
 PHASE = "changeover:phase"
 DISPOSABLE = "changeover:disposable"
 UNDOING = "changeover:undoing"  # on A
+RETURNED = "changeover:returned"  # which drain A has come back from: what was decided in that drain is void
+PROTECTED = "changeover:protected"  # the same, where A's protection is ours to take off
 
 
 def effect(fleet: Fleet, u: Upgrade, *, rung: int) -> tuple[str, str]:
@@ -41,6 +43,11 @@ def undoing(u: Upgrade) -> dict[str, str]:
     names the life by its image; never by the tags of what we made, which are there to be ended."""
     images = u.intents("create_image")
     return {UNDOING: images[-1].name} if images else {}
+
+
+def drained(u: Upgrade) -> str:
+    """Which drain of A this is, among all that there ever were."""
+    return u.intents("drain_old")[-1].token[:16]
 
 
 def lock(fleet: Fleet, id: str) -> str:

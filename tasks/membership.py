@@ -107,6 +107,13 @@ def not_serving(turn: Turn) -> str:
     return ", ".join(f"{name} is {view.state} in {pool}" for pool, name, view in sick)
 
 
+def out_again(turn: Turn) -> Wait | None:
+    """B is taken out once more where a late call has put it back; None when it is in no pool."""
+    address = turn.upgrade.results.get("smoke_test", {}).get("address", "")
+    old = names(old_members(turn.server.seats))
+    return take_out(turn, names(new_members(turn, address)), serving=old)
+
+
 def worth_waking(u: Upgrade) -> bool:
     """Pure: whether a look at the balancer has shown something to act on."""
     assert u.seen is not None

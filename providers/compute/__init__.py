@@ -23,7 +23,8 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server as the provider sees it now. `boot` changes whenever it starts anew. `launched` is epoch seconds."""
+    """A server as the provider sees it now. `boot` changes whenever it starts anew. `launched` is epoch seconds.
+    `protected`: see `Compute.protect`."""
 
     id: str
     name: str
@@ -34,6 +35,7 @@ class Server:
     boot: str = ""
     launched: float = 0.0
     reason: str = ""
+    protected: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,17 @@ class Image:
     reason: str = ""
 
 
+Given = Mapping[str, str | None]
+
+
 class Compute(Protocol):
     """Every call is bounded (connect 3 s, read 10 s), makes at most one mutation, and may be repeated.
 
     Any call may raise any of `providers.errors`; a mutation that may have happened raises
     `Transient(ambiguous=True)`. No call retries a mutation by itself.
+
+    `given` is compare-and-set at the resource: tags that the server must carry at that very moment (None: must not
+    carry), else `GuardRefused` and nothing changes. The late call of somebody whose time has passed finds other tags.
     """
 
     @property
@@ -86,12 +94,12 @@ class Compute(Protocol):
         """
         ...
 
-    def stop(self, id: str) -> None:
+    def stop(self, id: str, *, given: Given | None = None) -> None:
         """The server is stopping or stopped, its disk kept. Stopping a stopped one is success.
         `GuardRefused` while it is protected, `NotFound` if it is gone."""
         ...
 
-    def start(self, id: str) -> None:
+    def start(self, id: str, *, given: Given | None = None) -> None:
         """The server is pending or running again. Starting a running one is success. `NoCapacity` is possible."""
         ...
 
@@ -106,10 +114,10 @@ class Compute(Protocol):
         `changeover:managed=1`."""
         ...
 
-    def protect(self, id: str, on: bool) -> None:
+    def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:
         """While on, `stop` and `terminate` of this server are refused by the provider, whoever asks."""
         ...
 
-    def tag(self, id: str, tags: Mapping[str, str | None]) -> None:
+    def tag(self, id: str, tags: Mapping[str, str | None], *, given: Given | None = None) -> None:
         """Sets tags of a server; None removes one."""
         ...

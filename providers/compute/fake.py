@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from providers import Caps, Key
 from providers.clients.fake_cloud import Remote
-from providers.compute import Image, Server, Size
+from providers.compute import Given, Image, Server, Size
 from providers.errors import Conflict, GuardRefused, NotFound, Refused, Transient
 
 GiB = 1024**3
@@ -27,8 +27,11 @@ class _Thing:
     view: Server | Image
     ready_at: float = 0.0
     made_of: tuple[object, ...] = ()
-    protected: bool = False
     ready_state: str = "running"
+
+    @property
+    def protected(self) -> bool:
+        return isinstance(self.view, Server) and self.view.protected
 
 
 @dataclass
@@ -207,8 +210,8 @@ class FakeCompute:
         self.cloud.made[key.token] = self.cloud.made.get(key.token, 0) + 1
         return self.cloud.now(self.cloud.things[view.id])
 
-    def stop(self, id: str) -> None:
-        self._end(id, "stop", "stopped")
+    def stop(self, id: str, *, given: Given | None = None) -> None:
+        self._end(id, "stop", "stopped", given)
 
     def terminate(self, id: str) -> None:
         with self.cloud.lock:
@@ -218,7 +221,7 @@ class FakeCompute:
                 raise GuardRefused(f"{id} carries neither changeover:managed=1 nor changeover:disposable=1")
             self._end(id, "terminate", "terminated")
 
-    def _end(self, id: str, name: str, state: Literal["stopped", "terminated"]) -> None:
+    def _end(self, id: str, name: str, state: Literal["stopped", "terminated"], given: Given | None = None) -> None:
         with self.cloud.lock:
             fault = self.cloud.call(name)
             thing = self.cloud.get(id)
@@ -226,18 +229,21 @@ class FakeCompute:
                 if name == "terminate":
                     return
                 raise NotFound(f"there is no server {id}")
-            if thing.protected:
-                raise GuardRefused(f"{id} is protected")
+            if name == "terminate" or thing.view.state != state:  # stopping what is stopped takes nothing away
+                _compare(thing.view, given)
+                if thing.protected:
+                    raise GuardRefused(f"{id} is protected")
             thing.view = replace(thing.view, state=state)
             self.cloud.answer(fault, name)
 
-    def start(self, id: str) -> None:
+    def start(self, id: str, *, given: Given | None = None) -> None:
         with self.cloud.lock:
             fault = self.cloud.call("start")
             thing = self.cloud.get(id)
             if thing is None or not isinstance(thing.view, Server):
                 raise NotFound(f"there is no server {id}")
             if thing.view.state != "running":
+                _compare(thing.view, given)
                 boots = int(thing.view.boot.partition("#")[2])
                 thing.view = replace(thing.view, state="pending", boot=f"{id}#{boots + 1}")
                 thing.ready_at = self.cloud.clock() + self.cloud.ready_seconds
@@ -253,19 +259,28 @@ class FakeCompute:
             self.cloud.things.pop(id, None)
             self.cloud.answer(fault, "delete_image")
 
-    def protect(self, id: str, on: bool) -> None:
+    def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:
         with self.cloud.lock:
             self.cloud.call("protect")
             thing = self.cloud.get(id)
-            if thing is None:
+            if thing is None or not isinstance(thing.view, Server):
                 raise NotFound(f"there is no server {id}")
-            thing.protected = on
+            _compare(thing.view, given)
+            thing.view = replace(thing.view, protected=on)
 
-    def tag(self, id: str, tags: Mapping[str, str | None]) -> None:
+    def tag(self, id: str, tags: Mapping[str, str | None], *, given: Given | None = None) -> None:
         with self.cloud.lock:
             self.cloud.call("tag")
             thing = self.cloud.get(id)
-            if thing is None:
+            if thing is None or not isinstance(thing.view, Server):
                 raise NotFound(f"there is no server {id}")
+            _compare(thing.view, given)
             merged = {**thing.view.tags, **tags}
             thing.view = replace(thing.view, tags={k: v for k, v in merged.items() if v is not None})
+
+
+def _compare(server: Server, given: Given | None) -> None:
+    """Raises `GuardRefused` unless it carries these tags."""
+    wrong = [name for name, value in (given or {}).items() if server.tags.get(name) != value]
+    if wrong:
+        raise GuardRefused(f"{server.id}: {wrong[0]} is {server.tags.get(wrong[0])!r}: that was decided before")

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from providers import Caps, Key
 from providers.clients.local_host import BATCH, from_settings, size_body
-from providers.compute import Image, Server, Size
+from providers.compute import Given, Image, Server, Size
 from providers.errors import NotFound
 
 
@@ -48,11 +48,11 @@ class LocalCompute:
         body = {"name": key.name, "tags": _tags(key), "image": image, "like": like, "size": size_body(size)}
         return _server(self._client.call("PUT", f"/servers/by-token/{quote(key.token, safe='')}", body))
 
-    def stop(self, id: str) -> None:
-        self._client.call("POST", f"{_path(id)}/stop")
+    def stop(self, id: str, *, given: Given | None = None) -> None:
+        self._client.call("POST", f"{_path(id)}/stop", {"given": dict(given or {})})
 
-    def start(self, id: str) -> None:
-        self._client.call("POST", f"{_path(id)}/start")
+    def start(self, id: str, *, given: Given | None = None) -> None:
+        self._client.call("POST", f"{_path(id)}/start", {"given": dict(given or {})})
 
     def terminate(self, id: str) -> None:
         try:
@@ -66,11 +66,11 @@ class LocalCompute:
         except NotFound:
             return
 
-    def protect(self, id: str, on: bool) -> None:
-        self._client.call("PUT", f"{_path(id)}/protection", {"on": on})
+    def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:
+        self._client.call("PUT", f"{_path(id)}/protection", {"on": on, "given": dict(given or {})})
 
-    def tag(self, id: str, tags: Mapping[str, str | None]) -> None:
-        self._client.call("PATCH", f"{_path(id)}/tags", tags)
+    def tag(self, id: str, tags: Mapping[str, str | None], *, given: Given | None = None) -> None:
+        self._client.call("PATCH", f"{_path(id)}/tags", {"tags": dict(tags), "given": dict(given or {})})
 
 
 def _path(id: str) -> str:
@@ -92,6 +92,7 @@ def _server(found: Mapping[str, Any]) -> Server:
         boot=found["boot"],
         launched=found["launched"],
         reason=found["reason"],
+        protected=found["protected"],
     )
 
 

@@ -4,7 +4,7 @@
     GET    /servers?id=..&tag=k%3Dv       servers; all without a question; also GET /images
     POST   /servers                       one of its own: name command port size; files_from env tags grace
     PUT    /servers/by-token/TOKEN        the one of that token: name tags image like size
-    POST   /servers/ID/start | stop       PUT /servers/ID/protection {"on": bool}    PATCH /servers/ID/tags {..}
+    POST   /servers/ID/start | stop       PUT /servers/ID/protection {"on": bool}    PATCH /servers/ID/tags
     GET    /servers/ID/console            the last lines of its output
     DELETE /servers/ID
     PUT    /images/by-token/TOKEN         the one of that token: name tags source
@@ -149,8 +149,8 @@ class Api:
             ("GET", "/servers", self.servers),
             ("POST", "/servers", self.create_server),
             ("PUT", f"/servers/by-token/{name}", self.ensure_server),
-            ("POST", f"/servers/{name}/start", lambda call: self._host.servers.start(call.parts[0])),
-            ("POST", f"/servers/{name}/stop", lambda call: self._host.servers.stop(call.parts[0])),
+            ("POST", f"/servers/{name}/start", self.start),
+            ("POST", f"/servers/{name}/stop", self.stop),
             ("PUT", f"/servers/{name}/protection", self.protect),
             ("PATCH", f"/servers/{name}/tags", self.tag),
             ("GET", f"/servers/{name}/console", self.console),
@@ -225,11 +225,23 @@ class Api:
             )
         )
 
+    def stop(self, call: Call) -> None:
+        self._host.servers.stop(call.parts[0], given=_given(call))
+
+    def start(self, call: Call) -> None:
+        self._host.servers.start(call.parts[0], given=_given(call))
+
     def protect(self, call: Call) -> None:
-        self._host.servers.protect(call.parts[0], call.take(on=bool)["on"])
+        on = call.body.get("on")
+        if not isinstance(on, bool):
+            raise Refused("body: 'on' must be true or false")
+        self._host.servers.protect(call.parts[0], on, given=_given(call))
 
     def tag(self, call: Call) -> None:
-        self._host.servers.tag(call.parts[0], texts(call.body, "tags", empty=True))
+        tags = call.body.get("tags")
+        if not isinstance(tags, dict):
+            raise Refused("body: 'tags' must be an object")
+        self._host.servers.tag(call.parts[0], texts(tags, "tags", empty=True), given=_given(call))
 
     def console(self, call: Call) -> dict[str, str]:
         path = self._host.servers.console(self._host.servers.get(call.parts[0]).id)
@@ -276,6 +288,14 @@ class Api:
             if not Path(value).is_absolute() or "\0" in value:
                 raise Refused(f"body: {key!r} must be an absolute path")
         return balancer_view(self._host.balancers.ensure(name=call.parts[0], **body))
+
+
+def _given(call: Call) -> dict[str, str | None]:
+    """The tags that the server must carry (null: must not) for the call to be obeyed."""
+    given = call.body.get("given", {})
+    if not isinstance(given, dict):
+        raise Refused("body: 'given' must be an object")
+    return texts(given, "given", empty=True)
 
 
 def _token(call: Call) -> str:

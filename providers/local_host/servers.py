@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from providers.compute import Size
+from providers.compute import Given, Size
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, Refused, Transient
 from providers.local_host import processes, records, tree
 from providers.local_host.addresses import Addresses, bindable
@@ -133,19 +133,21 @@ class Servers:
                 like=like,
             )
 
-    def stop(self, id: str) -> None:
+    def stop(self, id: str, *, given: Given | None = None) -> None:
         with self._lock:
             record = self._present(id)
             if record.state == "stopped" or record.want == "terminated":
                 return
+            _compare(record, given)
             self._guard(record, "stopped")
             self._want(record, "stopped")
 
-    def start(self, id: str) -> None:
+    def start(self, id: str, *, given: Given | None = None) -> None:
         with self._lock:
             record = self._present(id)
             if record.state in ("running", "pending"):
                 return
+            _compare(record, given)
             if record.state == "stopping":
                 raise Busy(f"server {id} is still stopping")
             self._open()
@@ -162,13 +164,16 @@ class Servers:
                 raise GuardRefused(f"server {id} carries neither {MANAGED}=1 nor {DISPOSABLE}=1: it is not ours to end")
             self._want(record, "terminated")
 
-    def protect(self, id: str, on: bool) -> None:
-        with self._lock:
-            self._save(replace(self._present(id), protected=on))
-
-    def tag(self, id: str, tags: Mapping[str, str | None]) -> None:
+    def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:
         with self._lock:
             record = self._present(id)
+            _compare(record, given)
+            self._save(replace(record, protected=on))
+
+    def tag(self, id: str, tags: Mapping[str, str | None], *, given: Given | None = None) -> None:
+        with self._lock:
+            record = self._present(id)
+            _compare(record, given)
             merged: dict[str, str | None] = {**record.tags, **tags}
             self._save(replace(record, tags={k: v for k, v in merged.items() if v is not None}))
 
@@ -443,6 +448,13 @@ class Servers:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def _compare(record: ServerRecord, given: Given | None) -> None:
+    for name, value in (given or {}).items():
+        if record.tags.get(name) != value:
+            found = record.tags.get(name)
+            raise GuardRefused(f"server {record.id}: {name} is {found!r}, not {value!r}: that was decided before")
 
 
 def _same(made: ServerRecord, *, image: str, like: str, size: Size) -> ServerRecord:

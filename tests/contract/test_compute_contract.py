@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -196,6 +196,35 @@ def test_a_protected_server_is_neither_stopped_nor_terminated(compute_world: Com
     compute.protect(server, False)
     compute.terminate(server)
     compute_world.settle(server, "terminated")
+
+
+@pytest.mark.parametrize("given", [{"phase": "now"}, {"phase": None}, {"phase": "before", "other": "x"}])
+def test_a_call_that_was_decided_before_the_tags_changed_is_refused(
+    compute_world: ComputeWorld, pair: Pair, given: Mapping[str, str | None]
+) -> None:
+    compute, server = compute_world.compute, provisioned(compute_world, pair)
+    compute.tag(server, {"phase": "before"})
+    for call in (
+        lambda: compute.stop(server, given=given),
+        lambda: compute.protect(server, True, given=given),
+        lambda: compute.tag(server, {"phase": "after"}, given=given),
+    ):
+        with pytest.raises(GuardRefused):
+            call()
+    found = compute.servers([server])[server]
+    assert (found.state, found.protected, found.tags["phase"]) == ("running", False, "before")
+    compute.stop(server, given={"phase": "before", "other": None})
+    compute_world.settle(server, "stopped")
+    compute.stop(server, given=given)  # what is stopped already is not taken away by it
+    with pytest.raises(GuardRefused):
+        compute.start(server, given=given)
+    compute.tag(server, {"phase": None}, given={"phase": "before"})
+    compute.protect(server, True, given={"phase": None})
+    assert compute.servers([server])[server].protected
+    compute.start(server, given={"phase": None})
+    compute_world.settle(server, "running")
+    compute.protect(server, False)
+    compute.terminate(server)
 
 
 def test_a_server_of_somebody_else_is_terminated_only_once_it_is_disposable(compute_world: ComputeWorld) -> None:

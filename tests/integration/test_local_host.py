@@ -191,7 +191,7 @@ def test_a_host_killed_while_it_stops_and_ends_servers_goes_on_with_that(own_hos
     ]
     servers = [own_host.client.create_server(name=n, command=deaf, port=81, size=SMALL, grace=1) for n in ("a", "b")]
     until(lambda: all(own_host.client.console(server["id"]) for server in servers), "both are deaf")
-    own_host.client.call("PATCH", f"/servers/{servers[0]['id']}/tags", {"changeover:disposable": "1"})
+    own_host.client.call("PATCH", f"/servers/{servers[0]['id']}/tags", {"tags": {"changeover:disposable": "1"}})
     own_host.client.call("DELETE", f"/servers/{servers[0]['id']}")
     own_host.client.call("POST", f"/servers/{servers[1]['id']}/stop")
     own_host.kill()

@@ -29,10 +29,12 @@ def up(r: Runner) -> set[str]:
 
 @dataclass
 class Watch:
-    """Looks at the pool before every provider call and after every turn, and keeps the moments with too few."""
+    """Looks at the pool before every provider call and after every turn, and keeps the moments with too few. Where
+    nothing dies by itself (`strict`), nobody who gets requests may be dead either."""
 
     r: Runner
     least: int = 1
+    strict: bool = False
     dark: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -52,6 +54,9 @@ class Watch:
     def look(self, when: str) -> None:
         if len(up(self.r)) < self.least:
             self.dark.append(f"{when}, {self.r.upgrades()}: only {up(self.r)} of {self.r.members()} serve")
+        getting = {name for name, m in self.r.cloud.pools["web"].items() if m.state == "serving"}
+        if self.strict and getting != up(self.r):
+            self.dark.append(f"{when}, {self.r.upgrades()}: {getting - up(self.r)} get requests and do not run")
 
 
 def tell(r: Runner, event: Event, *, server: str = SERVER) -> Upgrade:
@@ -84,7 +89,7 @@ def journey(direction: str) -> Iterator[tuple[Runner, Watch]]:
         "drain": {"deadline": "30s", "quiet": "1s"},
     }
     with running([SERVER], retain=retain, rollout=policy) as r:
-        watch = Watch(r)
+        watch = Watch(r, strict=True)
         if direction == "undo":
             r.until(lambda: r.upgrade(SERVER).state == "upgraded")
             turn_back(r)
@@ -117,6 +122,7 @@ def ends_well(r: Runner, watch: Watch) -> Upgrade:
         assert up(r) == set(r.members()) == {SERVER}
         assert r.alive("target") == []
         assert old.state == "running"
+        assert isinstance(old, Server) and not old.protected and "changeover:phase" not in old.tags
     assert r.alive("image") == []
     items = [item for item in r.store.ledger(r.rollout) if item.kind != "old server"]
     assert {item.state for item in items} <= {"live", "deleted"}, items
