@@ -20,6 +20,7 @@ from orchestrator.domain.membership import look_every
 from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide, may_begin
 from orchestrator.domain.upgrade import Admitted, TurnedBack
 from orchestrator.errors import ChangeoverError, Conflict, UnsafeStore
+from orchestrator.mending import mend
 from orchestrator.settings import Settings
 from orchestrator.store import Entry, Row, Store, Tally
 
@@ -31,9 +32,9 @@ AT_ONCE = 500  # due upgrades that one sweep sends
 RELOAD_SHARE = 20.0  # reading all records of a rollout may take one part in so many of the time
 STALE = 5.0  # seconds after which a rollout is read again though no count of it has changed
 OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begun is sent again
-
-
 SCAN_EVERY = 300.0  # seconds between two searches for what nobody accounts for
+MEND_EVERY = 30.0  # seconds between two looks whether the agendas agree with the records
+PUT_OFF = 30.0  # seconds after which a due record that cannot be read is tried again
 
 
 class Scanner(Protocol):
@@ -68,6 +69,7 @@ class _View:
     cost: float = 0.0
     look_every: float | None = None
     patrolled_at: float = 0.0
+    mended_at: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -83,6 +85,7 @@ class Coordinator:
     _views: dict[str, _View] = field(default_factory=dict)
     _left_alone: dict[str, str] = field(default_factory=dict)
     _scan_at: float = 0.0
+    _reopen_at: float = 0.0
 
     def tick(self) -> None:
         """Do everything that is due now, once."""
@@ -91,6 +94,8 @@ class Coordinator:
             with self._alone(rollout.id):
                 self._advance(rollout)
                 self._patrol(rollout)
+            with self._alone(f"the agendas of {rollout.id}"):
+                self._mend(rollout)
         for gone in self._views.keys() - {rollout.id for rollout in open_now}:
             del self._views[gone]
         for lane in self.store.due_lanes():
@@ -99,6 +104,28 @@ class Coordinator:
                 self.observe(lane, ticket)
         self._send_due()
         self._search()
+        self._reopen()
+
+    def _mend(self, rollout: Rollout) -> None:
+        """Of all coordinators one compares the agendas with the records: half a minute after it was first seen, and
+        every half a minute from then on."""
+        view = self._views.setdefault(rollout.id, _View())
+        clock = self.monotonic()
+        view.mended_at = view.mended_at or clock
+        if clock - view.mended_at < max(MEND_EVERY, 2 * view.cost * RELOAD_SHARE):
+            return
+        view.mended_at = clock
+        ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
+        if self.store.lease(f"mend:{rollout.id}", owner=ticket, seconds=0.9 * MEND_EVERY) is not None:
+            mend(self.store, rollout, actor=self.name)
+
+    def _reopen(self) -> None:
+        """An open rollout that is missing in the list of them would be looked at by nobody."""
+        if self.monotonic() < self._reopen_at:
+            return
+        self._reopen_at = self.monotonic() + MEND_EVERY
+        for id in self.store.reopen():
+            log.warning("mended", rollout=id, what="it was not among the open rollouts")
 
     def _search(self) -> None:
         """One of all coordinators, once in a while, sends a search to every lane."""
@@ -115,9 +142,14 @@ class Coordinator:
 
     def _send_due(self) -> None:
         due = self.store.due(limit=AT_ONCE)
+        stuck = set(due)
         for rollout, servers in _grouped(due).items():
             for row in self._readable(rollout, servers):
-                dispatch.send(self.store, self.publish, row, grace=self.grace)
+                with self._alone(f"{rollout}/{row.upgrade.server}"):
+                    dispatch.send(self.store, self.publish, row, grace=self.grace)
+                    stuck.discard((rollout, row.upgrade.server))
+        if stuck:
+            self.store.put_off(sorted(stuck), seconds=PUT_OFF)
 
     def _readable(self, rollout: str, servers: Sequence[str]) -> Sequence[Row]:
         try:

@@ -386,6 +386,18 @@ def find(store: Store, id: str) -> Rollout:
     return found
 
 
+def listed(store: Store) -> tuple[list[tuple[Rollout, Tally]], Mapping[str, str]]:
+    """All rollouts with their counts, newest first; and those that cannot be read, and why."""
+    found: list[tuple[Rollout, Tally]] = []
+    unread = dict(store.unread())
+    for rollout in store.rollouts():
+        try:
+            found.append((rollout, store.tally(rollout.id)))
+        except UnsafeStore as error:
+            unread[rollout.id] = error.message
+    return found, unread
+
+
 def view(store: Store, id: str) -> View:
     rollout = find(store, id)
     rows = store.rows(id)
@@ -409,8 +421,9 @@ def explain(store: Store, server: str, *, rollout: str | None) -> Story:
             entries = tuple(entry for entry in events(store, each.id) if entry.server == server)
             return Story(rollout=each, upgrade=row.upgrade, entries=entries)
     where = f"rollout {rollout}" if rollout else "any rollout"
+    unread = ", ".join(store.unread()) if not rollout else ""
     raise NotFound(
-        f"there is no server {server} in {where}",
+        f"there is no server {server} in {where}" + (f" that can be read; {unread} cannot" if unread else ""),
         next=f"changeover show {rollout}" if rollout else "changeover rollouts",
     )
 
@@ -806,7 +819,7 @@ def gc(
     rollouts = store.rollouts()
     kept: list[Kept] = []
     due: list[Row] = []
-    unread: dict[str, str] = {}
+    unread = dict(store.unread())
     now = store.now()
     for rollout in rollouts:
         try:

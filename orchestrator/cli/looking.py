@@ -16,21 +16,22 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The rollout.", show_defau
 
 def rollouts(form: Output = Format.text) -> int:
     """List the rollouts, newest first."""
+    from orchestrator import operations
     from orchestrator.cli import schema
 
     with session.opened() as s:
-        found = [(each, s.store.tally(each.id)) for each in s.store.rollouts()]
+        found, unread = operations.listed(s.store)
         frozen, orphans, now = s.store.frozen(), s.store.sightings(), s.store.now()
     if form is Format.json:
         listed = [{**schema.rollout(each), "counts": dict(tally.by_state)} for each, tally in found]
-        output.emit("rollouts", {"frozen": frozen, "rollouts": listed})
+        output.emit("rollouts", {"frozen": frozen, "rollouts": listed, "unread": dict(unread)})
         return 0
-    if not found:
+    if not found and not unread:
         output.say("No rollout yet.\nNext: changeover plan FILE")
         return 0
     from orchestrator.cli import pictures
 
-    output.console().print(pictures.rollouts(found, frozen, orphans, now))
+    output.console().print(pictures.rollouts(found, frozen, orphans, unread, now))
     return 0
 
 

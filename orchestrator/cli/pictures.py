@@ -84,7 +84,11 @@ def _table(*columns: str, title: str = "") -> Table:
 
 
 def rollouts(
-    found: Sequence[tuple[Rollout, Tally]], frozen: str | None, orphans: Sequence[Sighting], now: float
+    found: Sequence[tuple[Rollout, Tally]],
+    frozen: str | None,
+    orphans: Sequence[Sighting],
+    unread: Mapping[str, str],
+    now: float,
 ) -> RenderableType:
     parts: list[RenderableType] = []
     if frozen is not None:
@@ -104,6 +108,7 @@ def rollouts(
     parts.append(table)
     if orphans:
         parts += [Text(), *_orphans(orphans)]
+    parts += [text(f"{id} cannot be read: {why}", "bold red") for id, why in unread.items()]
     return Group(*parts)
 
 

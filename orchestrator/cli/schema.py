@@ -5,7 +5,7 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     plan        id, hash, fleet, created_at, waves [[server]], servers [{name, id, address, problem, ...}],
                 target {memory, disk}, blockers [text], caveats [text], least_seconds, provider_calls, changes
     applied     rollout, confirmed, next
-    rollouts    frozen (why, or null), rollouts [{...rollout, counts}]
+    rollouts    frozen (why, or null), rollouts [{...rollout, counts}], unread {rollout: why}
     rollout     rollout, counts {state: number}, frozen, servers [upgrade], orphans [id], exit_code, next
     story       rollout, server (upgrade), events [event], next
     event       id, at, server ("" for the rollout's own), n, event, actor, was, now, detail

@@ -153,7 +153,11 @@ class Store(Protocol):
     def rollout(self, id: str) -> Rollout | None: ...
 
     def rollouts(self) -> Sequence[Rollout]:
-        """All, newest first."""
+        """All that can be read, newest first."""
+        ...
+
+    def unread(self) -> Mapping[str, str]:
+        """Ids of the rollouts that cannot be read, and why."""
         ...
 
     def open_rollouts(self) -> Sequence[Rollout]:
@@ -300,6 +304,37 @@ class Store(Protocol):
     def looked(self, row: Row, to: Upgrade, *, due: float) -> Row | None:
         """`to`, which differs only by its observation, is stored, due at `due` in its lane, if the record is still
         `row.version` and unleased; else None. No audit entry, and `version` rises by one."""
+        ...
+
+    def put_off(self, due: Sequence[tuple[str, str]], *, seconds: float) -> None:
+        """Those (rollout, server) in the agenda without a lane are due that much later, or no more if they have no
+        record at all: what cannot be read must not keep the coordinators running."""
+        ...
+
+    # -- mending: what follows from the records, and does not --------------------------------------------------------
+
+    def mend(self, rollout: str, rows: Sequence[Row]) -> Sequence[tuple[str, str]]:
+        """Each of these upgrades is in the agenda that its record asks for, and in no other; one that was in none is
+        due now. What scripts read beside a record says what the record says, if that is still the row's version. Server
+        and what was wrong, for each fault."""
+        ...
+
+    def last_event(self, rollout: str) -> str:
+        """The id of the newest audit entry; "0" without any. As long as it is the same no upgrade changes its state."""
+        ...
+
+    def recount(self, rollout: str, upgrades: Sequence[Upgrade], *, seen: str) -> Sequence[str]:
+        """Counters by state and of failure domains in flight are those of all these upgrades, unless the audit log has
+        grown since `seen`: then nothing happens. What was wrong. Failures are counted by their commits alone."""
+        ...
+
+    def relock(self, rollout: str, locks: Sequence[str]) -> Sequence[tuple[str, str]]:
+        """Those of the locks that nobody holds are this open rollout's again. Lock and holder of those that were not
+        its own; empty where there was none."""
+        ...
+
+    def reopen(self) -> Sequence[str]:
+        """Every rollout that is not closed is among the open ones; those that were not."""
         ...
 
     # -- the rest ---------------------------------------------------------------------------------------------------

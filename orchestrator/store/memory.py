@@ -163,6 +163,9 @@ class MemoryStore:
             found = [stored.rollout for stored in self._rollouts.values()]
         return sorted(found, key=lambda r: (r.created_at, r.id), reverse=True)
 
+    def unread(self) -> Mapping[str, str]:
+        return {}
+
     def open_rollouts(self) -> Sequence[Rollout]:
         return [rollout for rollout in self.rollouts() if not rollout.closed]
 
@@ -491,6 +494,78 @@ class MemoryStore:
             self._place(record, due, record.lane)
             return self._row(record)
 
+    def put_off(self, due: Sequence[tuple[str, str]], *, seconds: float) -> None:
+        with self._lock:
+            for who in due:
+                if self._record(*who) is None:
+                    self._due.pop(who, None)
+                elif who in self._due:
+                    self._due[who] = round(self.now() + seconds, 6)
+
+    # -- mending -----------------------------------------------------------------------------------------------------
+
+    def mend(self, rollout: str, rows: Sequence[Row]) -> Sequence[tuple[str, str]]:
+        with self._lock:
+            told = [fault for row in rows for fault in self._mend(rollout, row.upgrade.server)]
+            if told:
+                self._wake()
+            return told
+
+    def _mend(self, rollout: str, server: str) -> list[tuple[str, str]]:
+        record = self._record(rollout, server)
+        if record is None:
+            return []
+        who, told = (rollout, server), []
+        for lane, agenda in self._look.items():
+            if lane != record.lane and agenda.pop(who, None) is not None:
+                told.append((server, f"was in the agenda of {lane}, which it does not wait in"))
+        due, look = who in self._due, record.lane != "" and who in self._look.get(record.lane, {})
+        if at_rest(record.upgrade):
+            if due or look:
+                told.append((server, "was in an agenda, and nothing is to happen to it"))
+                self._place(record, None, "")
+        elif self._live(record) and not due:
+            told.append((server, "was in no agenda while a worker had it"))
+            self._place(record, record.lease, "")
+        elif not self._live(record) and due and look:
+            told.append((server, "was in two agendas"))
+            del self._due[who]
+        elif not due and not look:
+            told.append((server, "was in no agenda"))
+            self._place(record, self.now(), "")
+        return told
+
+    def last_event(self, rollout: str) -> str:
+        with self._lock:
+            stored = self._rollouts.get(rollout)
+            last = stored.audit[-1][0] if stored is not None and stored.audit else None
+            return "0" if last is None else f"{last[0]}-{last[1]}"
+
+    def recount(self, rollout: str, upgrades: Sequence[Upgrade], *, seen: str) -> Sequence[str]:
+        states, domains = counted(upgrades)
+        with self._lock:
+            stored = self._rollouts.get(rollout)
+            if stored is None or self.last_event(rollout) != seen:
+                return []
+            failures = {name: n for name, n in stored.counts.items() if name.startswith("failed:")}
+            told = _miscounted(stored.counts, {**states, **failures}) + _miscounted(stored.domains, domains)
+            stored.counts, stored.domains = {**states, **failures}, domains
+            if told:
+                self._wake()
+            return told
+
+    def relock(self, rollout: str, locks: Sequence[str]) -> Sequence[tuple[str, str]]:
+        with self._lock:
+            stored = self._rollouts.get(rollout)
+            if stored is None or stored.rollout.closed:
+                return []
+            told = [(lock, self.owner_of(lock) or "") for lock in locks if self.owner_of(lock) != rollout]
+            self._locks.update({lock: rollout for lock, other in told if not other})
+            return told
+
+    def reopen(self) -> Sequence[str]:
+        return ()  # open is what is not closed: there is no other list
+
     # -- the rest ---------------------------------------------------------------------------------------------------
 
     def ledger(self, rollout: str) -> Sequence[LedgerItem]:
@@ -675,10 +750,10 @@ class MemoryStore:
         who = (record.upgrade.rollout, record.upgrade.server)
         self._due.pop(who, None)
         if record.lane:
-            agenda = self._look[record.lane]
+            agenda = self._look.get(record.lane, {})
             agenda.pop(who, None)
             if not agenda:
-                del self._look[record.lane]
+                self._look.pop(record.lane, None)
         record.lane = ""
         if due is not None:
             record.lane = lane
@@ -732,6 +807,15 @@ def _struck(record: _Record, now: float) -> float:
 
 def _fence_after(previous: int, now: float) -> int:
     return max(previous + 1, int(now * 1_000_000 + 0.5))
+
+
+def _miscounted(was: Mapping[str, int], wanted: Mapping[str, int]) -> list[str]:
+    gone = [f"{name} was counted as {n}, and is none" for name, n in was.items() if n and name not in wanted]
+    return gone + [
+        f"{name} was counted as {was.get(name) or 'none'}, and is {n}"
+        for name, n in wanted.items()
+        if was.get(name) != n
+    ]
 
 
 def _ripe(agenda: Mapping[tuple[str, str], float], now: float, limit: int) -> list[tuple[str, str]]:

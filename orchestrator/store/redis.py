@@ -216,7 +216,18 @@ class RedisStore:
     def rollouts(self) -> Sequence[Rollout]:
         with self._told:
             found = self._redis.zrange(self._key("rollouts"), 0, -1, desc=True)
-        return self._rollouts([name.decode() for name in found])
+        return self._rollouts([name.decode() for name in found], skip=True)
+
+    def unread(self) -> Mapping[str, str]:
+        with self._told:
+            found = self._redis.zrange(self._key("rollouts"), 0, -1, desc=True)
+        why: dict[str, str] = {}
+        for id, key, values in self._rollout_hashes(_texts(found)):
+            try:
+                self._rollout(key, values)
+            except UnsafeStore as error:
+                why[id] = error.message
+        return why
 
     def open_rollouts(self) -> Sequence[Rollout]:
         with self._told:
@@ -229,16 +240,24 @@ class RedisStore:
 
     def _rollouts(self, ids: Sequence[str], *, skip: bool = False) -> list[Rollout]:
         """With `skip` what cannot be read is left out, and told in the log."""
-        keys = [self._key("ro", name) for name in ids]
         found = []
-        for some in _batches(keys, _READ):
-            for key, values in zip(some, self._hashes(some, ("ready", "doc", "version", "stop")), strict=True):
-                with self._unreadable(key, skip=skip):
-                    ready, doc, version, stop = self._hash(key, values)
-                    if ready == b"1":
-                        stored = codec.ROLLOUT.load(doc, key=key)
-                        found.append(replace(stored, version=_int(version, key), stop=(stop or b"").decode()))
+        for _, key, values in self._rollout_hashes(ids):
+            with self._unreadable(key, skip=skip):
+                found += self._rollout(key, values)
         return found
+
+    def _rollout_hashes(self, ids: Sequence[str]) -> Iterator[tuple[str, str, list[bytes | None] | Exception]]:
+        for some in _batches(ids, _READ):
+            keys = [self._key("ro", id) for id in some]
+            yield from zip(some, keys, self._hashes(keys, ("ready", "doc", "version", "stop")), strict=True)
+
+    def _rollout(self, key: str, values: list[bytes | None] | Exception) -> list[Rollout]:
+        """The one that is stored there, if it has come to be."""
+        ready, doc, version, stop = self._hash(key, values)
+        if ready != b"1":
+            return []
+        stored = codec.ROLLOUT.load(doc, key=key)
+        return [replace(stored, version=_int(version, key), stop=(stop or b"").decode())]
 
     def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
         after = replace(now, version=was.version + 1)
@@ -323,9 +342,10 @@ class RedisStore:
         return replace(row, owner=(values[4] or b"").decode(), lease_until=lease)
 
     def tally(self, rollout: str) -> Tally:
+        key = self._key("cnt", rollout)
         with self._told:
-            stored = self._redis.hgetall(self._key("cnt", rollout))
-        counts = {name.decode(): int(n) for name, n in stored.items()}
+            stored = self._redis.hgetall(key)
+        counts = {name.decode(): _int(n, key) for name, n in stored.items()}
         before, after = counts.pop("failed:before", 0), counts.pop("failed:after", 0)
         return Tally(
             by_state={state: n for state, n in sorted(counts.items()) if n},
@@ -536,6 +556,43 @@ class RedisStore:
         values = self._run("looked", {**_seen(row), "due": due}, codec.UPGRADE.dump(to))
         return None if values is None else self._row(self._key("sv", to.rollout, to.server), values)
 
+    def put_off(self, due: Sequence[tuple[str, str]], *, seconds: float) -> None:
+        for some in _batches([f"{rollout}/{server}" for rollout, server in due], _ROWS):
+            self._run("put_off", {"members": some, "seconds": seconds})
+
+    # -- mending -----------------------------------------------------------------------------------------------------
+
+    def mend(self, rollout: str, rows: Sequence[Row]) -> Sequence[tuple[str, str]]:
+        told: list[tuple[str, str]] = []
+        for some in _batches(rows, _ROWS):
+            seen = [{"server": row.upgrade.server, "version": row.version, "to": target(row.upgrade)} for row in some]
+            told += _pairs(self._texts("mend", {"rollout": rollout, "rows": seen}))
+        return told
+
+    def last_event(self, rollout: str) -> str:
+        with self._told:
+            last = self._redis.xrevrange(self._key("audit", rollout), count=1)
+        return last[0][0].decode() if last else "0"
+
+    def recount(self, rollout: str, upgrades: Sequence[Upgrade], *, seen: str) -> Sequence[str]:
+        states, domains = counted(upgrades)
+        return self._texts("recount", {"rollout": rollout, "counts": states, "domains": domains, "seen": seen})
+
+    def relock(self, rollout: str, locks: Sequence[str]) -> Sequence[tuple[str, str]]:
+        told: list[tuple[str, str]] = []
+        for some in _batches(locks, _LOCKS):
+            told += _pairs(self._texts("relock", {"rollout": rollout, "locks": some}))
+        return told
+
+    def reopen(self) -> Sequence[str]:
+        with self._told:
+            known = set(_texts(self._redis.smembers(self._key("open"))))
+        closed = [rollout.id for rollout in self.rollouts() if not rollout.closed and rollout.id not in known]
+        if closed:
+            with self._told:
+                self._redis.sadd(self._key("open"), *closed)
+        return closed
+
     # -- the rest ---------------------------------------------------------------------------------------------------
 
     def ledger(self, rollout: str) -> Sequence[LedgerItem]:
@@ -740,6 +797,10 @@ def _ledger(items: Sequence[LedgerItem]) -> list[tuple[str, str]]:
 
 def _texts(values: Iterable[bytes]) -> list[str]:
     return [value.decode() for value in values]
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip(words[::2], words[1::2], strict=True))
 
 
 def _pair(member: str) -> tuple[str, str]:

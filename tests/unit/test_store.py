@@ -186,6 +186,52 @@ def redis_site(valkey_url: str) -> Iterator[Site]:
     store.close()
 
 
+def spoil(site: Site, what: str) -> None:
+    """As after an edit by hand, a lost key or a fault of ours: of r1's server a, unless it says otherwise."""
+    if isinstance(site.store, MemoryStore):
+        _spoil_memory(site.store, what)
+        return
+    assert isinstance(site.store, RedisStore)
+    raw, prefix = site.store._redis, site.store._prefix
+    match what:
+        case "no agenda":
+            raw.zrem(f"{prefix}due", "r1/a")
+            raw.zrem(f"{prefix}look:{LANE}", "r1/a")
+        case "both agendas":
+            raw.zadd(f"{prefix}due", {"r1/a": START})
+        case "due at rest":
+            raw.zadd(f"{prefix}due", {"r1/a": START})
+        case "another lane":
+            raw.zadd(f"{prefix}look:other", {"r1/a": START})
+            raw.sadd(f"{prefix}lanes", "other")
+        case "counters":
+            raw.hset(f"{prefix}cnt:r1", mapping={"running": 7, "held": 1})
+            raw.hset(f"{prefix}fly:r1", "y", 3)
+        case "locks":
+            raw.delete(f"{prefix}lock:lock/a", f"{prefix}locks:r1")
+        case "no record":
+            raw.zadd(f"{prefix}due", {"r1/nobody": START})
+
+
+def _spoil_memory(store: MemoryStore, what: str) -> None:
+    who = ("r1", "a")
+    match what:
+        case "no agenda":
+            store._due.pop(who, None)
+            store._look.pop(LANE, None)
+        case "both agendas" | "due at rest":
+            store._due[who] = START
+        case "another lane":
+            store._look["other"] = {who: START}
+        case "counters":
+            store._rollouts["r1"].counts |= {"running": 7, "held": 1}
+            store._rollouts["r1"].domains["y"] = 3
+        case "locks":
+            del store._locks["lock/a"]
+        case "no record":
+            store._due["r1", "nobody"] = START
+
+
 # -- creation and locks ------------------------------------------------------------------------------------------------
 
 
@@ -1166,6 +1212,126 @@ def test_a_note_about_nobody_is_refused(site: Site) -> None:
         site.store.note("r1", DID, server="z")
     with pytest.raises(NotFound, match="r9"):
         site.store.note("r9", DID)
+
+
+# -- mending -----------------------------------------------------------------------------------------------------------
+
+
+def waits_in_lane(site: Site) -> None:
+    claim = site.take()
+    assert isinstance(claim, Claim)
+    wait = Waiting(reason="boots", at=site.clock.now + 5, observe=Observe(lane=LANE, kind="server", ids=("x",)))
+    to = replace(claim.row.upgrade, state="waiting", wait=wait)
+    site.store.commit(claim, to, entry=DID, due=site.clock.now + 5, look=LANE)
+
+
+def going(site: Site) -> None:
+    site.create(domains=("x", "x", "x"))
+    site.admit()
+    site.issue()
+
+
+def mended(site: Site) -> list[str]:
+    return [what for server, what in site.store.mend("r1", site.store.rows("r1")) if server == "a"]
+
+
+def to_come(site: Site) -> tuple[Any, ...]:
+    """Everything that is due by then, and where."""
+    site.clock.now += 100_000
+    due = site.store.due(limit=99)
+    lanes = {lane: len(site.store.due_in_lane(lane, limit=99, postpone=1.0)) for lane in site.store.due_lanes()}
+    site.clock.now -= 100_000
+    return due, lanes
+
+
+def test_nothing_is_mended_where_all_is_well(site: Site) -> None:
+    going(site)
+    for change in (lambda: None, lambda: waits_in_lane(site), site.issue, site.take):
+        change()
+        seen = site.store.last_event("r1")
+        assert mended(site) == []
+        assert site.store.recount("r1", [row.upgrade for row in site.store.rows("r1")], seen=seen) == []
+        assert site.store.relock("r1", ["lock/a", "lock/b"]) == []
+    assert site.store.reopen() in ([], ())
+
+
+@pytest.mark.parametrize("where", ["due", "lane", "leased"])
+def test_what_is_in_no_agenda_is_found_again(site: Site, where: str) -> None:
+    going(site)
+    if where == "lane":
+        waits_in_lane(site)
+    if where == "leased":
+        site.take(lease=60.0)
+    spoil(site, "no agenda")
+    assert to_come(site) == ([], {})
+    assert mended(site)
+    assert mended(site) == []
+    assert site.store.next_due() == site.clock.now + (60 if where == "leased" else 0)
+    assert to_come(site) == ([("r1", "a")], {})
+    site.clock.now += 61
+    assert site.issue() is not None
+    assert isinstance(site.take(), Claim)
+
+
+def test_what_is_in_too_many_agendas_is_left_in_its_own(site: Site) -> None:
+    going(site)
+    spoil(site, "another lane")
+    assert mended(site)
+    assert to_come(site) == ([("r1", "a")], {})
+    waits_in_lane(site)
+    spoil(site, "both agendas")
+    assert mended(site)
+    assert to_come(site) == ([], {LANE: 1})
+    held = site.store.turn(site.row(), site.row().upgrade.after(Held(why="ask")), entry=DID, due=None)
+    assert held is not None
+    spoil(site, "due at rest")
+    assert mended(site)
+    assert to_come(site) == ([], {})
+    assert mended(site) == []
+
+
+def test_counters_are_counted_anew_if_nothing_has_happened_meanwhile(site: Site) -> None:
+    going(site)
+    spoil(site, "counters")
+    seen = site.store.last_event("r1")
+    upgrades = [row.upgrade for row in site.store.rows("r1")]
+    site.store.note("r1", DID)
+    assert site.store.recount("r1", upgrades, seen=seen) == []
+    assert site.store.tally("r1").by_state["running"] == 7
+    told = site.store.recount("r1", upgrades, seen=site.store.last_event("r1"))
+    assert sorted(line.partition(" ")[0] for line in told) == ["held", "running", "y"]
+    assert site.store.tally("r1").by_state == {"pending": 2, "running": 1}
+    assert not site.admit("b", domain="z"), "of another failure domain"
+    assert site.admit("b", domain="x")
+
+
+def test_locks_that_nobody_holds_are_taken_back_and_another_owner_is_told(site: Site) -> None:
+    going(site)
+    spoil(site, "locks")
+    site.names = ("x",)
+    site.store.create(
+        replace(site.rollout, id="r2", waves=(("x",),)),
+        [Upgrade(rollout="r2", server="x", wave=0)],
+        locks={"lock/x": "x"},
+    )
+    assert site.store.relock("r1", ["lock/a", "lock/b", "lock/x"]) == [("lock/a", ""), ("lock/x", "r2")]
+    assert [site.store.owner_of(f"lock/{name}") for name in "abx"] == ["r1", "r1", "r2"]
+    closed = site.store.change(site.rollout, replace(site.rollout, closed=True), entry=DID)
+    assert closed is not None
+    assert [site.store.owner_of(f"lock/{name}") for name in "abx"] == [None, None, "r2"]
+    assert site.store.relock("r1", ["lock/a"]) == []
+    assert site.store.owner_of("lock/a") is None
+
+
+def test_what_is_put_off_comes_later_and_what_has_no_record_never(site: Site) -> None:
+    going(site)
+    spoil(site, "no record")
+    site.clock.now += 60
+    assert set(site.store.due(limit=9)) == {("r1", "a"), ("r1", "nobody")}
+    site.store.put_off([("r1", "a"), ("r1", "nobody"), ("r1", "b")], seconds=30.0)
+    assert site.store.due(limit=9) == []
+    site.clock.now += 30
+    assert site.store.due(limit=9) == [("r1", "a")]
 
 
 # -- the rest ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""Agendas, counters and locks, made to agree with the records they follow from.
+
+The scripts keep them so. An edit by hand, a lost key or a fault of ours does not, and an upgrade in no agenda would be
+found by nobody; so they are compared once in a while, and what is mended is told in the audit log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from orchestrator.domain.rollout import Rollout
+from orchestrator.errors import UnsafeStore
+from orchestrator.store import Entry, Row, Store
+
+log = structlog.get_logger()
+
+PAGE = 50  # records that one script compares
+TOLD = 20  # lines of one audit entry
+
+
+def mend(store: Store, rollout: Rollout, *, actor: str) -> list[str]:
+    """What was wrong in an open rollout, and is not any more; and who else holds what should be its own."""
+    seen = store.last_event(rollout.id)
+    names = [name for wave in rollout.waves for name in wave]
+    rows: list[Row] = []
+    told: list[str] = []
+    for start in range(0, len(names), PAGE):
+        page = readable(store, rollout.id, names[start : start + PAGE])
+        rows += page
+        told += [f"{server}: {what}" for server, what in store.mend(rollout.id, page)]
+    if len(rows) == len(names):
+        told += [f"counters: {line}" for line in store.recount(rollout.id, [row.upgrade for row in rows], seen=seen)]
+    told += [
+        f"lock {lock}: " + (f"rollout {owner} holds it" if owner else "nobody held it")
+        for lock, owner in store.relock(rollout.id, _locks(store, rollout.id, rows))
+    ]
+    if told:
+        log.warning("mended", rollout=rollout.id, what=told[:TOLD], lines=len(told))
+        more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
+        store.note(rollout.id, Entry(event="Mended", actor=actor, detail={"what": told[:TOLD] + more}))
+    return told
+
+
+def readable(store: Store, rollout: str, servers: Sequence[str]) -> list[Row]:
+    """The rows of those whose records can be read."""
+    try:
+        return list(store.rows(rollout, servers))
+    except UnsafeStore:
+        found: list[Row] = []
+        for server in servers:
+            try:
+                found += store.rows(rollout, [server])
+            except UnsafeStore:  # whoever works with it tells so
+                continue
+        return found
+
+
+def _locks(store: Store, rollout: str, rows: Sequence[Row]) -> list[str]:
+    """Of every server, and of its new one while there is one."""
+    spec = store.document("spec", rollout)
+    if spec is None:
+        return []
+    where = spec["plan"]["fleet"]["provider"]
+    lane = f"{where['name']}/{where['account']}/{where['region']}"
+    ids = [server["id"] for server in spec["plan"]["survey"]["servers"]]
+    ids += [
+        row.upgrade.results["provision"]["server"]
+        for row in rows
+        if row.upgrade.state not in ("failed", "rolled_back") and row.upgrade.results.get("provision", {}).get("server")
+    ]
+    return [f"{lane}/{id}" for id in dict.fromkeys(ids)]
