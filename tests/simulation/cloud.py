@@ -46,12 +46,14 @@ class Probed:
 
 @dataclass
 class Cloud(FakeCloud):
-    """`fates` by the id of A. `hidden`: until when a thing does not show. `ill`: servers that run and do not serve.
+    """`fates` by the id of A. `hides` and `lingers` are asked whether a
+    new thing shows late, and whether a request in flight outlasts every drain. `hidden`: until when a thing does not show. `ill`: servers that run and do not serve.
     `probed`: smoke tests by address. `later` is the scheduler's `at`."""
 
     random: Random = field(default_factory=Random)
     later: Callable[[float, Callable[[], None]], None] = lambda _seconds, _what: None
     hides: Callable[[], bool] = lambda: False
+    lingers: Callable[[], bool] = lambda: False
     fates: dict[str, str] = field(default_factory=dict)
     made_for: dict[str, str] = field(default_factory=dict)  # id of B -> id of A
     hidden: dict[str, float] = field(default_factory=dict)
@@ -138,7 +140,7 @@ class Traffic(FakeTraffic):
         view = super().remove(pool, name, guard=guard, cut=cut)
         if view.state == "draining" and was == "serving" and self.cloud.random.random() < 0.7:
             self._set(pool, replace(self._pool(pool)[name], sessions=self.cloud.random.randint(1, 3)))
-            seconds = self.cloud.random.uniform(0.1, 8.0) if self.cloud.random.random() < 0.9 else 120.0
+            seconds = 120.0 if self.cloud.lingers() else self.cloud.random.uniform(0.1, 4.0)
             self.cloud.later(seconds, lambda: self._ends(pool, name))
             return self._view(pool, name)
         return view

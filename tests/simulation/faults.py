@@ -37,8 +37,9 @@ KINDS: Final = {
     "refused": 0.03,
     "unauthorized": 0.005,
     "storm": 0.4,  # once: everything is throttled for two minutes
-    # B
+    # B, and the users of A
     "bad B": 0.3,
+    "endless request": 0.2,
     # the store
     "store away": 0.005,  # nothing happens
     "store silent": 0.005,  # it happens, and the answer is lost

@@ -167,7 +167,8 @@ class Invariants:
             and all(thing.view.tags.get(tag) == key.tags[tag] for tag in (keys.ROLLOUT, keys.SERVER))
             and thing.view.state not in ("terminated", "failed")
         ]
-        self.must(not others, "I4", f"{answer.id} was made for {key.tags[keys.SERVER]} beside {others}")
+        # An attempt that the store has forgotten is made anew: what the former one left is found in the end.
+        self.must(not others or self.forgotten, "I4", f"{answer.id} was made for {key.tags[keys.SERVER]} beside {others}")
 
     def _came_in(self, pool: str, member: Member, *, was_there: bool) -> None:
         view = self.cloud.pools[pool].get(member.name)

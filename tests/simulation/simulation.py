@@ -133,6 +133,7 @@ class Simulation:
             store=self.store,
         )
         self.cloud.hides = lambda: self.faults.strikes("not yet visible", "of what was made")
+        self.cloud.lingers = lambda: self.faults.strikes("endless request", "remove")
         self.cloud.hurt = self._hurt
         self.wire = Wire(self.scheduler, self.faults, self.checks, self.trace, lease=LEASE, die=self._die)
         self.specs: dict[str, Spec] = {}
@@ -230,7 +231,7 @@ class Simulation:
         for _ in range(times("flush")):
             at(moment(), self._flush)
         for _ in range(times("people", 6)):
-            self.scheduler.spawn("somebody", self.people.act, after=moment())
+            self.scheduler.spawn("somebody", self._if_active(self.people.act), after=moment())
         for _ in range(times("hands", 3)):
             at(moment(), self._if_active(self.people.meddle))
         for server in self.fleet.servers:
