@@ -678,14 +678,16 @@ class MemoryStore:
         return None if stored is None else stored.records.get(server)
 
     def _row(self, record: _Record) -> Row:
-        row = Row(
+        live = self._live(record)
+        return Row(
             upgrade=record.upgrade,
             version=record.version,
             epoch=record.epoch,
             entry=record.entry,
+            owner=record.owner if live else "",
             fence=record.fence,
+            lease_until=record.lease if live else 0.0,
         )
-        return replace(row, owner=record.owner, lease_until=record.lease) if self._live(record) else row
 
     def _live(self, record: _Record) -> bool:
         return record.owner != "" and record.lease > self.now()

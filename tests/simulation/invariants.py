@@ -6,7 +6,7 @@ What the outside takes away by itself (A dies, somebody deletes B by hand, B fal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -146,7 +146,11 @@ class Invariants:
     def i1_enough_serve(self, pool: str) -> None:
         """At least `min_healthy` serve, less those that the outside took."""
         up = self.up(pool)
-        lost = {server.name for server in self.fleet.servers if server.name in self.hurt and pool in server.pools}
+        lost = {
+            server.name
+            for server in self.fleet.servers
+            if server.name in self.hurt and pool in server.pools and not _of(server.name, up)
+        }
         wanted = self.fleet.traffic.pools[pool].min_healthy - len(lost)
         self.must(len(up) >= wanted, "I1", f"{sorted(up)} serve in {pool}, {wanted} must (outside took {sorted(lost)})")
 
@@ -383,7 +387,7 @@ class Invariants:
             return  # what the outside did after it had ended, or was about to
         for pool in self._pools(u.server):
             members = self.cloud.pools[pool]
-            mine = {name for name in members if name == u.server or name.startswith(f"{u.server}.g")}
+            mine = _of(u.server, members)
             up = mine & self.up(pool)
             new = {name for name in mine if name != u.server}
             if u.state == "upgraded":
@@ -403,6 +407,11 @@ class Invariants:
             view = thing.view
             if view.tags.get(keys.MANAGED) == "1" and view.state != "terminated" and view.id not in self.touched:
                 self.must(view.id in known, "I4", f"nobody accounts for {view.id} of {view.tags.get(keys.SERVER)}")
+
+
+def _of(server: str, members: Iterable[str]) -> set[str]:
+    """Those names in a balancer that are this server's, of whichever generation."""
+    return {name for name in members if name == server or name.startswith(f"{server}.g")}
 
 
 def _all_events(store: Any, rollout: str) -> list[AuditEntry]:

@@ -13,7 +13,7 @@ from orchestrator.store.redis import RedisStore
 def keep(store: Any) -> Any:
     """All that it knows now."""
     if isinstance(store, MemoryStore):
-        return _copy(store)
+        return _copy(vars(store))
     assert isinstance(store, RedisStore)
     client = store._redis
     keys = sorted(client.scan_iter(match=f"{store._prefix}*", count=1000))
@@ -28,7 +28,7 @@ def keep(store: Any) -> Any:
 def bring_back(store: Any, kept: Any) -> None:
     """It knows what it knew then, and nothing since."""
     if isinstance(store, MemoryStore):
-        for name, value in _copy_of(kept).items():
+        for name, value in _copy(kept).items():
             setattr(store, name, value)
         return
     client = store._redis
@@ -40,16 +40,12 @@ def bring_back(store: Any, kept: Any) -> None:
     pipe.execute()
 
 
-_KEPT = ("_documents", "_locks", "_frozen", "_due", "_workers", "_ignored", "_queue_wait", "_last_id", "_woken")
+_NOT_ITS_OWN = ("_clock", "_lock", "_news")
 
 
-def _copy(store: MemoryStore) -> dict[str, Any]:
-    return _copy_of({name: getattr(store, name) for name in (*_KEPT, "_rollouts", "_look", "_leases")})
-
-
-def _copy_of(all_of_it: dict[str, Any]) -> dict[str, Any]:
+def _copy(all_of_it: dict[str, Any]) -> dict[str, Any]:
     """Records and entries do not change; what holds them does."""
-    out = {name: copy(value) for name, value in all_of_it.items()}
+    out = {name: copy(value) for name, value in all_of_it.items() if name not in _NOT_ITS_OWN}
     out["_look"] = {lane: dict(agenda) for lane, agenda in out["_look"].items()}
     out["_leases"] = {name: replace(lease) for name, lease in out["_leases"].items()}
     out["_rollouts"] = {

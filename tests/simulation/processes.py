@@ -3,8 +3,9 @@ the leases of a dead worker back, sometimes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -12,7 +13,7 @@ from kombu.exceptions import OperationalError
 from orchestrator.coordinator import Coordinator
 from orchestrator.dispatch import Message
 from orchestrator.errors import ChangeoverError, Unreachable
-from tasks import BODIES, observe
+from tasks import BODIES, observe, orphans, patrol
 from tasks.step import run
 from tasks.world import Spec, World
 from tests.simulation.faults import RAISED
@@ -42,8 +43,16 @@ class Slot:
         return f"w{self.number}.{self.life}"
 
 
+# What workers do besides steps.
+OTHERS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
+    "observe": partial(observe.run, steps=BODIES),
+    "patrol": patrol.run,
+    "scan": orphans.scan,
+}
+
+
 class Plant:
-    """`people_die`: what becomes of any other process that dies."""
+    """Everybody who works for one store."""
 
     def __init__(self, wire: Wire, store: Any, specs: dict[str, Spec], *, workers: int, coordinators: int) -> None:
         self.wire = wire
@@ -71,8 +80,16 @@ class Plant:
         self._send(messages, place)
 
     def observe(self, lane: str, ticket: str) -> None:
-        kwargs = {"lane": lane, "ticket": ticket}
-        self.publish([Message(task="tasks.observe", id=f"observe:{lane}:{ticket}", priority=0, kwargs=kwargs)])
+        self._ask("observe", 0, lane=lane, ticket=ticket)
+
+    def patrol(self, rollout: str, _ticket: str) -> None:
+        self._ask("patrol", 0, rollout=rollout)
+
+    def scan(self, lane: str) -> None:
+        self._ask("scan", 9, lane=lane)
+
+    def _ask(self, name: str, priority: int, **kwargs: str) -> None:
+        self.publish([Message(task=f"tasks.{name}", id=name, priority=priority, kwargs=kwargs)])
 
     def _send(self, messages: list[Message], place: str) -> None:
         random, faults = self.scheduler.random, self.wire.faults
@@ -107,11 +124,14 @@ class Plant:
 
     def _start(self, slot: Slot) -> None:
         slot.life += 1
-        drift = 1000.0 * slot.number + 7.0 * slot.life  # its monotonic clock began at some other time
-        slot.world = World(
+        slot.world = self.world(slot.name, drift=1000.0 * slot.number + 7.0 * slot.life)
+
+    def world(self, name: str, *, drift: float = 0.0) -> World:
+        """A worker's. Its monotonic clock began at some other time."""
+        return World(
             store=self.store,  # type: ignore[arg-type] # everything that the store has, by name
             publish=self.publish,
-            worker=slot.name,
+            worker=name,
             lease=LEASE,
             grace=GRACE,
             monotonic=lambda: self.scheduler.now + drift,
@@ -133,8 +153,9 @@ class Plant:
         undo = name.startswith("undo_")
         step = name.removeprefix("undo_")
         try:
-            if name == "observe":
-                observe.run(world, BODIES, **message["kwargs"])
+            if name in OTHERS:
+                answer = OTHERS[name](world, **message["kwargs"])
+                self.wire.trace.add(f"ran {name}", *answer.items())
             else:
                 ran = run(world, BODIES[step], step, undo=undo, **message["kwargs"])
                 self.wire.trace.add(
@@ -164,12 +185,17 @@ class Plant:
             self._coordinate(actor.name, after=random.uniform(0.2, 5.0))
 
     def _reaped(self, name: str) -> None:
-        self._inner.release_owner(f"{name}/")
+        self._inner.release_owner(f"{name}/", died=True)
         self.wire.trace.add("reaped", name)
 
     def _back(self, slot: Slot) -> None:
         self._start(slot)
         self._hand_out()
+
+    def stop(self) -> None:
+        """Nobody coordinates any more; workers end what they have."""
+        for actor in self._coordinators.values():
+            self.scheduler.kill(actor)
 
     # -- coordinators -----------------------------------------------------------------------------------------------
 
@@ -178,6 +204,8 @@ class Plant:
             store=self.store,  # type: ignore[arg-type] # everything that the store has, by name
             publish=self.publish,
             observe=self.observe,
+            patrol=self.patrol,
+            scan=self.scan,
             monotonic=lambda: self.scheduler.now + 5000.0,
             grace=GRACE,
             name=name,

@@ -30,7 +30,7 @@ ROLLOUT: Final = "r1"
 
 def draw_fleet(random: Random, world: str) -> Fleet:
     """Mostly 2 to 10 servers in one or two pools, one fleet in twenty of 50."""
-    size = 50 if random.random() < 0.05 else random.randint(2, 10)
+    size = 50 if random.random() < 0.05 else min(random.randint(2, 10), random.randint(2, 10))
     names = [f"s-{number}" for number in range(1, size + 1)]
     both = random.random() < 0.3
     member_of = {name: random.choice((["web"], ["api"], ["web", "api"])) if both else ["web"] for name in names}
@@ -86,7 +86,7 @@ def draw_fleet(random: Random, world: str) -> Fleet:
         "state": "stateless",
         "rollout": policy,
         "retain": {
-            "old_servers": f"{random.choice((30, 300, 3600))}s",
+            "old_servers": f"{random.choice((30, 120, 600))}s",
             "images": random.choice(("delete", "keep")),
         },
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,8 +18,9 @@ from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store import Row
 from orchestrator.store.memory import MemoryStore
+from orchestrator.store.redis import RedisStore
 from providers.compute.fake import FakeCloud
-from tasks import membership, observe, step
+from tasks import membership, observe, orphans, patrol, step
 from tasks.world import Spec, World
 from tests.simulation import loss, scenario
 from tests.simulation.cloud import FAKES, Cloud
@@ -45,12 +48,16 @@ class Outcome:
     seed: int
     rollout: Rollout
     upgrades: tuple[Upgrade, ...]
-    trace: tuple[str, ...]
+    story: Trace
     struck: Counter[tuple[str, str]]
     events: int
     checks: int
     seconds: float
     states: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def trace(self) -> tuple[str, ...]:
+        return tuple(self.story.lines())
 
 
 class Failed(AssertionError):
@@ -80,6 +87,7 @@ def simulate(
     overrules the seed on whether anything goes wrong.
     """
     with ExitStack() as stack:
+        stack.enter_context(_without_collector())
         for patch in patches:
             stack.enter_context(patch)
         simulation = stack.enter_context(_simulation(seed, store, evidence is not None, calm))
@@ -94,6 +102,23 @@ def simulate(
             simulation.scheduler.close()
             if evidence is not None:
                 simulation.checks.evidence.write(evidence, simulation.store, ROLLOUT)
+
+
+def on_redis(url: str, seed: int) -> Callable[[Callable[[], float]], RedisStore]:
+    """What makes a store of Redis' own scripts there, in a namespace of this seed."""
+    return lambda clock: RedisStore(url, namespace=f"simulation-{seed}-{secrets.token_hex(4)}", clock=clock)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A simulation makes much and keeps it to its end: looking for garbage meanwhile is a fifth of its time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextmanager
@@ -157,9 +182,8 @@ class Simulation:
         return [
             (step, ("uuid", ids)),
             (coordinator, ("uuid", ids)),
-            (step, ("log", log)),
-            (observe, ("log", log)),
-            (coordinator, ("log", log)),
+            (patrol, ("uuid", ids)),
+            *((module, ("log", log)) for module in (step, observe, patrol, orphans, coordinator)),
             (operations, ("time", self)),
             (step, ("UNDO_DEADLINE", UNDO_DEADLINE)),
             (membership, ("POLL", POLL)),
@@ -204,9 +228,10 @@ class Simulation:
         self.plant = Plant(self.wire, self.store, self.specs, workers=workers, coordinators=self.random.randint(1, 2))
         self.faults.active = True
         self._cast()
-        self.scheduler.run(self._all_closed, seconds=self.random.uniform(20.0, 400.0))
+        self.scheduler.run(self._now_and_then(self._all_closed), seconds=self.random.uniform(20.0, 400.0))
         self._calm_down()
         self._settle()
+        self._tidy_up()
         self.checks.at_the_end()
         if self.calm:
             states = Counter(u.state for u in self.upgrades())
@@ -223,13 +248,13 @@ class Simulation:
             return random.expovariate(1 / 60.0)
 
         for _ in range(times("storm")):
-            at(moment(), self._storm)
+            at(moment(), self._if_active(self._storm))
         for _ in range(times("store outage")):
-            at(moment(), self._outage)
+            at(moment(), self._if_active(self._outage))
         for _ in range(times("store forgets", 3)):
-            at(moment(), self._about_to_forget)
+            at(moment(), self._if_active(self._about_to_forget))
         for _ in range(times("flush")):
-            at(moment(), self._flush)
+            at(moment(), self._if_active(self._flush))
         for _ in range(times("people", 6)):
             self.scheduler.spawn("somebody", self._if_active(self.people.act), after=moment())
         for _ in range(times("hands", 3)):
@@ -264,7 +289,7 @@ class Simulation:
             self.checks.forget()
             self.checks.evidence.forgot(since)
 
-        self.scheduler.at(self.random.uniform(0.0, 1.0), forgets)
+        self.scheduler.at(self.random.uniform(0.0, 1.0), self._if_active(forgets))
 
     def _calm_down(self) -> None:
         """Nothing new goes wrong. What is already on its way arrives."""
@@ -278,7 +303,7 @@ class Simulation:
         for _ in range(ROUNDS):
             helper = self.scheduler.spawn("helper", self._help)
             self.scheduler.run(lambda helper=helper: helper.dead, seconds=PATIENCE)
-            self.scheduler.run(self._at_rest, seconds=PATIENCE)
+            self.scheduler.run(self._now_and_then(self._at_rest), seconds=PATIENCE)
             self.checks.must(self._at_rest(), "liveness", f"after {PATIENCE:g} s: {self._told()}")
             if self._all_closed():
                 return
@@ -286,6 +311,22 @@ class Simulation:
                 self.checks.evidence.given_up()
                 return
         raise Violated(f"liveness: still not settled: {self._told()}")
+
+    def _tidy_up(self) -> None:
+        """Somebody looks for what is left over and lets it be collected, as often as that takes."""
+        assert self.plant is not None
+        self.plant.stop()
+        for number, pause in enumerate((0.0, 1000.0, 10.0, 90_000.0, 10.0)):
+            world = self.plant.world(f"gc{number}")
+            lane = self.fleet.lane
+            request = f"gc{number}"
+
+            def collects(world: World = world, request: str = request) -> None:
+                answer = orphans.collect(world, request=request, lane=lane, act=True, foreign=False)
+                self.trace.add("collected", *answer.items())
+
+            self.scheduler.spawn("gc", collects, after=pause)
+            self.scheduler.run(lambda: False, seconds=pause + 600.0)
 
     def _help(self) -> None:
         people, store = self.people, self.people.any_store
@@ -314,6 +355,19 @@ class Simulation:
                 if row.upgrade.state == "held" and self.retried[rollout.id, row.upgrade.server] < 5:
                     return False
         return True
+
+    def _now_and_then(self, done: Callable[[], bool]) -> Callable[[], bool]:
+        """Whether it is so, not asked at every single event."""
+        next_at = 0
+
+        def asked() -> bool:
+            nonlocal next_at
+            if self.scheduler.events < next_at:
+                return False
+            next_at = self.scheduler.events + 40
+            return done()
+
+        return asked
 
     def _all_closed(self) -> bool:
         return not self.store.open_rollouts()
@@ -350,7 +404,7 @@ class Simulation:
             seed=self.seed,
             rollout=rollout,
             upgrades=upgrades,
-            trace=tuple(self.trace.lines()),
+            story=self.trace,
             struck=self.faults.struck,
             events=self.scheduler.events,
             checks=self.checks.count,

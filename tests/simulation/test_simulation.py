@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from orchestrator.store.redis import RedisStore
 from tests.simulation.seeds import KEPT
-from tests.simulation.simulation import simulate
+from tests.simulation.simulation import on_redis, simulate
 
 AT_ONCE = 50  # seeds that one test plays
 LUA = 10  # one in so many is played on Redis' own scripts
@@ -28,14 +25,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("first", range(start, start + count, AT_ONCE))
 
 
-def _lua(url: str, seed: int) -> Callable[[Callable[[], float]], Any]:
-    return lambda clock: RedisStore(url, namespace=f"simulation-{seed}", clock=clock)
-
-
 def test_every_rollout_ends_well_whatever_goes_wrong(first: int, valkey_url: str, pytestconfig: pytest.Config) -> None:
     last = pytestconfig.getoption("--first") + pytestconfig.getoption("--simulate")
     for seed in range(first, min(first + AT_ONCE, last)):
-        simulate(seed, store=_lua(valkey_url, seed) if seed % LUA == 0 else None)
+        simulate(seed, store=on_redis(valkey_url, seed) if seed % LUA == 0 else None)
 
 
 @pytest.mark.parametrize("seed", KEPT)
