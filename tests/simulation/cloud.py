@@ -46,9 +46,10 @@ class Probed:
 
 @dataclass
 class Cloud(FakeCloud):
-    """`fates` by the id of A. `hides` and `lingers` are asked whether a
-    new thing shows late, and whether a request in flight outlasts every drain. `hidden`: until when a thing does not show. `ill`: servers that run and do not serve.
-    `probed`: smoke tests by address. `later` is the scheduler's `at`."""
+    """`fates` by the id of A. `hides` and `lingers` are asked whether a new thing shows late, and whether a request in
+    flight outlasts every drain. `hidden`: until when a thing does not show. `ill`: servers that run and do not serve.
+    `probed`: smoke tests by address. `later` is the scheduler's `at`; `hurt` hears what the outside does to a server.
+    """
 
     random: Random = field(default_factory=Random)
     later: Callable[[float, Callable[[], None]], None] = lambda _seconds, _what: None

@@ -31,7 +31,7 @@ LEGAL: Final[Mapping[str, frozenset[str]]] = {
     "pending": frozenset({"pending", "running", "rolled_back", "failed"}),
     "running": frozenset({"running", "waiting", "held", "upgraded", "rolled_back", "failed"}),
     "waiting": frozenset({"running", "waiting", "held", "upgraded", "rolled_back", "failed"}),
-    "held": frozenset({"held", "running", "waiting", "rolled_back", "failed"}),
+    "held": frozenset({"held", "running", "waiting", "upgraded", "rolled_back", "failed"}),
     "upgraded": frozenset({"upgraded", "running"}),
     "rolled_back": frozenset({"pending"}),
     "failed": frozenset({"pending"}),
@@ -172,7 +172,9 @@ class Invariants:
             and thing.view.state not in ("terminated", "failed")
         ]
         # An attempt that the store has forgotten is made anew: what the former one left is found in the end.
-        self.must(not others or self.forgotten, "I4", f"{answer.id} was made for {key.tags[keys.SERVER]} beside {others}")
+        self.must(
+            not others or self.forgotten, "I4", f"{answer.id} was made for {key.tags[keys.SERVER]} beside {others}"
+        )
 
     def _came_in(self, pool: str, member: Member, *, was_there: bool) -> None:
         view = self.cloud.pools[pool].get(member.name)

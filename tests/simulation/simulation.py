@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,6 +39,7 @@ EVENTS = 400_000  # in which every simulation comes to its end
 PATIENCE = 6 * 3600.0  # seconds within which everything moves once the faults are over
 UNDO_DEADLINE = 180.0
 POLL = 1.0  # seconds between looks at a balancer
+LOOKS = (0.0, 1000.0, 10.0, 90_000.0, 10.0)  # seconds between a person's looks for what is left over
 ROUNDS = 40  # of a person who looks after what is left
 
 
@@ -316,17 +318,14 @@ class Simulation:
         """Somebody looks for what is left over and lets it be collected, as often as that takes."""
         assert self.plant is not None
         self.plant.stop()
-        for number, pause in enumerate((0.0, 1000.0, 10.0, 90_000.0, 10.0)):
-            world = self.plant.world(f"gc{number}")
-            lane = self.fleet.lane
-            request = f"gc{number}"
-
-            def collects(world: World = world, request: str = request) -> None:
-                answer = orphans.collect(world, request=request, lane=lane, act=True, foreign=False)
-                self.trace.add("collected", *answer.items())
-
-            self.scheduler.spawn("gc", collects, after=pause)
+        world = self.plant.world("gc")
+        for number, pause in enumerate(LOOKS):
+            self.scheduler.spawn("gc", partial(self._collect, world, f"gc{number}"), after=pause)
             self.scheduler.run(lambda: False, seconds=pause + 600.0)
+
+    def _collect(self, world: World, request: str) -> None:
+        answer = orphans.collect(world, request=request, lane=self.fleet.lane, act=True, foreign=False)
+        self.trace.add("collected", *answer.items())
 
     def _help(self) -> None:
         people, store = self.people, self.people.any_store

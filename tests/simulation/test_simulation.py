@@ -56,6 +56,11 @@ def test_the_same_seed_is_the_same_story_to_the_byte() -> None:
     assert tuple(stories[0].decode().splitlines()[:-2]) == simulate(4).trace
 
 
+@pytest.mark.parametrize("seed", [11, 12])
+def test_both_stores_tell_the_same_story(seed: int, valkey_url: str) -> None:
+    assert simulate(seed, store=on_redis(valkey_url, seed)).trace == simulate(seed).trace
+
+
 def test_what_an_outsider_saw_is_written_down(tmp_path: Path) -> None:
     simulate(6, evidence=tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
