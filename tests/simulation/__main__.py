@@ -30,7 +30,7 @@ def tell(seed: int, url: str) -> int:
     except Failed as error:
         print("\n".join(error.trace), f"{type(error.why).__name__}: {error.why}", sep="\n")
         return 1
-    print("\n".join(outcome.trace), outcome.rollout.state, dict(outcome.states), sep="\n")
+    print("\n".join(outcome.trace), outcome.rollout, dict(outcome.states), sep="\n")
     return 0
 
 

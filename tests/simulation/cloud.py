@@ -31,6 +31,7 @@ FATES: Final = (
     "never joins",
     "sick when serving",
     "dies when serving",
+    "reboots",
 )
 BEFORE_USERS: Final = frozenset({"never ready", "failed", "unfit", "mute", "smoke fails"})  # such a B never serves
 
@@ -78,6 +79,15 @@ class Cloud(FakeCloud):
             self.ill.add(id)
             self.hurt(id, "ill")
 
+    def reboots(self, id: str) -> None:
+        """By itself, within seconds."""
+        thing = self.get(id)
+        if thing is not None and isinstance(thing.view, Server) and thing.view.state == "running":
+            stem, _, boots = thing.view.boot.partition("#")
+            thing.view = replace(thing.view, state="pending", boot=f"{stem}#{int(boots) + 1}")
+            thing.ready_at = self.clock() + 2.0
+            self.hurt(id, "away for a moment")
+
     def dies(self, id: str) -> None:
         """By itself, or by a hand that is not ours."""
         thing = self.get(id)
@@ -108,7 +118,8 @@ class Compute(FakeCompute):
         usual = self.cloud.random.uniform(0.5, 10.0)
         self.cloud.ready_seconds = {"never ready": NEVER, "slow": 45.0}.get(fate, usual)
         server = super().ensure_server(key, image=image, like=like, size=size)
-        self.cloud.made_for[server.id] = like
+        if self.cloud.made_for.setdefault(server.id, like) and fate == "reboots" and server.id not in self.cloud.hidden:
+            self.cloud.later(self.cloud.random.uniform(5.0, 60.0), lambda: self.cloud.reboots(server.id))
         self._shows_late(server.id)
         return server
 

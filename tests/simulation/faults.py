@@ -45,6 +45,7 @@ KINDS: Final = {
     "store silent": 0.005,  # it happens, and the answer is lost
     "store outage": 0.4,  # once: for some seconds
     "store forgets": 0.5,  # up to three times: its last second
+    "store is emptied": 0.2,  # once: it has lost everything, and somebody rebuilds it from the world
     # people, and A
     "people": 1.0,  # pause, abort, rollback, freeze ...: up to six acts
     "hands": 0.4,  # somebody deletes, stops, untags or removes things by hand

@@ -40,6 +40,16 @@ def bring_back(store: Any, kept: Any) -> None:
     pipe.execute()
 
 
+def empty(store: Any) -> None:
+    """It knows nothing any more."""
+    if isinstance(store, MemoryStore):
+        for name, value in vars(MemoryStore(store._clock)).items():
+            if name not in _NOT_ITS_OWN:
+                setattr(store, name, value)
+        return
+    bring_back(store, [])
+
+
 _NOT_ITS_OWN = ("_clock", "_lock", "_news")
 
 

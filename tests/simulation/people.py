@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from orchestrator import operations
-from orchestrator.errors import ChangeoverError, IllegalTransition, Locked, PointOfNoReturn
+from orchestrator.domain.fleet import Fleet
+from orchestrator.errors import ChangeoverError, Conflict, IllegalTransition, Locked, PointOfNoReturn
 from providers.compute import Server
+from tests.simulation import scenario
 from tests.simulation.cloud import Cloud
 from tests.simulation.remote import RemoteStore, Wire
 from tests.simulation.scenario import ROLLOUT
@@ -26,6 +28,7 @@ class People:
     cloud: Cloud
     names: list[str]
     second_rollout: Callable[[], Any]
+    ask: Callable[..., None]
 
     # -- through the command line -----------------------------------------------------------------------------------
 
@@ -68,6 +71,56 @@ class People:
                 self.wire.trace.add(f"{verb}: done", about)
                 return True
         return False
+
+    @property
+    def waiter(self) -> operations.Waiter:
+        """Patient, in virtual time."""
+        scheduler = self.wire.scheduler
+        return operations.Waiter(monotonic=scheduler.clock, sleep=scheduler.sleep, every=0.5)
+
+    def settle(self, rollout: str, server: str) -> None:
+        """What is held for ever is ended as it is: served by its old server, or else by its new one."""
+
+        def settles() -> None:
+            for side in ("old", "new"):
+                try:
+                    operations.settle(
+                        self.any_store,
+                        self.ask,
+                        rollout,
+                        server,
+                        serving=side,
+                        because="nothing else has helped",
+                        unchecked=False,
+                        actor=ACTOR,
+                        waiter=self.waiter,
+                    )
+                except Conflict as seen:
+                    self.wire.trace.add(f"settle {side}: no", server, seen)
+                else:
+                    return
+
+        self.does("settle", settles, about=server)
+
+    def rebuild(self, fleet: Fleet) -> bool:
+        """The store has lost everything: whether it knows the rollout again. A server of which nobody can say where it
+        stands is taken out of the file."""
+        while True:
+            try:
+                operations.rebuild(
+                    self.any_store, self.ask, fleet, rollout=ROLLOUT, act=True, actor=ACTOR, waiter=self.waiter
+                )
+            except ChangeoverError as error:
+                self.wire.trace.add("rebuild: no", error)
+                lines = str(error).splitlines()
+                unclear = {spec.name for spec in fleet.servers if any(f"{spec.name}:" in line for line in lines)}
+                if not unclear or len(unclear) == len(fleet.servers):
+                    return False
+                fleet = scenario.without(fleet, unclear)
+            else:
+                self.wire.trace.add("rebuild: done")
+                self.wire.checks.forget()
+                return True
 
     def second(self) -> None:
         """Somebody else applies a plan for servers of this rollout: refused while it is open."""

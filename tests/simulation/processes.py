@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from orchestrator.coordinator import Coordinator
 from orchestrator.dispatch import Message
 from orchestrator.errors import ChangeoverError, Unreachable
-from tasks import BODIES, observe, orphans, patrol
+from tasks import BODIES, QUESTIONS, observe, orphans, patrol
 from tasks.step import run
 from tasks.world import Spec, World
 from tests.simulation.faults import RAISED
@@ -48,6 +48,7 @@ OTHERS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     "observe": partial(observe.run, steps=BODIES),
     "patrol": patrol.run,
     "scan": orphans.scan,
+    **QUESTIONS,
 }
 
 
@@ -88,7 +89,14 @@ class Plant:
     def scan(self, lane: str) -> None:
         self._ask("scan", 9, lane=lane)
 
-    def _ask(self, name: str, priority: int, **kwargs: str) -> None:
+    def ask(self, task: str, *, request: str, **about: Any) -> None:
+        """A question to the workers, as the command line asks it."""
+        try:
+            self._ask(task, 0, request=request, **about)
+        except OperationalError as error:
+            raise Unreachable(f"the broker does not take messages: {error}") from error
+
+    def _ask(self, name: str, priority: int, **kwargs: Any) -> None:
         self.publish([Message(task=f"tasks.{name}", id=name, priority=priority, kwargs=kwargs)])
 
     def _send(self, messages: list[Message], place: str) -> None:

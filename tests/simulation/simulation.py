@@ -45,10 +45,11 @@ ROUNDS = 40  # of a person who looks after what is left
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How it went. `trace` is the same for the same seed, to the byte. `struck` counts what struck where."""
+    """How it went. `rollout` is None if the store has lost it for good. `trace` is the same for the same seed, to the
+    byte. `struck` counts what struck where."""
 
     seed: int
-    rollout: Rollout
+    rollout: Rollout | None
     upgrades: tuple[Upgrade, ...]
     story: Trace
     struck: Counter[tuple[str, str]]
@@ -164,6 +165,7 @@ class Simulation:
         self.cloud.hurt = self._hurt
         self.wire = Wire(self.scheduler, self.faults, self.checks, self.trace, lease=LEASE, die=self._die)
         self.specs: dict[str, Spec] = {}
+        self.emptied = False
         self.retried: Counter[tuple[str, str]] = Counter()
         self.planner = World(
             store=self.store, publish=self._nobody, worker="planner", find=lambda role, _name, s: FAKES[role](s)
@@ -175,6 +177,7 @@ class Simulation:
             cloud=self.cloud,
             names=[server.name for server in self.fleet.servers],
             second_rollout=self._second,
+            ask=self._ask,
         )
 
     def replaced(self) -> list[tuple[Any, tuple[str, Any]]]:
@@ -187,6 +190,7 @@ class Simulation:
             (patrol, ("uuid", ids)),
             *((module, ("log", log)) for module in (step, observe, patrol, orphans, coordinator)),
             (operations, ("time", self)),
+            (operations, ("secrets", ids)),
             (step, ("UNDO_DEADLINE", UNDO_DEADLINE)),
             (membership, ("POLL", POLL)),
         ]
@@ -218,6 +222,10 @@ class Simulation:
         self.checks.taken(self.checks.server_of(id))
         self.checks.changed_by_outside()
 
+    def _ask(self, task: str, *, request: str, **about: Any) -> None:
+        assert self.plant is not None
+        self.plant.ask(task, request=request, **about)
+
     def _second(self) -> None:
         scenario.start(self.planner, self.people.any_store, self.fleet, f"r{self.random.randrange(10**9)}")
 
@@ -234,7 +242,8 @@ class Simulation:
         self._calm_down()
         self._settle()
         self._tidy_up()
-        self.checks.at_the_end()
+        if not self.emptied:  # else nobody could say where the servers stand, and nothing was touched
+            self.checks.at_the_end()
         if self.calm:
             states = Counter(u.state for u in self.upgrades())
             self.checks.must(set(states) == {"upgraded"}, "no reason to fail", f"nothing went wrong, and {states}")
@@ -255,6 +264,8 @@ class Simulation:
             at(moment(), self._if_active(self._outage))
         for _ in range(times("store forgets", 3)):
             at(moment(), self._if_active(self._about_to_forget))
+        for _ in range(times("store is emptied")):
+            at(moment(), self._if_active(self._emptied))
         for _ in range(times("flush")):
             at(moment(), self._if_active(self._flush))
         for _ in range(times("people", 6)):
@@ -293,6 +304,13 @@ class Simulation:
 
         self.scheduler.at(self.random.uniform(0.0, 1.0), self._if_active(forgets))
 
+    def _emptied(self) -> None:
+        self.trace.add("store is emptied")
+        loss.empty(self.store)
+        self.checks.forget()
+        self.emptied = True
+        self.specs.clear()
+
     def _calm_down(self) -> None:
         """Nothing new goes wrong. What is already on its way arrives."""
         self.trace.add("calm")
@@ -329,14 +347,18 @@ class Simulation:
 
     def _help(self) -> None:
         people, store = self.people, self.people.any_store
+        if self.emptied:
+            self.emptied = not people.rebuild(self.fleet)
         people.does("unfreeze", lambda: operations.unfreeze(store, actor=ACTOR))
         for rollout in self.store.open_rollouts():
             held = [row.upgrade.server for row in self.store.rows(rollout.id) if row.upgrade.state == "held"]
             for server in held:
                 self.retried[rollout.id, server] += 1
-                if self.retried[rollout.id, server] <= 2:
+                if self.retried[rollout.id, server] > 4:
+                    people.settle(rollout.id, server)
+                elif self.retried[rollout.id, server] <= 2:
                     people.does("retry", lambda r=rollout, s=server: operations.retry(store, r.id, [s], actor=ACTOR))
-                elif self.retried[rollout.id, server] <= 4:
+                else:
                     people.does(
                         "rollback server",
                         lambda r=rollout, s=server: operations.rollback_server(store, r.id, s, actor=ACTOR),
@@ -351,7 +373,7 @@ class Simulation:
             if rollout.state == "paused":
                 return False
             for row in self.store.rows(rollout.id):
-                if row.upgrade.state == "held" and self.retried[rollout.id, row.upgrade.server] < 5:
+                if row.upgrade.state == "held" and self.retried[rollout.id, row.upgrade.server] < 7:
                     return False
         return True
 
@@ -397,7 +419,6 @@ class Simulation:
 
     def outcome(self) -> Outcome:
         rollout = self.store.rollout(ROLLOUT)
-        assert rollout is not None
         upgrades = self.upgrades()
         return Outcome(
             seed=self.seed,
@@ -421,13 +442,16 @@ def _refused(row: Row) -> bool:
 
 
 class _Ids:
-    """In place of the module `uuid`."""
+    """In place of the modules `uuid` and `secrets`."""
 
     def __init__(self, random: Any) -> None:
         self._random = random
 
     def uuid4(self) -> UUID:
         return UUID(int=self._random.getrandbits(128))
+
+    def randbits(self, bits: int) -> int:
+        return int(self._random.getrandbits(bits))
 
 
 class _Log:

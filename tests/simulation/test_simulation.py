@@ -39,7 +39,8 @@ def test_a_seed_that_has_found_something_finds_nothing_more(seed: int) -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_without_faults_every_server_is_upgraded(seed: int) -> None:
     outcome = simulate(seed, calm=True)
-    assert set(outcome.states) == {"upgraded"} and outcome.rollout.state == "succeeded"
+    assert set(outcome.states) == {"upgraded"}
+    assert outcome.rollout is not None and outcome.rollout.state == "succeeded"
 
 
 def test_the_same_seed_is_the_same_story_to_the_byte() -> None:
