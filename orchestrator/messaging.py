@@ -11,6 +11,7 @@ from orchestrator.settings import Settings
 
 # Seconds. Only a backstop: the lease recovers faster, and no task holds a message for longer than its bounded body.
 VISIBILITY_TIMEOUT = 600
+PRIORITIES = [0, 3, 6, 9]  # 0 is the highest
 
 
 def make_app(settings: Settings) -> Celery:
@@ -27,6 +28,14 @@ def make_app(settings: Settings) -> Celery:
     conf |= {"redis_backend_use_ssl": backend_tls} if backend_tls else {}
     app.conf.update(conf)
     return app
+
+
+def queue_length(client: Any, settings: Settings) -> int:
+    """How many messages wait to be taken. `client` is of the broker's Redis; a queue is a list a priority there."""
+    pipeline = client.pipeline(transaction=False)
+    for priority in PRIORITIES:
+        pipeline.llen(settings.queue + (f"\x06\x16{priority}" if priority else ""))
+    return sum(pipeline.execute())
 
 
 def configuration(settings: Settings, *, tcp_results: bool) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def configuration(settings: Settings, *, tcp_results: bool) -> dict[str, Any]:
         "worker_pool": "threads",  # the work is waiting for networks; a thread costs less than a process
         "broker_transport_options": {
             "visibility_timeout": VISIBILITY_TIMEOUT,
-            "priority_steps": [0, 3, 6, 9],
+            "priority_steps": PRIORITIES,
             "queue_order_strategy": "priority",
             "unacked_restore_interval": 5,  # the default sweeps every 100 s or so
             "unacked_mutex_expire": 30,  # a worker killed inside the sweep would block it for 300 s

@@ -36,7 +36,8 @@ class Settings(BaseModel):
     be on a server of their own; `orchestrator.addresses` says how they are written. `lease` is how many seconds a
     worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is sent again,
     `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
-    `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. `dev` lets Redis be one that forgets."""
+    `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. A worker ends itself after `stall` seconds in which
+    messages waited and it took none. `dev` lets Redis be one that forgets."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -50,6 +51,7 @@ class Settings(BaseModel):
     late: float = Field(default=15.0, ge=0, le=3600)
     orphan_seen: float = Field(default=900.0, ge=0, le=30 * 86400)
     orphan_kept: float = Field(default=86400.0, ge=0, le=365 * 86400)
+    stall: float = Field(default=60.0, gt=0.1, le=3600)
     concurrency: int = Field(default=16, ge=1, le=256)
     queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
     dev: bool = False

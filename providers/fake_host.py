@@ -106,10 +106,10 @@ class Operator:
         with self.cloud.lock:
             self.faults.append(Fault(call=call, kind=kind, times=times, skip=skip, seconds=seconds))
 
-    def left(self) -> list[Fault]:
-        """The faults that have not struck as often as they were told."""
+    def left(self) -> list[str]:
+        """The calls whose faults have not struck as often as they were told."""
         with self.cloud.lock:
-            return list(self.faults)
+            return [fault.call for fault in self.faults]
 
     def calm(self) -> None:
         """No more faults."""

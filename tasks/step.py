@@ -128,15 +128,19 @@ class Ran:
 def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server: str, epoch: int) -> Ran:
     """One message's work: at most one turn at one upgrade, bounded in time."""
     owner = f"{world.worker}/{os.getpid()}:{uuid.uuid4().hex[:12]}"
-    claim = world.store.claim(
-        rollout,
-        server,
-        epoch=epoch,
-        step=name,
-        direction="undo" if undo else "forward",
-        owner=owner,
-        lease=world.lease,
-    )
+    try:
+        claim = world.store.claim(
+            rollout,
+            server,
+            epoch=epoch,
+            step=name,
+            direction="undo" if undo else "forward",
+            owner=owner,
+            lease=world.lease,
+        )
+    except (Unreachable, UnsafeStore) as error:  # the second also for a record that cannot be read: it is left alone
+        log.warning("not claimed", server=server, step=name, error=str(error))
+        return Ran(result={"ignored": f"not claimed: {error.message}"}, goes_on=False)
     if isinstance(claim, Ignored):
         return Ran(result={"ignored": claim.reason}, goes_on=False)
     turn = Turn(world, claim)

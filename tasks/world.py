@@ -69,6 +69,7 @@ class World:
     monotonic: Callable[[], float] = boottime
     spread: Callable[[], float] = random.random
     crash: Callable[[str], None] = _no_crash
+    ending: Callable[[], bool] = lambda: False
     find: Callable[[Any, str, Mapping[str, Any]], Any] = find
     _specs: dict[str, tuple[Spec, float]] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
@@ -214,6 +215,8 @@ class Turn:
         and the call itself."""
         while True:
             asked = self._world.monotonic()
+            if self._world.ending():
+                raise OutOfTime(f"its worker was told to end before {what}")
             if asked - self._began > BODY_LIMIT:
                 raise OutOfTime(f"{BODY_LIMIT:g} s of work are up before {what}")
             self.claim = self._world.store.renew(self.claim, lease=self._world.lease)

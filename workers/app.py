@@ -11,14 +11,17 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 
 from orchestrator import logs
-from orchestrator.messaging import make_app
+from orchestrator.addresses import parse
+from orchestrator.messaging import make_app, queue_length
 from orchestrator.settings import Settings
+from orchestrator.store.connecting import connect
 from orchestrator.store.health import check_messages
 from tasks import register
 from tasks.world import World
 from workers import guard
 from workers.intake import CONSUMER
 from workers.lifecycle import Lifecycle
+from workers.watchdog import Watchdog
 
 
 def run(name: str, *, concurrency: int | None = None) -> int:
@@ -39,6 +42,11 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     check_messages(settings.urls(), dev=settings.dev)
     register(app, world)
     lifecycle = Lifecycle(store=world.store, name=name)
+    world.ending = lambda: lifecycle.ending
+    broker = connect(parse(settings.urls().messages), connections=1)
+    watchdog = Watchdog(
+        waiting=lambda: queue_length(broker, settings), release=lifecycle.release, patience=settings.stall
+    )
     worker = app.Worker(
         hostname=f"{name}@{socket.gethostname()}",
         pool="threads",
@@ -53,6 +61,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     # first one.
     worker.install_platform_tweaks = lambda _worker: lifecycle.handle_signals()
     lifecycle.watch()
+    watchdog.watch()
     worker.start()
     lifecycle.ended()
     return int(worker.exitcode or os.EX_OK)

@@ -27,8 +27,8 @@ log = structlog.get_logger()
 
 
 class Lifecycle:
-    """The first SIGTERM or SIGINT takes no new message and waits for what runs; the second, or the deadline, ends at
-    once."""
+    """The first SIGTERM or SIGINT takes no new message and waits for what runs, which stops at its next call; the
+    second, or the deadline, ends at once."""
 
     def __init__(self, *, store: Store, name: str, exit: Callable[[int], object] = os._exit) -> None:
         self._store = store
@@ -48,14 +48,22 @@ class Lifecycle:
             signal.signal(which, self._tell)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes; who started us says when to end
 
-    def ended(self) -> None:
-        """Nothing runs here any more: whatever lease is left is free at once. One may be left after a lost broker."""
-        released = 0
+    @property
+    def ending(self) -> bool:
+        """Whether it was told to end: what runs stops at its next call."""
+        return self._told > 0
+
+    def release(self) -> int:
+        """Every lease of this process is free at once; how many there were."""
         try:
-            released = self._store.release_owner(f"{self._name}/{os.getpid()}:")
+            return self._store.release_owner(f"{self._name}/{os.getpid()}:")
         except ChangeoverError as error:
             log.warning("leases could not be released", error=str(error))
-        log.info("worker", was="ending", now="ended", released=released)
+            return 0
+
+    def ended(self) -> None:
+        """Nothing runs here any more: whatever lease is left is free. One may be left after a lost broker."""
+        log.info("worker", was="ending", now="ended", released=self.release())
 
     def _is_ready(self, **_: object) -> None:
         log.info("worker", was="starting", now="ready", pid=os.getpid())
@@ -67,9 +75,7 @@ class Lifecycle:
         while True:
             running = len(state.active_requests)
             try:
-                self._store.beat(
-                    self._name, {**self._info, "running": running, "ending": bool(self._told)}, ttl=BEAT_TTL
-                )
+                self._store.beat(self._name, {**self._info, "running": running, "ending": self.ending}, ttl=BEAT_TTL)
             except ChangeoverError as error:
                 if not lost:
                     log.warning("store", was="reachable", now="lost", error=str(error))

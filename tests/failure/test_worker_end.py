@@ -23,10 +23,12 @@ def broker() -> Iterator[str]:
         yield celery_url(valkey.url)
 
 
-@pytest.fixture
-def napping(broker: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker in the middle of a nap of three seconds, with one more message behind it."""
-    worker = subprocess.Popen([sys.executable, "-P", str(WORKER), broker, str(tmp_path)], cwd=tmp_path)
+@pytest.fixture(params=[30.0])
+def napping(request: pytest.FixtureRequest, broker: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker in the middle of a nap of three seconds, with one more message behind it. The parameter is how many
+    seconds it has to end."""
+    command = [sys.executable, "-P", str(WORKER), broker, str(tmp_path), str(request.param)]
+    worker = subprocess.Popen(command, cwd=tmp_path)
     with Celery("ending", broker=broker, set_as_current=False) as sender:
         for mark in ("first", "second"):
             sender.send_task("nap", args=[mark, 3.0])
@@ -60,4 +62,11 @@ def test_told_twice_it_ends_at_once(napping: subprocess.Popen[bytes], tmp_path: 
         napping.send_signal(signal.SIGTERM)
         time.sleep(0.1)
     assert napping.returncode == 70
+    assert not (tmp_path / "first.done").exists()
+
+
+@pytest.mark.parametrize("napping", [0.5], indirect=True)
+def test_its_deadline_ends_it_whatever_still_runs(napping: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    napping.send_signal(signal.SIGTERM)
+    assert napping.wait(20) == 70
     assert not (tmp_path / "first.done").exists()
