@@ -190,7 +190,7 @@ def _server(
             Seat(
                 pool=pool,
                 name=view.name,
-                new_name=next_generation(view.name, spec.name),
+                new_name=next_generation(view.name, spec.name, [each.name for each in members[pool]]),
                 address=server.address,
                 port=port,
                 state=view.state,

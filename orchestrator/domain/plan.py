@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -243,10 +243,13 @@ def seats_of(server: FleetServer, fleet: Fleet) -> list[tuple[str, int]]:
     return [(pool, fleet.traffic.pools[pool].port) for pool in sorted(server.pools)]
 
 
-def next_generation(name: str, server: str) -> str:
-    """The name in the balancer that follows `name`: web-013 → web-013.g2 → web-013.g3."""
+def next_generation(name: str, server: str, taken: Collection[str] = ()) -> str:
+    """The name in the balancer that follows `name`, and that nobody has there: web-013 → web-013.g2 → web-013.g3."""
     stem, _, number = name.rpartition(".g")
-    return generation(name, 1) if stem and number.isdigit() else f"{server}.g2"
+    found = generation(name, 1) if stem and number.isdigit() else f"{server}.g2"
+    while found in taken:  # left by a late call, or by hand
+        found = generation(found, 1)
+    return found
 
 
 def generation(name: str, later: int) -> str:

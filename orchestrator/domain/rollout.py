@@ -104,6 +104,10 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
             return _abort(rollout, upgrades, now)
         case "rolling_back":
             return _roll_back(rollout, upgrades, now)
+        case "paused" if rollout.stop and rollout.stop != rollout.why:
+            return [
+                Become(rollout=replace(rollout, why=rollout.stop), event="stopped")
+            ]  # which is news to whoever paused
         case "paused":
             return []
         case _:
@@ -213,11 +217,17 @@ def paused(rollout: Rollout, *, why: str, now: float) -> Rollout:
 
 
 def resumed(rollout: Rollout, *, failed_before_swap: int, now: float) -> Rollout:
-    """It goes on where it was, its bake prolonged by the pause; failures so far are forgiven."""
+    """It goes on where it was, its bake prolonged by the pause; failures so far are forgiven. Not one behind a swap
+    that came during the pause and is not yet told as its reason: whoever resumes knows nothing of that one."""
     if rollout.state in ("running", "baking"):
         return rollout
     if rollout.state != "paused":
         raise _illegal(rollout, "resume")
+    if rollout.stop and rollout.stop != rollout.why:
+        raise IllegalTransition(
+            f"rollout {rollout.id} has stopped while it was paused: {rollout.stop}",
+            next=f"changeover show {rollout.id}, and then resume it again",
+        )
     pause = now - (rollout.paused_at or now)
     return replace(
         rollout,

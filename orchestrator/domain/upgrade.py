@@ -25,6 +25,7 @@ Direction = Literal["forward", "undo"]
 Side = Literal["old", "new"]
 SCHEMA = 1
 SURE = 3  # looks in a row that find B ill before it is believed
+APART = 1.0  # seconds that these lie apart at least: a backlog of looks, made at once, is one
 PATIENCE = 60.0  # seconds that a B may take to serve again after it was put back
 OPEN: frozenset[State] = frozenset({"running", "waiting", "held"})
 TERMINAL: frozenset[State] = frozenset({"upgraded", "rolled_back", "failed"})
@@ -454,7 +455,9 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
                 rollout=u.rollout, server=u.server, wave=u.wave, domain=u.domain, attempts=attempts, life=u.life + 1
             )
         case Ailed(why=why, at=at, ill=ill) if u.past_swap and u.direction == "forward" and not u.by_hand:
-            was = u.ailing or Ailing(why=why, since=at, at=at, looks=0)
+            was = u.ailing or Ailing(why=why, since=at, at=at - APART, looks=0)
+            if at - was.at < APART:
+                return u
             return replace(u, ailing=replace(was, why=why, at=at, looks=was.looks + ill))
         case Recovered() if u.ailing is not None:
             return replace(u, ailing=None)

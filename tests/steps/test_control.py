@@ -12,7 +12,7 @@ import structlog
 
 from orchestrator import operations
 from orchestrator.domain.rollout import Rollout
-from orchestrator.errors import PointOfNoReturn
+from orchestrator.errors import IllegalTransition, PointOfNoReturn
 from providers.compute import Server
 from providers.errors import Throttled
 from tests.support.outcome import Watch, up
@@ -354,6 +354,23 @@ def test_the_first_failure_behind_a_swap_stops_the_rollout_and_takes_only_that_o
         ended(r, "failed")
         assert states(r) == {"web-1": "rolled_back", "web-2": "upgraded", "web-3": "upgraded"}
         assert not watch.dark
+
+
+def test_a_failure_behind_a_swap_during_a_pause_is_told_before_anybody_may_resume() -> None:
+    with running(THREE, rollout=policy(max_in_flight=1, soak="30s")) as r:
+        r.until(lambda: "since" in r.upgrade("web-1").notes)
+        operations.pause(r.store, r.rollout, actor=WHO, why="lunch")
+        fall_over(r, "web-1")
+        r.until(lambda: r.upgrade("web-1").direction == "undo")
+        with pytest.raises(IllegalTransition, match="stopped while it was paused: web-1 failed behind its swap"):
+            operations.resume(r.store, r.rollout, actor=WHO)
+        assert r.record().stop, "nobody has forgiven what nobody had seen"
+        r.until(lambda: "web-1 failed behind its swap" in r.record().why)
+        assert r.record().state == "paused"
+        r.until(lambda: r.upgrade("web-1").terminal)
+        operations.resume(r.store, r.rollout, actor=WHO)
+        ended(r, "failed")
+        assert states(r) == {"web-1": "rolled_back", "web-2": "upgraded", "web-3": "upgraded"}
 
 
 @pytest.mark.parametrize(("allowed", "state"), [(0, "paused"), (1, "failed")])

@@ -111,6 +111,7 @@ def test_one_look_is_no_illness_and_a_long_recovery_is() -> None:
     u = UPGRADED
     for look in range(3):
         assert u.ailing is None or not u.ailing.sure
+        assert u.ailing is None or u.after(Ailed(why="at once", at=u.ailing.at + 0.5, ill=True)) == u
         assert (alarm([u]) == "") == (look == 0)
         u = u.after(Ailed(why="down", at=AT + look, ill=True))
     assert u.ailing is not None and u.ailing.sure and alarm([u, u]) == "s: down (and 1 more)"

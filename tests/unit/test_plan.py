@@ -18,6 +18,7 @@ from orchestrator.domain.plan import (
     Survey,
     differences,
     fingerprint,
+    generation,
     human,
     least_calls,
     make_plan,
@@ -140,6 +141,7 @@ def test_caveats_are_told() -> None:
 )
 def test_the_next_generation_has_a_name_that_was_never_used(name: str, follows: str) -> None:
     assert next_generation(name, "web-013") == follows
+    assert next_generation(name, "web-013", ["web-013", follows]) == generation(follows, 1)
 
 
 @given(st.from_regex(r"[a-z0-9-]{1,20}(\.g[0-9]{1,3})?", fullmatch=True))
