@@ -74,11 +74,15 @@ class Position:
 def complete_and_legal(e: Evidence) -> Iterator[Violation]:
     """I6: entries without a gap, in time's order, each a legal move from the one before."""
     yield from _rollout_itself(e)
+    yield from _nothing_begins(e)
     for server in e.servers:
         tokens: set[str] = set()
-        was, last = Position(attempts={}), Line(n=0, at=0.0, now="pending")
+        was: Position | None = Position(attempts={})
+        last = Line(n=0, at=0.0, now="pending")
         for line in e.entries(server):
-            for problem in (*_in_order(last, line), *_legal(was, line, tokens)):
+            if line["event"] == "Rebuilt":  # after Redis had lost everything: what was before is told by nobody
+                was, last = None, Line(n=line["n"] - 1, at=line.at, now=line["was"])
+            for problem in (*_in_order(last, line), *(_legal(was, line, tokens) if was else ())):
                 yield Violation(id="I6", where=line.where, says=f"{server}, entry {line['n']}: {problem}")
             last = line
             if line["after"]:
@@ -104,6 +108,32 @@ def _rollout_itself(e: Evidence) -> Iterator[Violation]:
         last = line
         if line["after"].get("closed"):
             closed = line.where
+
+
+def _nothing_begins(e: Evidence) -> Iterator[Violation]:
+    """Once a freeze, a pause or an abort is written, nothing new begins; only a freeze keeps an undo back."""
+    state, frozen = "", False
+    for line in e.audit:
+        if line["rollout"] != e.rollout:
+            continue
+        if not line["server"]:
+            state = line["now"]
+            frozen = (frozen or line["event"] == "frozen") and line["event"] != "unfrozen"
+            continue
+        if line["event"] not in (FORWARD, UNDO):
+            continue
+        now = Position.of(line["after"])
+        if line["event"] == UNDO:
+            allowed = True
+        elif now.step == RETIRE:
+            allowed = state not in ("paused", "aborting", "rolling_back")
+        else:
+            finishes = state == "aborting" and now.has_begun("swap")
+            allowed = state in ("running", "baking") or finishes
+        if frozen or not allowed:
+            told = "everything is frozen" if frozen else f"the rollout is {state}"
+            says = f"{line['server']} begins {line['detail'].get('step')} while {told}"
+            yield Violation(id="I6", where=line.where, says=says)
 
 
 def _in_order(last: Line, line: Line) -> Iterator[str]:

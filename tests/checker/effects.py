@@ -49,7 +49,13 @@ def _places(e: Evidence, server: str, state: str) -> Iterator[str]:
         seat = next((name for (where, name), whose in e.seats.items() if (where, whose) == (pool, server)), "")
         old = members.get(seat, {}).get("state", "absent")
         if state == "upgraded":
-            excused = any(id in lost for id in mine.values()) or any((pool, name) in unpooled for name in members)
+            places = {
+                name
+                for line in e.balancer
+                for name, member in line["members"].items()
+                if line["pool"] == pool and member["address"] in mine
+            }
+            excused = any(id in lost for id in mine.values()) or any((pool, name) in unpooled for name in places)
             if not any(member["state"] == "serving" for member in new.values()) and not excused:
                 yield f"its B does not serve in {pool}"
             if old == "serving":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SKEW = 0.02  # seconds by which the clocks of store, cloud and balancer may differ
+LATE = 60.0  # seconds that a call may be under way
 REQUIRED = (
     "plan.json",
     "cloud.jsonl",
@@ -136,9 +137,9 @@ class Evidence:
         return any(line["kind"] == "given up" for line in self.incidents)
 
     def lost(self, at: float) -> bool:
-        """Whether the store has forgotten what it knew of that moment."""
+        """Whether the store may have forgotten why that was done then: a call that it knew of may still come."""
         return any(
-            line["since"] - SKEW <= at <= line.at + SKEW for line in self.incidents if line["kind"] == "store lost"
+            line["since"] - SKEW <= at <= line.at + LATE for line in self.incidents if line["kind"] == "store lost"
         )
 
 

@@ -246,6 +246,21 @@ def it_goes_on_after_the_end(files: Files) -> None:
     files["audit.jsonl"].insert(5, files["audit.jsonl"].pop())
 
 
+def it_begins_while_paused(files: Files) -> None:
+    place = files["audit.jsonl"].index(_entry(files, "web-1", "Began", "swap"))
+    at = files["audit.jsonl"][place]["at"]
+    pause = {**files["audit.jsonl"][-1], "at": at, "event": "paused", "was": "running", "now": "paused"}
+    files["audit.jsonl"].insert(place, pause)
+    files["audit.jsonl"][-1]["was"] = "paused"
+
+
+def it_is_undone_while_frozen(files: Files) -> None:
+    place = files["audit.jsonl"].index(_entry(files, "web-2", "UndoBegan", "provision"))
+    at = files["audit.jsonl"][place]["at"]
+    frozen = {**files["audit.jsonl"][-1], "at": at, "event": "frozen", "was": "running", "now": "running", "after": {}}
+    files["audit.jsonl"].insert(place, frozen)
+
+
 # -- I7 ---------------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +359,8 @@ BREAKS: dict[str, tuple[Break, ...]] = {
         a_is_stopped_unannounced,
         announced_after_it_was_done,
         it_goes_on_after_the_end,
+        it_begins_while_paused,
+        it_is_undone_while_frozen,
     ),
     "I7": (a_leaves_before_b_serves, a_leaves_before_the_soak_is_over, a_is_terminated_too_early),
     "I8": (two_rollouts_own_one_server, two_servers_own_one_b),
@@ -381,6 +398,15 @@ def test_an_intent_that_the_store_has_lost_is_not_missed(tmp_path: Path) -> None
     files = small()
     announced_after_it_was_done(files)
     files["incidents.jsonl"].append({"at": 2.5, "kind": "store lost", "since": 1.5})
+    assert ids(tmp_path, files) == set()
+
+
+def test_a_member_that_somebody_else_took_out_is_not_missed(tmp_path: Path) -> None:
+    files = small()
+    gone = {**files["balancer.jsonl"][-1]["members"]}
+    del gone["web-1.g2"]
+    files["balancer.jsonl"].append({"at": 18.0, "pool": "web", "members": gone})
+    files["incidents.jsonl"].append({"at": 18.0, "kind": "member lost", "pool": "web", "id": "web-1.g2"})
     assert ids(tmp_path, files) == set()
 
 
