@@ -58,8 +58,10 @@ and where there is something to say:
     {"at", "kind": "store lost", "since"}               the store forgot everything between `since` and `at`
     {"at", "kind": "control plane down", "until"}       nothing of the product ran
     {"at", "kind": "lost", "id", "until"?}              a server or image died, or somebody else stopped or deleted it
+    {"at", "kind": "rebooted", "id", "boot"}            a server has started anew by itself; its boot since
     {"at", "kind": "untagged", "id"}                    somebody else took its tags away
     {"at", "kind": "member lost", "pool", "id", "until"?}   somebody else took that member out of a pool
     {"at", "kind": "member added", "pool", "id"}        somebody else put one in
+    {"at", "kind": "left out", "server"}                nobody could say where it stood, with all of the store lost
     {"at", "kind": "given up"}                          nobody answered for a held server any more: it stays so
 """

@@ -70,10 +70,11 @@ class Evidence:
     def rollout(self) -> str:
         return str(self.plan["rollout"])
 
-    @property
+    @cached_property
     def servers(self) -> Mapping[str, Mapping[str, Any]]:
-        found: Mapping[str, Mapping[str, Any]] = self.plan["servers"]
-        return found
+        """All of the plan, but those that nobody could go on with."""
+        out = {line["server"] for line in self.incidents if line["kind"] == "left out"}
+        return {name: server for name, server in self.plan["servers"].items() if name not in out}
 
     def effects(self, *calls: str) -> Iterator[Line]:
         """Calls that changed something."""
@@ -94,7 +95,7 @@ class Evidence:
     @cached_property
     def old(self) -> dict[str, str]:
         """A's id -> the server's name."""
-        return {str(server["id"]): name for name, server in self.servers.items()}
+        return {str(server["id"]): name for name, server in self.plan["servers"].items()}
 
     @cached_property
     def seats(self) -> dict[tuple[str, str], str]:

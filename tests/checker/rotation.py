@@ -39,7 +39,7 @@ def _taken(e: Evidence, line: Line) -> int:
     members = line["members"]
     gone: set[str] = set()
     for incident in e.incidents:
-        if incident["kind"] not in ("lost", "member lost") or incident.at > line.at + SKEW:
+        if incident["kind"] not in ("lost", "rebooted", "member lost") or incident.at > line.at + SKEW:
             continue
         if line.at > incident.get("until", float("inf")):
             continue
@@ -161,9 +161,11 @@ def smoked_before_they_enter(e: Evidence) -> Iterator[Violation]:
 
 
 def _boot(e: Evidence, id: str, at: float) -> str:
-    """Its boot at that moment: a creation and each start tell it."""
-    boots = [line for line in e.cloud if line["id"] == id and line.get("boot") and line.at <= at + SKEW]
-    return str(boots[-1]["boot"]) if boots else ""
+    """Its boot at that moment: a creation, each start, and whoever saw it start by itself, tell it."""
+    boots = [
+        line for line in (*e.cloud, *e.incidents) if line.get("id") == id and line.get("boot") and line.at <= at + SKEW
+    ]
+    return str(max(boots, key=lambda line: line.at)["boot"]) if boots else ""
 
 
 def _unproven(e: Evidence, id: str, probes: list[Line], at: float) -> str:

@@ -84,6 +84,10 @@ def b_was_tested_in_another_boot(files: Files) -> None:
     files["cloud.jsonl"].insert(4, {"at": 8.5, "call": "start", "id": "srv-web-1", "boot": "2", "effect": False})
 
 
+def b_has_started_anew_since_its_test(files: Files) -> None:
+    files["incidents.jsonl"].append({"at": 8.5, "kind": "rebooted", "id": "srv-web-1", "boot": "2"})
+
+
 def b_was_tested_long_ago(files: Files) -> None:
     files["plan.json"]["smoke_fresh_seconds"] = 1.0
 
@@ -316,6 +320,7 @@ BREAKS: dict[str, tuple[Break, ...]] = {
         b_enters_after_one_pass,
         b_enters_before_its_smoke_test,
         b_was_tested_in_another_boot,
+        b_has_started_anew_since_its_test,
         b_was_tested_long_ago,
         a_known_failure_between_two_passes,
         a_stranger_is_in_the_pool,
@@ -398,6 +403,21 @@ def test_an_intent_that_the_store_has_lost_is_not_missed(tmp_path: Path) -> None
     files = small()
     announced_after_it_was_done(files)
     files["incidents.jsonl"].append({"at": 2.5, "kind": "store lost", "since": 1.5})
+    assert ids(tmp_path, files) == set()
+
+
+def test_what_was_rebuilt_from_the_world_is_judged_from_there(tmp_path: Path) -> None:
+    """Redis has lost everything: web-1 is known again as upgraded, and of web-2 nobody can say where it stands."""
+    files = small()
+    created = {**files["audit.jsonl"][0], "at": 20.0, "now": "paused", "after": {"state": "paused"}}
+    rebuilt = {**_entry(files, "web-1", "Admitted"), "at": 20.0, "event": "Rebuilt", "after": {}}
+    files["audit.jsonl"] = [created, {**rebuilt, "was": "upgraded", "now": "upgraded"}]
+    files["results.jsonl"] = []
+    del files["records.json"]["web-2"]
+    files["incidents.jsonl"] += [
+        {"at": 19.0, "kind": "store lost", "since": 0.0},
+        {"at": 19.5, "kind": "left out", "server": "web-2"},
+    ]
     assert ids(tmp_path, files) == set()
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.fleet import Fleet
+from providers.compute import Server
 from tests.simulation.cloud import Cloud
 from tests.support import evidence
 from tests.support.evidence import Recorder
 
 # What is done by other hands than ours -> the incident that it is.
-INCIDENTS = {"ill": "lost", "dead": "lost", "delete_image": "lost", "stop": "lost", "untag": "untagged"}
+REBOOTED = "away for a moment"
+INCIDENTS = {
+    REBOOTED: "rebooted",
+    "ill": "lost",
+    "dead": "lost",
+    "delete_image": "lost",
+    "stop": "lost",
+    "untag": "untagged",
+}
 
 
 class Evidence:
@@ -33,7 +43,18 @@ class Evidence:
     def outside(self, what: str, id: str) -> None:
         """Something that nobody of us did."""
         if self._recorder is not None:
-            self._recorder.incident(INCIDENTS[what], id=id)
+            boot = {"boot": self._boot(id)} if what == REBOOTED else {}
+            self._recorder.incident(INCIDENTS[what], id=id, **boot)
+
+    def _boot(self, id: str) -> str:
+        view = self._cloud.things[id].view
+        return view.boot if isinstance(view, Server) else ""
+
+    def left_out(self, servers: Iterable[str]) -> None:
+        """Nobody could say where these stand, and their operator goes on without them."""
+        for server in sorted(servers):
+            if self._recorder is not None:
+                self._recorder.incident("left out", server=server)
 
     def member_lost(self, pool: str, member: str) -> None:
         if self._recorder is not None:

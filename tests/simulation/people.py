@@ -117,6 +117,7 @@ class People:
                 if not unclear or len(unclear) == len(fleet.servers):
                     return False
                 fleet = scenario.without(fleet, unclear)
+                self.wire.checks.evidence.left_out(unclear)
             else:
                 self.wire.trace.add("rebuild: done")
                 self.wire.checks.forget()

@@ -32,7 +32,7 @@ from tests.simulation.people import ACTOR, People
 from tests.simulation.processes import LEASE, Plant
 from tests.simulation.remote import LATEST, RemoteStore, Wire
 from tests.simulation.scenario import ROLLOUT
-from tests.simulation.scheduler import Scheduler
+from tests.simulation.scheduler import START, Scheduler
 from tests.simulation.trace import Trace
 
 EVENTS = 400_000  # in which every simulation comes to its end
@@ -242,7 +242,9 @@ class Simulation:
         self._calm_down()
         self._settle()
         self._tidy_up()
-        if not self.emptied:  # else nobody could say where the servers stand, and nothing was touched
+        if self.emptied:  # nobody could say where the servers stand, and nothing was touched
+            self.checks.evidence.left_out(spec.name for spec in self.fleet.servers)
+        else:
             self.checks.at_the_end()
         if self.calm:
             states = Counter(u.state for u in self.upgrades())
@@ -308,6 +310,7 @@ class Simulation:
         self.trace.add("store is emptied")
         loss.empty(self.store)
         self.checks.forget()
+        self.checks.evidence.forgot(START)
         self.emptied = True
         self.specs.clear()
 
