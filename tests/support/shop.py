@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from orchestrator import operations
 from orchestrator.demo.scene import Scene
@@ -51,14 +52,14 @@ class Whole:
 
 
 @contextmanager
-def shop(tmp_path: Path, *, servers: int, flower: bool = False) -> Iterator[Whole]:
+def shop(tmp_path: Path, *, servers: int, flower: bool = False, **changes: Any) -> Iterator[Whole]:
+    """`changes` are settings of the control plane."""
     scene = Scene(short=Path(tempfile.mkdtemp(prefix="co-")), out=tmp_path, pools={"web": servers}, rate=60)
     supervisor = None
     try:
         scene.build()
-        settings = Settings(
-            redis_url="", broker_url="", result_url="", state_dir=tmp_path / "state", lease=20.0, concurrency=4
-        )
+        given = {"redis_url": "", "broker_url": "", "result_url": "", "state_dir": tmp_path / "state"}
+        settings = Settings(**{**given, "lease": 20.0, "concurrency": 4, **changes})
         supervisor = start(settings, workers=2, with_flower=flower)
         supervisor.wait_ready(90)
         scene.send_users()
