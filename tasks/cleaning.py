@@ -37,21 +37,22 @@ def _made(turn: Turn, kind: type[Image] | type[Server], *, step: str, field: str
 
 
 def still_to_come(turn: Turn, step: str, gone: Mapping[str, str]) -> Wait | None:
-    """A wait, while something may still be made for an attempt whose answer nobody heard, and was not found by its name
-    either: a call of a worker that was cut off may be under way, and what it made may not show yet. When the time in
-    which such a call can end is over, and another look has found nothing, it is gone."""
-    open_ = [intent for intent in turn.upgrade.unanswered(step) if intent.name not in gone.values()]
-    until = turn.upgrade.notes.get("settles")
-    if until is None and not open_:
-        return None
-    until = turn.now + turn.settled_after if until is None else float(until)
+    """A wait, while something may still be made: for an attempt whose answer nobody heard, and that was not found by
+    its name either, or for one of which a call went without an answer though another was answered. A call of a worker
+    that was cut off may be under way, and what it made may not show yet. When the time in which such a call can end is
+    over, and another look has found nothing, it is gone."""
+    u = turn.upgrade
+    doubts = [u.doubted.get(intent.token, 0.0) for intent in u.intents(step)]
+    if any(intent.name not in gone.values() for intent in u.unanswered(step)):
+        doubts.append(turn.now + turn.settled_after)
+    until = float(u.notes.get("settles", max(doubts, default=0.0)))
     if turn.now >= until:
         return None
     what = "image" if step == "create_image" else "server"
     return Wait(
         reason=f"nobody knows whether the {what} that was asked for will still be made; looking again",
         every=until - turn.now,
-        notes={**turn.upgrade.notes, "settles": until},
+        notes={**u.notes, "settles": until},
     )
 
 

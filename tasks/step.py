@@ -26,6 +26,7 @@ from orchestrator.domain.upgrade import (
     CLOSE,
     AttemptEnded,
     Began,
+    Doubted,
     Event,
     Finished,
     Held,
@@ -195,6 +196,8 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
         if refused is not None:
             why = f"not begun: {_said(refused)}"
             return Stumbled(why=why, at=turn.now + PARKED_WHILE_REFUSED[refused], counts=False, refused=True), Extras()
+        if turn.claim.lost:
+            _doubt(world, turn)
         u = turn.upgrade
         if u.direction == "undo":
             _mark(turn)
@@ -207,6 +210,14 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
     except Exception as error:
         return _trouble(world, turn, error)
     return _outcome(turn, answer)
+
+
+def _doubt(world: World, turn: Turn) -> None:
+    """Somebody's call for what this step makes has not been answered, and may still be under way: an undo looks again
+    when it cannot be any more, even if another call has been answered meanwhile."""
+    u = turn.upgrade
+    if u.step in MAKES and u.direction == "forward" and u.intent is not None:
+        turn.upgrade = u.after(Doubted(until=turn.now + world.settled_after))
 
 
 def _mark(turn: Turn) -> None:
@@ -332,6 +343,8 @@ def _overdue(turn: Turn, answer: Wait) -> tuple[Event, Extras]:
 def _trouble(world: World, turn: Turn, error: Exception) -> tuple[Event, Extras]:
     policy = turn.fleet.rollout
     kind, why = classify(error)
+    if kind == "unsure" or (isinstance(error, provider.Transient) and error.ambiguous):
+        _doubt(world, turn)
     if kind is None and (turn.upgrade.deadline is None or turn.now <= turn.upgrade.deadline):
         return Stumbled(why=why, at=turn.now, counts=False), Extras()
     event = answer_to(

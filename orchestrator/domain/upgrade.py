@@ -102,8 +102,8 @@ class Upgrade:
     `why` is the reason of the present state, `cause` that of the turn back. `undoing` is the step whose undo has
     been announced in the audit log. `asked`: a person or a policy turned it back, not its own failure. `life` counts
     the times that it began anew. `by_hand`: why a person settled it as it stood; nothing is undone or retired then.
-    `limit`: seconds that the step which has begun may take.
-    """
+    `limit`: seconds that the step which has begun may take. `doubted`: tokens of which an unanswered call may still
+    take effect, and until when."""
 
     rollout: str
     server: str
@@ -134,6 +134,7 @@ class Upgrade:
     old_gone: bool = False
     by_hand: str = ""
     ailing: Ailing | None = None
+    doubted: Mapping[str, float] = field(default_factory=dict)
 
     # -- what the record says -------------------------------------------------------------------------------------
 
@@ -338,6 +339,14 @@ class Settled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Doubted:
+    """A call under the present intent was not answered, and may take effect until then (epoch seconds), though a later
+    one with the same token is answered."""
+
+    until: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ailed:
     """A look has found B not serving as it must. `ill`: it is sick or gone, and not just on its way back."""
 
@@ -377,6 +386,7 @@ Event = (
     | Held
     | Released
     | Settled
+    | Doubted
     | Ailed
     | Recovered
     | Repaired
@@ -459,6 +469,8 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             if at - was.at < APART:
                 return u
             return replace(u, ailing=replace(was, why=why, at=at, looks=was.looks + ill))
+        case Doubted(until=until) if active and u.direction == "forward" and u.intent is not None:
+            return replace(u, doubted={**u.doubted, u.intent.token: until})
         case Recovered() if u.ailing is not None:
             return replace(u, ailing=None)
         case Repaired() if u.past_swap or u.life > 1:

@@ -14,7 +14,7 @@ from orchestrator.store import Claim
 from providers import errors
 from providers.compute.fake import FakeCompute
 from tasks import step
-from tests.support.outcome import SERVER, ends_well, journey, settle, turn_back
+from tests.support.outcome import SERVER, Watch, ends_well, journey, settle, turn_back
 from tests.support.runner import Crashed, Runner, running
 
 CALLS: Mapping[str, str] = {"create_image": "ensure_image", "provision": "ensure_server"}
@@ -79,6 +79,48 @@ def test_what_was_refused_for_good_is_not_waited_for(
         r.until(lambda: r.upgrade(SERVER).terminal)
         assert r.clock() - began < 5
         assert len(r.upgrade(SERVER).intents(name)) == r.fleet.rollout.attempts
+
+
+@pytest.mark.parametrize("name", list(CALLS))
+def test_what_is_made_late_by_an_attempt_that_was_refused_to_another_is_undone_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever took over from the one that was cut off heard "no", and went on with a new attempt."""
+    with journey("forward") as (r, watch):
+        late = _ask_and_die(r, CALLS[name], monkeypatch)
+        r.until(lambda: bool(late))
+        asked, told = getattr(FakeCompute, CALLS[name]), []
+
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            if not told:
+                told.append("no")
+                raise errors.NoCapacity("no room")
+            return asked(*args, **kwargs)
+
+        monkeypatch.setattr(FakeCompute, CALLS[name], refuse)
+        r.until(lambda: r.upgrade(SERVER).attempt(name) == 1 and len(r.upgrade(SERVER).intents(name)) == 2)
+        turn_back(r)
+        r.until(lambda: r.upgrade(SERVER).undoing == name)
+        at = r.clock() + 5
+        r.until(lambda: r.clock() >= at or r.upgrade(SERVER).terminal)
+        late[0]()
+        settle(r)
+        assert ends_well(r, watch).state == "rolled_back"
+
+
+def test_an_unanswered_call_of_long_ago_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running([SERVER]) as r:
+        watch, late = Watch(r), _ask_and_die(r, "ensure_image", monkeypatch)
+        r.until(lambda: bool(late))
+        r.until(lambda: r.upgrade(SERVER).state == "upgraded")
+        assert r.upgrade(SERVER).doubted
+        r.clock.now += 30
+        turn_back(r)
+        r.until(lambda: r.upgrade(SERVER).direction == "undo")
+        began = r.clock()
+        settle(r)
+        assert ends_well(r, watch).state == "rolled_back"
+        assert r.clock() - began < 15
 
 
 def test_a_worker_that_stood_still_before_its_call_does_not_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
