@@ -33,11 +33,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from providers import errors
 from providers.compute import Size
 from providers.errors import ProviderError, Refused
-from providers.local_host import guest
+from providers.local_host import guest, processes
 from providers.local_host.addresses import listeners
 from providers.local_host.haproxy import Balancers
 from providers.local_host.images import Images
-from providers.local_host.processes import Proc
+from providers.local_host.processes import BOOT_MARK, Proc
 from providers.local_host.records import BalancerRecord, ImageRecord, Program, ServerRecord
 from providers.local_host.servers import Servers
 
@@ -263,20 +263,26 @@ class Api:
         ids, paths = body["ids"], body["paths"]
         if len(ids) > BATCH or len(paths) > 1000 or not all(isinstance(text, str) for text in [*ids, *paths]):
             raise Refused(f"body: at most {BATCH} ids and 1000 paths, all of them texts")
-        found, heard = [], listeners()
+        found, heard, running = [], listeners(), processes.by_mark(BOOT_MARK)
         for record in self._host.servers.all():
             proc = self._host.servers.proc(record.id)
             if record.id in ids and record.state == "running" and proc:
-                found += self._look(record, proc, paths, heard.get(record.address, ()))
+                found += self._look(record, proc, running.get(record.boot, ()), paths, heard.get(record.address, ()))
         return found
 
     def _look(
-        self, record: ServerRecord, proc: Proc, paths: Sequence[str], listening: Sequence[int]
+        self,
+        record: ServerRecord,
+        proc: Proc,
+        pids: Sequence[int],
+        paths: Sequence[str],
+        listening: Sequence[int],
     ) -> list[dict[str, Any]]:
         """Nothing of a server that does not let itself be looked at: the others of the call are answered all the
         same, whatever one does to its folder."""
         try:
-            look = guest.facts(record, self._host.servers.root(record.id), proc, paths, listening)
+            root = self._host.servers.root(record.id)
+            look = guest.facts(record, root, proc, pids=pids, paths=paths, listening=listening)
         except OSError as error:
             log.warning("no facts of %s: %s", record.id, error.strerror)
             return []

@@ -17,18 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from providers.local_host import processes, tree
-from providers.local_host.processes import BOOT_MARK, Proc
+from providers.local_host.processes import Proc
 from providers.local_host.records import ServerRecord
 
 _LINKS = 40  # as many as Linux follows
 
 
 def facts(
-    record: ServerRecord, root: Path, proc: Proc, paths: Sequence[str], listening: Sequence[int]
+    record: ServerRecord,
+    root: Path,
+    proc: Proc,
+    *,
+    pids: Sequence[int],
+    paths: Sequence[str],
+    listening: Sequence[int],
 ) -> dict[str, Any] | None:
-    """None if the server does not run (any more)."""
+    """`pids` are all that run of this boot. None if the server does not run (any more)."""
     limits = _limits(proc.pid)
-    status = {pid: _status(pid) for pid in {proc.pid, *processes.marked(BOOT_MARK, record.boot)}}
+    status = {pid: _status(pid) for pid in {proc.pid, *pids}}
     used = tree.usage(root)
     found = [look(root, path) for path in paths]
     if limits is None or not processes.alive(proc):
