@@ -53,6 +53,7 @@ class Scene:
     out: Path
     pools: Mapping[str, int] = field(default_factory=lambda: POOLS)
     rate: int = RATE
+    check: str = "inter 200ms fastinter 100ms rise 2 fall 2"
     host: Host = field(init=False)
     names: list[str] = field(default_factory=list)
     ids: dict[str, str] = field(default_factory=dict)
@@ -84,9 +85,7 @@ class Scene:
                 server = self._create(name)
                 self.names.append(name)
                 self.ids[name] = str(server["id"])
-                lines.setdefault(pool, []).append(
-                    f"  server {name} {server['address']}:{PORT} check inter 200ms fastinter 100ms rise 2 fall 2"
-                )
+                lines.setdefault(pool, []).append(f"  server {name} {server['address']}:{PORT} check {self.check}")
         for server in self.host.servers():
             try:
                 self._wait_for(str(server["address"]), PORT)

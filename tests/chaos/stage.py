@@ -108,7 +108,11 @@ class Stage(Scene):
             "servers": [{"name": name, "id": self.ids[name], "pools": [POOL]} for name in names],
             "traffic": {
                 "provider": "haproxy",
-                "settings": {"socket": str(self.haproxy_socket), "config": str(self.haproxy_config)},
+                "settings": {
+                    "socket": str(self.haproxy_socket),
+                    "config": str(self.haproxy_config),
+                    "check": self.check,
+                },
                 "pools": {POOL: {"port": scene.PORT, "min_healthy": self.least}},
             },
             "checks": {
