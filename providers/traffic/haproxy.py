@@ -4,8 +4,9 @@ In: written to the config file as `disabled`, added in maintenance, drained (che
 results forgotten, and only when HAProxy itself has found it healthy made ready; then the file loses the `disabled`. A
 restart at any moment in between reads `disabled` and exposes nobody.
 
-Out: drained while the others are UP, then, without sessions, put in maintenance, taken out of the file and deleted.
-HAProxy refuses the deletion as long as a connection hangs on the server: its success is the proof of being idle.
+Out: drained while the others are UP, and made ready again if right afterwards they no longer are; then, without
+sessions, put in maintenance, taken out of the file and deleted. HAProxy refuses the deletion as long as a connection
+hangs on the server: its success is the proof of being idle.
 
 In the file, `disabled` on a server that drains therefore means: its gate has begun and its results are fresh.
 """
@@ -304,7 +305,15 @@ class HAProxyTraffic:
             raise Transient("HAProxy was restarted before the drain", ambiguous=True)
         _refuse_unless(guard, now, server)
         self._socket.set_server(look.name, name, "state drain")
-        return self._after(look.name, name)
+        after = self._look(look.name)
+        try:
+            _refuse_unless(guard, after, server)
+        except GuardRefused:
+            # The others fell between the look and the command, or we stood still there: it goes on serving.
+            self._socket.set_server(look.name, name, "state ready")
+            self._file.note(f"{look.name}/{name}", note or None)
+            raise
+        return after.view(name)
 
     def _gone(self, backend: str, name: str) -> MemberView:
         """Absent, and known to be idle: only its options stay noted."""

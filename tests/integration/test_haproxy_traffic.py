@@ -370,6 +370,25 @@ def test_a_worker_killed_between_any_two_steps_is_continued_by_the_next(pair: St
     assert haproxy.line("a") == ""
 
 
+def test_a_drain_that_comes_when_the_others_have_fallen_is_taken_back(pair: Stage) -> None:
+    """A worker stands still between its look and its command."""
+    haproxy, sites, _ = pair
+    traffic = haproxy.traffic()
+    bring_in(traffic, "web", sites["B"].member)
+
+    def fall() -> None:
+        sites["B"].healthy = sites["c"].healthy = False
+        until(lambda: not haproxy.server("B").up and not haproxy.server("c").up)
+
+    _interrupt(traffic, 1, fall)
+    with pytest.raises(GuardRefused):
+        traffic.remove("web", "a", guard=Guard(min_healthy=1, serving=("B",)), cut=False)
+    assert haproxy.server("a").ready and haproxy.server("a").up
+    sites["B"].healthy = sites["c"].healthy = True
+    until(lambda: haproxy.server("B").up)
+    take_out(haproxy.traffic(), "web", "a", guard=Guard(min_healthy=1, serving=("B",)))
+
+
 def test_two_workers_on_one_backend_do_no_harm(pair: Stage) -> None:
     haproxy, sites, loop = pair
 
