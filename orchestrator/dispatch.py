@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from celery import Celery, chain
 
 from orchestrator.domain.steps import PRIORITY, RETIRE, STEPS, UNDO_PRIORITY, task_name
-from orchestrator.domain.upgrade import Upgrade
+from orchestrator.domain.upgrade import SCHEMA, Upgrade
 from orchestrator.store import Row, Store
 from orchestrator.store.shapes import RESEND
 
@@ -58,12 +58,13 @@ def _place(step: str) -> int:
 
 
 def celery_sender(app: Celery) -> Sender:
-    """Publishes chains of immutable signatures, by name: this package knows no task's body."""
+    """Publishes chains of immutable signatures, by name: this package knows no task's body. Each message says in its
+    head of which schema it is."""
 
     def publish(messages: list[Message]) -> None:
         signatures = [
             app.signature(message["task"], kwargs=message["kwargs"], immutable=True).set(
-                task_id=message["id"], priority=message["priority"]
+                task_id=message["id"], priority=message["priority"], headers={"schema": SCHEMA}
             )
             for message in messages
         ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import structlog
 from celery import Celery
 from celery.exceptions import Retry
 
 from orchestrator.domain.steps import RETIRE, STEPS, task_name
+from orchestrator.domain.upgrade import FIRST, SCHEMA
 from orchestrator.errors import ChangeoverError
 from tasks import (
     create_image,
@@ -25,6 +27,8 @@ from tasks import (
 )
 from tasks.step import Ran, Step, run
 from tasks.world import World
+
+log = structlog.get_logger()
 
 BODIES: Mapping[str, Step] = {
     name: cast(Step, module)
@@ -74,21 +78,22 @@ class SetAside(Exception):
 
 
 def register(app: Celery, world: World) -> None:
-    """Give the app the body of every task, by the names that the orchestrator sends."""
+    """Give the app the body of every task, by the names that the orchestrator sends. Another app of this process, which
+    only sends, is not given them."""
     for step in (*STEPS, RETIRE):
         _register_step(app, world, step, undo=False)
         if step != RETIRE:
             _register_step(app, world, step, undo=True)
 
-    @app.task(name="tasks.observe", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
+    @app.task(name="tasks.observe", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def look(*, lane: str, ticket: str) -> Mapping[str, Any]:
         return observe.run(world, BODIES, lane=lane, ticket=ticket)
 
-    @app.task(name="tasks.patrol", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
+    @app.task(name="tasks.patrol", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def look_after(*, rollout: str) -> Mapping[str, Any]:
         return patrol.run(world, rollout=rollout)
 
-    @app.task(name="tasks.scan", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
+    @app.task(name="tasks.scan", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def scan(*, lane: str) -> Mapping[str, Any]:
         return orphans.scan(world, lane=lane)
 
@@ -97,10 +102,21 @@ def register(app: Celery, world: World) -> None:
 
 
 def _register_step(app: Celery, world: World, step: str, *, undo: bool) -> None:
-    @app.task(name=task_name(step, undo=undo), bind=True, throws=(SetAside,))  # type: ignore[untyped-decorator] # celery has no types
-    def body(self: Any, *, rollout: str, server: str, epoch: int) -> Mapping[str, Any]:
-        ran = run(world, BODIES[step], step, undo=undo, rollout=rollout, server=server, epoch=epoch)
-        return _end(self, ran)
+    @app.task(name=task_name(step, undo=undo), bind=True, throws=(SetAside,), shared=False)  # type: ignore[untyped-decorator] # celery has no types
+    def body(self: Any, **said: Any) -> Mapping[str, Any]:
+        """`said`: `rollout`, `server` and `epoch`; of another schema it may be anything."""
+        if (why := refused(self.request.get("schema"))) is not None:
+            log.warning("message left alone", task=self.name, id=self.request.id, why=why)
+            return _end(self, Ran(result={"ignored": why}, goes_on=False))
+        return _end(self, run(world, BODIES[step], step, undo=undo, **said))
+
+
+def refused(schema: object) -> str | None:
+    """Why a message of that schema is not for us; None if it is. One that names none is of the first."""
+    said = FIRST if schema is None else schema
+    if isinstance(said, int) and max(FIRST, SCHEMA - 1) <= said <= SCHEMA:
+        return None
+    return f"message of schema {said}, this version reads up to {SCHEMA}"
 
 
 def _end(task: Any, ran: Ran) -> Mapping[str, Any]:
@@ -115,7 +131,7 @@ def _end(task: Any, ran: Ran) -> Mapping[str, Any]:
 
 
 def _register_question(app: Celery, world: World, name: str) -> None:
-    @app.task(name=f"tasks.{name}", ignore_result=True)  # type: ignore[untyped-decorator] # celery has no types
+    @app.task(name=f"tasks.{name}", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def body(*, request: str, **about: Any) -> Mapping[str, Any]:
         try:
             return QUESTIONS[name](world, request=request, **about)

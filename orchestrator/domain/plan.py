@@ -12,6 +12,8 @@ from pydantic import TypeAdapter
 
 from orchestrator.domain.fleet import Fleet, FleetServer
 from orchestrator.domain.rollout import split
+from orchestrator.domain.upgrade import FIRST, SCHEMA
+from orchestrator.errors import UnsafeStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class Plan:
     least_seconds: float
     provider_calls: int
     changes: int = field(default=0)
+    schema: int = SCHEMA
 
     def server(self, name: str) -> FoundServer:
         return next(server for server in self.survey.servers if server.name == name)
@@ -93,7 +96,14 @@ _SURVEY = TypeAdapter(Survey)
 
 
 def plan_from(document: Mapping[str, Any]) -> Plan:
-    """The plan that was stored as `asdict(plan)`."""
+    """The plan that was stored as `asdict(plan)`. Raises `UnsafeStore` for one of a later version."""
+    said = document.get("schema", FIRST)
+    if not isinstance(said, int) or not FIRST <= said <= SCHEMA:
+        raise UnsafeStore(
+            f"the plan {document.get('id')} is of schema {said}, this version reads up to {SCHEMA}: another version of "
+            "Changeover made it",
+            next="changeover version",
+        )
     return _PLAN.validate_python(document)
 
 

@@ -23,7 +23,7 @@ from orchestrator.errors import IllegalTransition, PointOfNoReturn
 State = Literal["pending", "running", "waiting", "held", "upgraded", "rolled_back", "failed"]
 Direction = Literal["forward", "undo"]
 Side = Literal["old", "new"]
-SCHEMA = 1
+FIRST, SCHEMA = 1, 1  # of what is stored and sent: the oldest that ever was, and ours
 SURE = 3  # looks in a row that find B ill before it is believed
 APART = 1.0  # seconds that these lie apart at least: a backlog of looks, made at once, is one
 PATIENCE = 60.0  # seconds that a B may take to serve again after it was put back

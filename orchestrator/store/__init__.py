@@ -19,7 +19,7 @@ from orchestrator.domain.upgrade import Direction, Upgrade
 
 Kind = Literal["image", "server", "old server"]
 LedgerState = Literal["intended", "live", "retained", "quarantined", "deleted"]
-IgnoredReason = Literal["stale epoch", "another step", "leased", "settled", "unknown"]
+IgnoredReason = Literal["stale epoch", "another step", "leased", "settled", "unknown", "newer schema"]
 Failure = Literal["", "before", "after"]
 RefusedReason = Literal["frozen", "paused", "aborting", "stopped"]
 

@@ -1,14 +1,15 @@
 """Records as JSON and back. Only what differs from a field's default is written; `schema` always, and first.
 
-A change of a field or of its default needs a new `SCHEMA` in `orchestrator.domain.upgrade`, and a way from
-the old one.
+A change of a field or of its default needs a new `SCHEMA` in `orchestrator.domain.upgrade`, and for the kinds that it
+touches an `older`: the way from a document of the version before. So a new version reads what the one before it wrote,
+and writes its own; the one before leaves that alone (docs/decisions/0009-versions-of-what-is-stored.md).
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -17,20 +18,29 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.upgrade import SCHEMA, Upgrade
+from orchestrator.domain.upgrade import FIRST, SCHEMA, Upgrade
 from orchestrator.errors import UnsafeStore
 from orchestrator.store import LedgerItem
 
 T = TypeVar("T")
-_HEAD = b'{"schema":%d,' % SCHEMA
+Document = dict[str, Any]
+
+
+def _unchanged(document: Document) -> Document:
+    return document
 
 
 class Codec(Generic[T]):
-    """One kind of record."""
+    """One kind of record. `older` makes a document of this schema from one of the schema before."""
 
-    def __init__(self, kind: type[T]) -> None:
+    def __init__(
+        self, kind: type[T], *, schema: int = SCHEMA, older: Callable[[Document], Document] = _unchanged
+    ) -> None:
         self._kind = kind.__name__
         self._type = kind
+        self._schema = schema
+        self._older = older
+        self._head = b'{"schema":%d,' % schema
 
     @cached_property
     def _adapter(self) -> TypeAdapter[T]:
@@ -39,17 +49,17 @@ class Codec(Generic[T]):
 
     def dump(self, value: T) -> bytes:
         """Raises ValueError for a record of another schema, or what JSON cannot say."""
-        if getattr(value, "schema", SCHEMA) != SCHEMA:
-            raise ValueError(f"this version writes {self._kind} records of schema {SCHEMA} only")
+        if getattr(value, "schema", self._schema) != self._schema:
+            raise ValueError(f"this version writes {self._kind} records of schema {self._schema} only")
         try:
-            return _HEAD + self._adapter.dump_json(value, exclude_defaults=True)[1:]
+            return self._head + self._adapter.dump_json(value, exclude_defaults=True)[1:]
         except PydanticSerializationError as error:
             raise ValueError(f"{self._kind}: {error}") from error
 
     def load(self, text: bytes | None, *, key: str) -> T:
-        """Raises `UnsafeStore` naming `key` when what is stored there is no record of this schema."""
-        if text is None or not text.startswith(_HEAD):
-            raise _unreadable(self._kind, key, _why_not(text))
+        """Raises `UnsafeStore` naming `key` when what is stored there is no record of this schema or the one before."""
+        if text is None or not text.startswith(self._head):
+            text = self._from_older(text, key)
         try:
             found = self._adapter.validate_json(text)
         except ValidationError as error:
@@ -59,6 +69,15 @@ class Codec(Generic[T]):
         if isinstance(found, Upgrade) and found.flaw:
             raise _unreadable(self._kind, key, f"it makes no sense ({found.flaw})")
         return found
+
+    def _from_older(self, stored: bytes | None, key: str) -> bytes:
+        before = self._schema - 1
+        if stored is None or before < FIRST or not stored.startswith(b'{"schema":%d,' % before):
+            raise _unreadable(self._kind, key, _why_not(stored, self._schema))
+        try:
+            return text({**self._older(json.loads(stored)), "schema": self._schema})
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _unreadable(self._kind, key, f"it is no record of schema {before}: {error!r}") from error
 
     def of(self, document: Mapping[str, Any]) -> T:
         """The record that an audit entry's `after` stands for."""
@@ -99,7 +118,7 @@ def mapping(stored: bytes, *, key: str) -> dict[str, Any]:
     return found
 
 
-def _why_not(stored: bytes | None) -> str:
+def _why_not(stored: bytes | None, schema: int) -> str:
     if stored is None:
         return "it has no document"
     try:
@@ -108,7 +127,8 @@ def _why_not(stored: bytes | None) -> str:
         return f"it is no JSON: {stored[:40]!r}"
     if not isinstance(found, dict) or "schema" not in found:
         return "it names no schema"
-    return f"it is of schema {found['schema']}, this version reads {SCHEMA}: another version of Changeover wrote it"
+    reads = f"{schema - 1} and {schema}" if schema > FIRST else f"{schema}"
+    return f"it is of schema {found['schema']}, this version reads {reads}: another version of Changeover wrote it"
 
 
 def _unreadable(kind: str, key: str, why: str) -> UnsafeStore:

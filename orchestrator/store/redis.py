@@ -38,7 +38,7 @@ import redis
 from orchestrator.addresses import parse
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.upgrade import Direction, Upgrade
+from orchestrator.domain.upgrade import SCHEMA, Direction, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.store import (
     AuditEntry,
@@ -392,6 +392,7 @@ class RedisStore:
                 "step": step,
                 "direction": direction,
                 "owner": owner,
+                "schema": SCHEMA,
                 "lease": lease,
             },
         )

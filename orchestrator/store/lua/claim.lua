@@ -1,6 +1,11 @@
 local r = load(a.rollout, a.server)
 local reason
+-- Whoever could not read the record does not take it: it would keep those away who can.
+local doc = r and call('HGET', r.key, 'doc')
+local schema = doc and tonumber(string.match(doc, '^{"schema":(%d+),') or nil)
+if r and not schema then error({err = 'GARBAGE at ' .. r.key}) end
 if not r then reason = 'unknown'
+elseif schema > a.schema then reason = 'newer schema'
 elseif r.rest then reason = 'settled'
 elseif r.epoch ~= a.epoch then reason = 'stale epoch'
 elseif r.step ~= a.step or r.direction ~= a.direction then reason = 'another step'
@@ -27,6 +32,6 @@ place(r, r.lease, '')
 wait = wait * 0.98
 if sent then wait = math.max(wait, now - sent) end
 call('SET', P .. 'queue_wait', stamp(wait))
-local found = row(r)
+local found = row(r, doc)
 found[#found + 1] = r.lost
 return {'', unpack(found)}

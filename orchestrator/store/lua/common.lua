@@ -163,7 +163,7 @@ local function fail(rid)
   end
 end
 
-local function row(r)
-  return {call('HGET', r.key, 'doc'), whole(r.version), whole(r.epoch), whole(r.entry), r.owner, whole(r.fence),
+local function row(r, doc)
+  return {doc or call('HGET', r.key, 'doc'), whole(r.version), whole(r.epoch), whole(r.entry), r.owner, whole(r.fence),
     stamp(r.lease)}
 end
