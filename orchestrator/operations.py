@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -258,10 +258,12 @@ def rebuild(
     rollout: str,
     act: bool,
     actor: str,
+    without: Collection[str] = (),
     waiter: Waiter | None = None,
 ) -> tuple[Rebuilt, Rollout | None]:
     """Where every server of this file stands, as the world says; with `act` the rollout is there again, under its own
-    id and paused, with its records, locks and ledger. `rollout` says which, where marks of several are found.
+    id and paused, with its records, locks and ledger. `rollout` says which, where marks of several are found; servers
+    in `without` are left out of it, and stay as they are.
 
     Raises `Conflict` with every reason for which nothing can be rebuilt, and if this Redis knows the rollout already,
     `Locked` if another one holds a server; then nothing was created.
@@ -269,16 +271,22 @@ def rebuild(
     from orchestrator.domain.rebuild import findings_from
     from orchestrator.domain.rebuild import rebuild as positions_of
 
+    unknown = sorted(set(without) - {server.name for server in fleet.servers})
+    left = tuple(server for server in fleet.servers if server.name not in without)
+    if unknown or not left:
+        what = f"{unknown[0]} is not in the file" if unknown else "nothing of the file is left"
+        raise BadInput(what, place="--without", next="changeover rebuild --help")
+    fleet = fleet.model_copy(update={"servers": left})
     request = _request(store, ask, "findings", fleet)
     findings = findings_from(_answer(store, "findings", request, waiter or Waiter())["findings"])
-    found = positions_of(fleet, findings, rollout=rollout, now=store.now())
+    found = positions_of(fleet, findings, rollout=rollout, now=store.now(), without=without)
     if found.refusals or found.plan is None:
         told = "".join(f"\n  {line}" for line in found.refusals[:20])
         more = f"\n  and {len(found.refusals) - 20} more" if len(found.refusals) > 20 else ""
         raise Conflict(
             f"where the servers stand cannot be told from the world:{told}{more}",
             traffic="unchanged; nothing was created",
-            next="put these right by hand, then changeover rebuild FILE",
+            next="put these right by hand, or leave the server out: changeover rebuild FILE --without NAME",
         )
     if store.rollout(found.rollout) is not None:
         raise Conflict(

@@ -15,6 +15,7 @@ import structlog
 
 from orchestrator import dispatch
 from orchestrator.domain.upgrade import Looked, Observe, Seen
+from orchestrator.errors import NotFound, UnsafeStore
 from orchestrator.store import Row
 from providers.errors import ProviderError, Throttled
 from tasks.poll_readiness import paths
@@ -35,7 +36,11 @@ def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> M
     woken = calls = 0
     again: dict[tuple[str, str], float] = {}
     for (rollout, kind), group in groupby(sorted(rows, key=_asked), key=_asked):
-        spec = world.spec(rollout)
+        try:
+            spec = world.spec(rollout)
+        except (NotFound, UnsafeStore) as error:  # Redis has lost it, or somebody has edited it
+            log.warning("a look failed", rollout=rollout, error=str(error))
+            continue
         for batch in _batches(list(group), world.compute(spec.fleet).caps.batch):
             calls += 1
             woken += _look(world, steps, spec, kind, batch, again)

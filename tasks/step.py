@@ -222,11 +222,11 @@ def _doubt(world: World, turn: Turn) -> None:
 
 def _mark(turn: Turn) -> None:
     """A says that it is being gone back to, before anything is undone: if Redis forgets everything, a rebuild is not to
-    begin anew what is on its way back. Where A may not be tagged it goes back all the same."""
+    begin anew what is on its way back. Where A is gone or may not be tagged it goes back all the same."""
     u = turn.upgrade
     if u.notes or u.step != [step for step in STEPS if u.has_begun(step)][-1]:
         return
-    with suppress(provider.ProviderError):
+    with suppress(provider.NotFound, provider.Refused, provider.Unauthorized, provider.GuardRefused):
         turn.compute.tag(turn.server.id, keys.undoing(u))
 
 

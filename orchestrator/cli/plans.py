@@ -189,7 +189,11 @@ def rebuild(
     rollout: Annotated[
         str, typer.Option("--rollout", metavar="ID", help="Which, where the marks of several are found.")
     ] = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it. Without, only say what was found.")] = False,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="NAME", help="Leave this server out, as it is. May be repeated."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it. Else only say what was found.")] = False,
     timeout: Timeout = 60.0,
     form: Output = Format.text,
 ) -> int:
@@ -207,6 +211,7 @@ def rebuild(
             s.ask,
             fleet,
             rollout=rollout,
+            without=without or (),
             act=yes,
             actor=session.actor(),
             waiter=operations.Waiter(timeout=timeout),

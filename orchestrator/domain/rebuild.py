@@ -16,7 +16,7 @@ any other; a step that may have had effects counts as begun, and is done again f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -122,8 +122,9 @@ class _Unclear(Exception):
     """It cannot be told where this server stands."""
 
 
-def rebuild(fleet: Fleet, findings: Findings, *, rollout: str, now: float) -> Rebuilt:
-    """The positions of all servers of the file. `rollout` is asked for only where marks of several are found."""
+def rebuild(fleet: Fleet, findings: Findings, *, rollout: str, now: float, without: Collection[str] = ()) -> Rebuilt:
+    """The positions of all servers of the file. `rollout` is asked for only where marks of several are found; servers
+    that a person leaves out (`without`) are not in the file any more, and what was made for them stays as it is."""
     old = {fleet.id_of(server) for server in fleet.servers}
     marked = [thing for thing in findings.marked if thing.id not in old and thing.state != "terminated"]
     names = {server.name for server in fleet.servers}
@@ -133,7 +134,8 @@ def rebuild(fleet: Fleet, findings: Findings, *, rollout: str, now: float) -> Re
     if not id:
         several = f"marks of several rollouts were found, {', '.join(told)}: say which by --rollout"
         refusals.append(several if told else "nothing of a rollout of these servers was found")
-    strangers = sorted({thing.server for thing in marked if thing.rollout == id and thing.server not in names})
+    named = {*names, *without}
+    strangers = sorted({thing.server for thing in marked if thing.rollout == id and thing.server not in named})
     if id and strangers:
         refusals.append(f"rollout {id} had {', '.join(strangers[:5])} too, which this file does not name")
     if refusals:
@@ -391,7 +393,7 @@ class _Server:
 
     def _lost(self, why: str) -> tuple[Upgrade, str]:
         if self.old is None:
-            raise _Unclear(f"{why}, and its old server is gone: put it right by hand, and out of the file")
+            raise _Unclear(f"{why}, and its old server is gone: put it right by hand, or leave it out")
         return self._back(why).after(Held(why=why)), "held: a retry puts its old server back"
 
     # -- in words, and as a plan has it -------------------------------------------------------------------------------

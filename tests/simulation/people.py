@@ -10,7 +10,6 @@ from orchestrator import operations
 from orchestrator.domain.fleet import Fleet
 from orchestrator.errors import ChangeoverError, Conflict, IllegalTransition, Locked, PointOfNoReturn
 from providers.compute import Server
-from tests.simulation import scenario
 from tests.simulation.cloud import Cloud
 from tests.simulation.remote import RemoteStore, Wire
 from tests.simulation.scenario import ROLLOUT
@@ -104,19 +103,27 @@ class People:
 
     def rebuild(self, fleet: Fleet) -> bool:
         """The store has lost everything: whether it knows the rollout again. A server of which nobody can say where it
-        stands is taken out of the file."""
+        stands is left out."""
+        left_out: set[str] = set()
         while True:
             try:
                 operations.rebuild(
-                    self.any_store, self.ask, fleet, rollout=ROLLOUT, act=True, actor=ACTOR, waiter=self.waiter
+                    self.any_store,
+                    self.ask,
+                    fleet,
+                    rollout=ROLLOUT,
+                    act=True,
+                    actor=ACTOR,
+                    without=left_out,
+                    waiter=self.waiter,
                 )
             except ChangeoverError as error:
                 self.wire.trace.add("rebuild: no", error)
                 lines = str(error).splitlines()
                 unclear = {spec.name for spec in fleet.servers if any(f"{spec.name}:" in line for line in lines)}
-                if not unclear or len(unclear) == len(fleet.servers):
+                left_out |= unclear
+                if not unclear or len(left_out) == len(fleet.servers):
                     return False
-                fleet = scenario.without(fleet, unclear)
                 self.wire.checks.evidence.left_out(unclear)
             else:
                 self.wire.trace.add("rebuild: done")

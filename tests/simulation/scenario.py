@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from random import Random
 from typing import Any, Final
 
@@ -91,13 +90,6 @@ def draw_fleet(random: Random, world: str) -> Fleet:
             "images": random.choice(("delete", "keep")),
         },
     }
-    return Fleet.model_validate_json(json.dumps(whole))
-
-
-def without(fleet: Fleet, names: Collection[str]) -> Fleet:
-    """The same file, but for these servers."""
-    whole = fleet.canonical()
-    whole["servers"] = [server for server in whole["servers"] if server["name"] not in names]
     return Fleet.model_validate_json(json.dumps(whole))
 
 

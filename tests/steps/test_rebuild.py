@@ -13,7 +13,7 @@ import structlog
 from orchestrator import operations
 from orchestrator.domain.rebuild import Rebuilt
 from orchestrator.domain.steps import STEPS
-from orchestrator.errors import Conflict, Locked
+from orchestrator.errors import BadInput, Conflict, Locked
 from orchestrator.store.memory import MemoryStore
 from providers.compute import Server
 from providers.compute.fake import GiB
@@ -41,8 +41,8 @@ def forget(r: Runner) -> None:
     r.crash = lambda _point: None
 
 
-def rebuild(r: Runner, *, act: bool = True, rollout: str = "") -> Rebuilt:
-    found, made = operations.rebuild(r.store, r.ask, r.fleet, rollout=rollout, act=act, actor=WHO)
+def rebuild(r: Runner, *, act: bool = True, rollout: str = "", without: tuple[str, ...] = ()) -> Rebuilt:
+    found, made = operations.rebuild(r.store, r.ask, r.fleet, rollout=rollout, act=act, actor=WHO, without=without)
     assert (made is not None) == act
     return found
 
@@ -218,6 +218,22 @@ def test_two_new_servers_of_one_are_for_a_person() -> None:
         r.cloud.things["srv-twin"] = replace(thing, view=other)
         forget(r)
         assert "were both made for it" in refused(r)
+
+
+def test_a_server_of_which_nobody_can_tell_is_left_out_as_it_is() -> None:
+    with running([SERVER, "web-2"]) as r:
+        r.until(lambda: all(r.upgrade(name).step == "swap" for name in (SERVER, "web-2")))
+        thing = r.cloud.things[r.upgrade(SERVER).results["provision"]["server"]]
+        r.cloud.things["srv-twin"] = replace(thing, view=replace(thing.view, id="srv-twin"))
+        forget(r)
+        assert "--without NAME" in refused(r)
+        with pytest.raises(BadInput, match="web-9 is not in the file"):
+            rebuild(r, without=("web-9",))
+        assert [p.upgrade.server for p in rebuild(r, without=(SERVER,)).positions] == ["web-2"]
+        resume(r)
+        r.finish()
+        assert r.upgrade("web-2").state == "upgraded"
+        assert {"srv-twin", thing.view.id} <= set(r.alive("target"))
 
 
 def test_another_file_is_refused_by_what_the_marks_allow() -> None:
