@@ -146,7 +146,7 @@ def _act(turn: Turn, wrong: Sequence[Finding], seats: Sequence[Seat]) -> tuple[E
     detail = {"repaired": done} if done else {}
     if ails and must_serve(u):
         why, ill = next((one for one in ails if one[1]), ails[0])
-        if u.ailing is not None and u.ailing.sure and u.ailing.why == why and not done:
+        if u.ailing is not None and u.ailing.sure and not done:
             return None, Extras()  # a person has been told already
         return Ailed(why=why, at=turn.now, ill=ill), Extras(detail={**detail, "why": why})
     if u.ailing is not None and not ails:

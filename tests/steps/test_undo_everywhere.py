@@ -132,9 +132,11 @@ def test_every_verb_may_be_asked_twice_in_every_state(state: tuple[str, str, str
             to_the_end(r, watch)
 
 
-@pytest.mark.parametrize("state", states()[::2], ids=IDS[::2])
-def test_every_verb_may_follow_every_other_in_every_second_state(state: tuple[str, str, str]) -> None:
-    for one, other in permutations(VERBS, 2):
+@pytest.mark.parametrize("place", range(len(states())), ids=IDS)
+def test_every_verb_may_follow_every_other(place: int) -> None:
+    """A quarter of all pairs in each state: every pair in a quarter of the states."""
+    state = states()[place]
+    for one, other in list(permutations(VERBS, 2))[place % 4 :: 4]:
         with running([SERVER, OTHER], rollout=POLICY, retain=RETAIN) as r:
             watch = Watch(r, least=2)
             at(r, state)
