@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,11 +27,35 @@ def enough_serve(e: Evidence) -> Iterator[Violation]:
         few = few | {pool} if len(serving) < least else few - {pool}
     for pool in sorted(set(e.plan["pools"]) - seen):
         yield Violation(id="I1", where="balancer.jsonl", says=f"nobody has looked at {pool}")
+    yield from _ended_in_rotation(e)
     failed = [line for line in e.traffic if _failed(line) and not _down(e, line)]
     for line in failed[:SHOWN]:
         yield Violation(id="I1", where=_moment(line), says=_refusal(line))
     if len(failed) > SHOWN:
         yield Violation(id="I1", where="traffic.jsonl", says=f"and {len(failed) - SHOWN} more requests failed")
+
+
+def _ended_in_rotation(e: Evidence) -> Iterator[Violation]:
+    """Who is stopped or terminated while users are sent to it."""
+    times = {pool: [line.at for line in e.balancer if line["pool"] == pool] for pool in e.plan["pools"]}
+    views = {pool: [line for line in e.balancer if line["pool"] == pool] for pool in e.plan["pools"]}
+    left = list(e.effects("remove"))
+    addresses = {id: address for address, id in e.new_addresses.items()}
+    addresses |= {id: address for address, server in e.old_addresses.items() for id, s in e.old.items() if s == server}
+    for line in e.effects("stop", "terminate"):
+        address = addresses.get(line["id"], "")
+        for pool, lines in views.items():
+            before = lines[: bisect_left(times[pool], line.at)][-1:]
+            serving = [
+                name
+                for view in before
+                for name, member in view["members"].items()
+                if member["address"] == address and member["state"] == "serving"
+                if not any(r["pool"] == pool and r["id"] == name and view.at <= r.at <= line.at for r in left)
+            ]
+            for name in serving:
+                says = f"{line['call']} of {line['id']} while users are sent to it, as {name} in {pool}"
+                yield Violation(id="I1", where=_moment(line), says=says)
 
 
 def _taken(e: Evidence, line: Line) -> int:

@@ -61,6 +61,10 @@ def a_user_gets_no_answer(files: Files) -> None:
     files["traffic.jsonl"][3]["status"] = 0
 
 
+def b_is_terminated_while_it_serves(files: Files) -> None:
+    files["cloud.jsonl"].append({"at": 17.5, "call": "terminate", "id": "srv-web-1", "outcome": "done", "effect": True})
+
+
 def nobody_looked_at_a_pool(files: Files) -> None:
     files["plan.json"]["pools"]["api"] = {"port": 81, "min_healthy": 1, "members": {}}
 
@@ -314,7 +318,13 @@ def a_secret_in_disguise(files: Files) -> None:
 
 
 BREAKS: dict[str, tuple[Break, ...]] = {
-    "I1": (too_few_serve, a_user_is_failed, a_user_gets_no_answer, nobody_looked_at_a_pool),
+    "I1": (
+        too_few_serve,
+        a_user_is_failed,
+        a_user_gets_no_answer,
+        b_is_terminated_while_it_serves,
+        nobody_looked_at_a_pool,
+    ),
     "I2": (
         b_enters_without_a_smoke_test,
         b_enters_after_one_pass,

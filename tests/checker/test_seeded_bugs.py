@@ -1,0 +1,93 @@
+"""The checker notices what it is there for: each bug, put in by a patch, shows in the evidence of a simulated rollout.
+
+The simulation's own invariants are not asked. Where a second line of the product would put right what the bug spoils
+(patrol, orphan finder, mender), that line is off, in the run with the bug and in the one without it alike.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import structlog
+
+from tests.checker.check import check
+from tests.checker.evidence import Violation
+from tests.simulation.invariants import Invariants
+from tests.simulation.simulation import Failed, simulate
+from tests.support import bugs
+from tests.support.bugs import Bug
+
+TRIES = 12  # seeds in a row that are played at most, until one shows the bug
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """A bug, the promise that it breaks among others, and the seed with which the search begins. `net`: whether the
+    second lines are on."""
+
+    bug: Bug
+    breaks: str
+    seed: int = 1
+    net: bool = True
+
+
+SEEDED = (
+    Seeded(bug=bugs.random_token, breaks="I6"),
+    Seeded(bug=bugs.no_intent, breaks="I6"),
+    Seeded(bug=bugs.commit_without_owner, breaks="I6", seed=8),
+    Seeded(bug=bugs.early_acknowledgement, breaks="I3", seed=6, net=False),
+    Seeded(bug=bugs.last_smoke_test_wins, breaks="I2"),
+    Seeded(bug=bugs.undo_of_finished_steps_only, breaks="I4", seed=10, net=False),
+    Seeded(bug=bugs.remembered_only, breaks="I4", seed=10, net=False),
+    Seeded(bug=bugs.out_before_in, breaks="I7"),
+    Seeded(bug=bugs.in_before_tested, breaks="I2"),
+    Seeded(bug=bugs.no_soak, breaks="I7", seed=2),
+    Seeded(bug=bugs.no_retention, breaks="I7"),
+    Seeded(bug=bugs.begins_while_paused, breaks="I6", seed=8),
+    Seeded(bug=bugs.unwritten_turn, breaks="I6", seed=5),
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+def judged(folder: Path, seed: int, *patches: Bug) -> list[Violation]:
+    """What the checker finds in that rollout, played to its end whatever becomes of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for each in patches:
+            each(patch)
+        patch.setattr(Invariants, "must", _counted)
+        try:
+            simulate(seed, evidence=folder)
+        except Failed as failed:  # a bug may bring it to a stand
+            return [Violation(id="end", where=f"seed {seed}", says=str(failed.why))]
+    return check(folder)
+
+
+def _counted(invariants: Invariants, _holds: bool, _invariant: str, _why: str) -> None:
+    invariants.count += 1
+
+
+def first_shown(folder: Path, seeded: Seeded, tries: int = TRIES) -> int | None:
+    """The seed whose rollout breaks that promise with the bug, and none at all without it."""
+    net = () if seeded.net else (bugs.no_net,)
+    for seed in range(seeded.seed, seeded.seed + tries):
+        found = judged(folder / f"{seed}", seed, seeded.bug, *net)
+        if seeded.breaks in {violation.id for violation in found} and not judged(
+            folder / f"{seed}-control", seed, *net
+        ):
+            return seed
+    return None
+
+
+@pytest.mark.parametrize("seeded", SEEDED, ids=lambda seeded: seeded.bug.__name__)
+def test_a_bug_is_noticed_and_its_absence_too(seeded: Seeded, tmp_path: Path) -> None:
+    assert first_shown(tmp_path, seeded) is not None, f"nothing has shown in {TRIES} seeds from {seeded.seed} on"
