@@ -12,6 +12,7 @@ from orchestrator.messaging import make_app
 from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.valkey import running_valkey
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes its time
 LEASE = 60.0
 SLOW = 4.0  # seconds of a call at the cloud
 SOON = 20.0  # seconds: a worker's start, on a busy machine; far from a lease

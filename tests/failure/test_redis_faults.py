@@ -18,6 +18,7 @@ from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.lossy import Wire
 from tests.support.redis_servers import HOST, Place, Program, redis_place
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes its time
 LEASE, AWAY = 3.0, 5.0  # seconds
 # A minute each: `.ci/run` runs them.
 patient = pytest.mark.skipif(not os.environ.get("CHANGEOVER_REQUIRE_ALL"), reason="CHANGEOVER_REQUIRE_ALL is not set")
@@ -214,7 +215,7 @@ def test_a_record_that_cannot_be_read_is_left_alone_and_the_others_go_on(
 
 
 @patient
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 def test_a_slow_wire_is_only_slow(server: Program, tmp_path: Path) -> None:
     with Wire(server.port) as wire:
         url = f"redis://{HOST}:{wire.port}/3"
@@ -225,7 +226,7 @@ def test_a_slow_wire_is_only_slow(server: Program, tmp_path: Path) -> None:
 
 
 @patient
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_a_half_open_wire_is_noticed_and_replaced(server: Program, tmp_path: Path) -> None:
     with Wire(server.port) as wire:
         url = f"redis://{HOST}:{wire.port}/6"

@@ -52,7 +52,7 @@ def flower_knows(plane: ControlPlane, run: Run) -> None:
     assert "changeover" in flower_says(plane, "/broker")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 def test_records_messages_and_results_are_each_where_they_were_told_to_be(place: Place, tmp_path: Path) -> None:
     records, broker, results = (place.server(password=word) for word in ("one", "two", "three"))
     with control_plane(tmp_path, redis=records.url, broker=broker.url, results=results.url, flower=True) as plane:
@@ -67,7 +67,7 @@ def test_records_messages_and_results_are_each_where_they_were_told_to_be(place:
     assert keys(results, 0) and all(key.startswith("celery-task-meta-") for key in keys(results, 0))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 def test_a_rollout_runs_by_tls_and_checks_the_certificate(place: Place, tmp_path: Path) -> None:
     certificates = place.certificates()
     server = place.server(password="secret/with@signs", certificates=certificates)
@@ -88,7 +88,7 @@ def test_a_rollout_runs_by_tls_and_checks_the_certificate(place: Place, tmp_path
         app.backend.client.ping()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_master_that_dies_in_mid_rollout_costs_no_server_and_makes_nothing_twice(
     place: Place, tmp_path: Path, tls: bool
