@@ -353,7 +353,7 @@ def _inside(at: Any, part: str | int) -> Any:
     return _ABSENT
 
 
-_STATE_KEYS = {"SyncHook": ("sync", "timeout"), "Acknowledged": ("acknowledged",)}
+_STATE_KEYS = {"SyncHook": ("sync", "timeout", "env"), "Acknowledged": ("acknowledged",)}
 
 
 def _meant(branch: str, path: Path_, data: Any) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
+
+from orchestrator import secrets
 
 # Without the values of local variables, which hold URLs with passwords.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False, max_frames=12))
@@ -15,6 +18,7 @@ _TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(sh
 
 def configure(process: str) -> None:
     """Every line names `process`. For a process of its own; call it once, before anything is logged."""
+    secrets.remember_environment()
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         _named(process),
@@ -22,7 +26,7 @@ def configure(process: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, _TRACEBACKS, structlog.processors.JSONRenderer()],
+        processors=[*shared, _TRACEBACKS, structlog.processors.JSONRenderer(), _without_secrets],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
@@ -35,12 +39,17 @@ def configure(process: str) -> None:
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _TRACEBACKS,
                 structlog.processors.JSONRenderer(),
+                _without_secrets,
             ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+
+
+def _without_secrets(_logger: Any, _method: str, line: Any) -> str | Mapping[str, Any]:
+    return secrets.redact_json(line.encode(errors="replace")).decode()
 
 
 def _named(process: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import structlog
 from celery import Celery
 from celery.exceptions import Retry
 
+from orchestrator import secrets
 from orchestrator.domain.steps import RETIRE, STEPS, task_name
 from orchestrator.domain.upgrade import FIRST, SCHEMA
 from orchestrator.errors import ChangeoverError
@@ -87,15 +89,18 @@ def register(app: Celery, world: World) -> None:
 
     @app.task(name="tasks.observe", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def look(*, lane: str, ticket: str) -> Mapping[str, Any]:
-        return observe.run(world, BODIES, lane=lane, ticket=ticket)
+        with _unspoken():
+            return observe.run(world, BODIES, lane=lane, ticket=ticket)
 
     @app.task(name="tasks.patrol", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def look_after(*, rollout: str) -> Mapping[str, Any]:
-        return patrol.run(world, rollout=rollout)
+        with _unspoken():
+            return patrol.run(world, rollout=rollout)
 
     @app.task(name="tasks.scan", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def scan(*, lane: str) -> Mapping[str, Any]:
-        return orphans.scan(world, lane=lane)
+        with _unspoken():
+            return orphans.scan(world, lane=lane)
 
     for name in QUESTIONS:
         _register_question(app, world, name)
@@ -108,7 +113,9 @@ def _register_step(app: Celery, world: World, step: str, *, undo: bool) -> None:
         if (why := refused(self.request.get("schema"))) is not None:
             log.warning("message left alone", task=self.name, id=self.request.id, why=why)
             return _end(self, Ran(result={"ignored": why}, goes_on=False))
-        return _end(self, run(world, BODIES[step], step, undo=undo, **said))
+        with _unspoken():
+            ran = run(world, BODIES[step], step, undo=undo, **said)
+        return _end(self, ran)
 
 
 def refused(schema: object) -> str | None:
@@ -122,19 +129,37 @@ def refused(schema: object) -> str | None:
 def _end(task: Any, ran: Ran) -> Mapping[str, Any]:
     """A step that waits parks its message; one that ends its chain drops the rest of it."""
     if ran.parked:
-        raise Parked(ran.parked)
+        raise Parked(secrets.redact(ran.parked))
     if ran.failed:
-        raise SetAside(ran.failed)
+        raise SetAside(secrets.redact(ran.failed))
     if not ran.goes_on:
         task.request.chain = None
-    return ran.result
+    result: Mapping[str, Any] = secrets.redacted(dict(ran.result))
+    return result
+
+
+class Unspoken(Exception):
+    """An error whose own words held a secret: these are the same without it."""
+
+
+@contextmanager
+def _unspoken() -> Iterator[None]:
+    """Celery keeps an exception's words as a result and sends them to Flower: none of them is a secret."""
+    try:
+        yield
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        if secrets.redact(said) == said:
+            raise
+        raise Unspoken(secrets.redact(said)) from None
 
 
 def _register_question(app: Celery, world: World, name: str) -> None:
     @app.task(name=f"tasks.{name}", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def body(*, request: str, **about: Any) -> Mapping[str, Any]:
-        try:
-            return QUESTIONS[name](world, request=request, **about)
-        except ChangeoverError as error:
-            world.store.put_document(name, request, {"ok": False, "error": str(error)}, ttl=survey.KEEP)
-            return {"ok": False}
+        with _unspoken():
+            try:
+                return QUESTIONS[name](world, request=request, **about)
+            except ChangeoverError as error:
+                world.store.put_document(name, request, {"ok": False, "error": str(error)}, ttl=survey.KEEP)
+                return {"ok": False}

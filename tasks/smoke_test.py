@@ -88,7 +88,7 @@ def _ask(turn: Turn, spec: SmokeRequest, seat: Seat, address: str) -> tuple[str,
 def _sync(turn: Turn, hook: SyncHook, address: str) -> None:
     words = [word.replace("{old}", turn.server.address).replace("{new}", address) for word in hook.sync]
     turn.before_call("sync hook")
-    if problem := run_hook(words, timeout=hook.timeout):
+    if problem := run_hook(words, timeout=hook.timeout, env=hook.env):
         raise StepFailed(f"the sync hook failed: {problem}")
 
 

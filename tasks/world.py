@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrator import secrets
 from orchestrator.dispatch import Sender, celery_sender
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.orphans import Patience
@@ -308,10 +309,10 @@ def resolve(value: str) -> str:
     if kind == "env" and where:
         if where not in os.environ:
             raise Refused(f"the secret env:{where} is not set in this worker's environment")
-        return os.environ[where]
+        return _known(os.environ[where])
     if kind == "file" and where.startswith("/"):
         try:
-            return Path(where).read_text().strip()
+            return _known(Path(where).read_text().strip())
         except OSError as error:
             raise Refused(f"the secret file:{where} cannot be read by this worker: {error.strerror}") from None
         except ValueError:  # whose own words would hold the file's bytes
@@ -319,13 +320,28 @@ def resolve(value: str) -> str:
     return value
 
 
-def run_hook(argv: Sequence[str], *, timeout: float) -> str:
-    """Runs a hook of the fleet file without a shell; what is wrong with it, in one line, or nothing."""
+def _known(secret: str) -> str:
+    secrets.remember(secret)
+    return secret
+
+
+# A worker's environment holds the keys of a cloud and the address of Redis: no business of a program of the fleet file.
+HOOK_ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+
+
+def run_hook(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None) -> str:
+    """Runs a hook of the fleet file without a shell; what is wrong with it, in one line, or nothing. Of this worker's
+    environment it sees what any program needs, and `env`, whose references are resolved now."""
+    whole = {name: os.environ[name] for name in HOOK_ENVIRONMENT if name in os.environ}
+    whole |= {name: resolve(value) for name, value in (env or {}).items()}
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=timeout, check=False, text=True, errors="replace")  # noqa: S603 - a fixed argv of the fleet file, no shell
+        done = subprocess.run(  # noqa: S603 - a fixed argv of the fleet file, no shell
+            argv, capture_output=True, timeout=timeout, check=False, text=True, errors="replace", env=whole
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{argv[0]}: {error}"
     if done.returncode:
         tail = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        return f"{argv[0]} ended with {done.returncode}: {' '.join(tail)[:200]}"
+        # Before it is cut: half a secret would not be known for one.
+        return f"{argv[0]} ended with {done.returncode}: {secrets.redact(' '.join(tail))[:200]}"
     return ""

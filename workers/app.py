@@ -9,6 +9,7 @@ import warnings
 from celery import signals
 from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
+from celery.worker.control import Panel
 
 from orchestrator import logs
 from orchestrator.addresses import parse
@@ -37,6 +38,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     settings = Settings.load()
     app = make_app(settings)
     app.conf.worker_consumer = CONSUMER
+    _listen_to_questions_only()
     world = World.open(settings, worker=name)
     world.store.check(dev=settings.dev)
     check_messages(settings.urls(), dev=settings.dev)
@@ -65,6 +67,28 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     worker.start()
     lifecycle.ended()
     return int(worker.exitcode or os.EX_OK)
+
+
+# What Flower asks a worker. None of it changes anything, and none tells what a worker holds in memory.
+_QUESTIONS = {
+    "ping",
+    "stats",
+    "active_queues",
+    "registered",
+    "scheduled",
+    "active",
+    "reserved",
+    "revoked",
+    "conf",
+    "enable_events",  # which they do anyway: a worker sends its events from its start
+}
+
+
+def _listen_to_questions_only() -> None:
+    """Whoever reaches the broker may ask a worker how it is, and no more: by Celery's remote control he could end it,
+    take its queue away, or revoke what it is to do."""
+    for name in set(Panel.data) - _QUESTIONS:
+        del Panel.data[name]
 
 
 def _keep_logging(**_: object) -> None: ...

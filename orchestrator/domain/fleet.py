@@ -73,6 +73,7 @@ Wave = Annotated[int | str, BeforeValidator(_wave)]
 Mode = Annotated[str, BeforeValidator(_mode)]
 InnerPath = Annotated[str, Field(pattern=r"^/?[^\x00-\x1f\x7f]{1,500}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 
 
 def _no_secrets(settings: Mapping[str, str | int]) -> Mapping[str, str | int]:
@@ -205,10 +206,12 @@ class Checks(Model):
 
 class SyncHook(Model):
     """Brings what A wrote after its image over to B, before B is tested: run by a worker, without a shell, words
-    `{old}` and `{new}` replaced by the addresses. It must be safe to run twice."""
+    `{old}` and `{new}` replaced by the addresses. It must be safe to run twice. It sees none of the worker's own
+    environment but what any program needs (PATH, HOME and the like), and `env`, where secrets are references."""
 
     sync: tuple[Line, ...] = Field(min_length=1, max_length=50)
     timeout: Annotated[Positive, Field(le=25)] = 20.0
+    env: Annotated[Mapping[Variable, Line], AfterValidator(_no_secrets)] = Field(default_factory=dict, max_length=50)
 
 
 class Acknowledged(Model):

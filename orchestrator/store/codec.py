@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
+from orchestrator import secrets
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import FIRST, SCHEMA, Upgrade
@@ -52,7 +53,7 @@ class Codec(Generic[T]):
         if getattr(value, "schema", self._schema) != self._schema:
             raise ValueError(f"this version writes {self._kind} records of schema {self._schema} only")
         try:
-            return self._head + self._adapter.dump_json(value, exclude_defaults=True)[1:]
+            return secrets.redact_json(self._head + self._adapter.dump_json(value, exclude_defaults=True)[1:])
         except PydanticSerializationError as error:
             raise ValueError(f"{self._kind}: {error}") from error
 
@@ -87,7 +88,7 @@ class Codec(Generic[T]):
 def text(value: Any) -> bytes:
     """JSON without blanks. Raises ValueError for what JSON cannot say."""
     try:
-        return to_json(value)
+        return secrets.redact_json(to_json(value))
     except PydanticSerializationError as error:
         raise ValueError(str(error)) from error
 

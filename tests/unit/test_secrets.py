@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.domain.fleet import Fleet
+from orchestrator import secrets
+from orchestrator.domain.fleet import Fleet, SyncHook
+from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import BadInput
+from orchestrator.store import codec
 from orchestrator.store.redis import RedisStore
 from providers.errors import Refused
+from tasks import Unspoken, _unspoken
 from tasks.world import resolve, run_hook
 from tests.support.runner import fleet_file
 
@@ -56,3 +61,82 @@ def test_a_secret_in_the_settings_of_a_provider_must_be_a_reference(part: str) -
         Fleet.model_validate_json(json.dumps(whole))
     whole[part]["settings"]["api_token"] = "env:TOKEN"
     assert Fleet.model_validate_json(json.dumps(whole))
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this test remembers is not known to the next."""
+    monkeypatch.setattr(secrets, "_known", ())
+    monkeypatch.setattr(secrets, "_forms", ())
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_was_resolved_is_taken_out_of_whatever_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", 'Bearer MARKER-"quoted"-1234')
+    assert secrets.redact(f"said {resolve('env:TOKEN')}") == "said [REDACTED]"
+    assert secrets.redact('X-Token: MARKER-"quoted"-1234!') == "X-Token: [REDACTED]!"
+    document = codec.text({"why": 'it said MARKER-"quoted"-1234', "n": 12345678, "list": ["ok"]})
+    assert json.loads(document) == {"why": "it said [REDACTED]", "n": 12345678, "list": ["ok"]}
+    u = Upgrade(rollout="r", server="s", wave=0, why='MARKER-"quoted"-1234')
+    assert codec.UPGRADE.load(codec.UPGRADE.dump(u), key="k").why == "[REDACTED]"
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_number_that_reads_like_a_secret_stays_a_number() -> None:
+    secrets.remember("12345678")
+    assert json.loads(codec.text({"n": 12345678, "s": "12345678"})) == {"n": 12345678, "s": "[REDACTED]"}
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_is_too_short_to_be_told_from_a_word_is_left_alone() -> None:
+    secrets.remember("web-1")
+    assert secrets.redact("web-1 serves") == "web-1 serves"
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_the_environment_names_its_secrets_and_so_do_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "MARKER-OF-AWS")
+    monkeypatch.setenv("CHANGEOVER_REDIS_URL", "redis://me:MARKER%2FREDIS@127.0.0.1/0")
+    secrets.remember_environment()
+    for said in ("MARKER-OF-AWS", "MARKER%2FREDIS", "MARKER/REDIS"):
+        assert secrets.redact(f"<{said}>") == "<[REDACTED]>"
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_hook_sees_what_its_file_names_and_nothing_else_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "MARKER-OF-AWS")
+    monkeypatch.setenv("COPY_TOKEN", "MARKER-OF-COPY")
+    show = [sys.executable, "-c", "import os, sys; sys.exit(' '.join(f'{k}={v}' for k, v in os.environ.items()))"]
+    told = run_hook(show, timeout=10, env={"GIVEN": "env:COPY_TOKEN"})
+    assert "GIVEN=[REDACTED]" in told or len(told) >= 200
+    assert "MARKER" not in told and "AWS" not in told
+    check = "import os, sys; sys.exit(os.environ.get('GIVEN') != 'MARKER-OF-COPY' or 'COPY_TOKEN' in os.environ)"
+    assert not run_hook([sys.executable, "-c", check], timeout=10, env={"GIVEN": "env:COPY_TOKEN"})
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_an_exception_whose_words_hold_a_secret_is_not_raised_to_celery() -> None:
+    secrets.remember("MARKER-OF-REDIS")
+    with pytest.raises(Unspoken, match=r"ValueError: at \[REDACTED\]") as told, _unspoken():
+        raise ValueError("at MARKER-OF-REDIS")
+    assert told.value.__cause__ is None and told.value.__suppress_context__
+    with pytest.raises(ValueError, match="harmless"), _unspoken():
+        raise ValueError("harmless")
+
+
+def test_a_secret_in_the_environment_of_a_hook_must_be_a_reference() -> None:
+    with pytest.raises(ValidationError, match="COPY_TOKEN is a secret"):
+        SyncHook(sync=("copy",), env={"COPY_TOKEN": "MARKER"})
+
+
+def test_a_worker_answers_questions_and_takes_no_orders() -> None:
+    """In a process of its own: the list is Celery's, for the whole process."""
+    program = (
+        "from celery.worker.control import Panel; from workers.app import _listen_to_questions_only as l; l();"
+        "print(*sorted(Panel.data)); print(*sorted(n for n, m in Panel.meta.items() if m.type == 'control'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    left, orders = (set(line.split()) for line in done.stdout.splitlines())
+    assert left & orders == {"enable_events"}, "which changes nothing: a worker sends its events from its start"
+    assert {"stats", "active", "conf"} <= left
+    assert not left & {"shutdown", "revoke", "terminate", "pool_shrink", "cancel_consumer", "memdump"}
