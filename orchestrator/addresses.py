@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from orchestrator import secrets
 from orchestrator.errors import BadInput
 
 SCHEMES = {"redis": 6379, "rediss": 6379, "sentinel": 26379, "sentinels": 26379}
@@ -44,6 +45,11 @@ class Address:
     sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
     tls: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for password in (self.password, self.sentinel_password):
+            secrets.remember(password)
+            secrets.remember(quote(password, safe=""))
 
     @property
     def where(self) -> str:

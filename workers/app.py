@@ -38,7 +38,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     settings = Settings.load()
     app = make_app(settings)
     app.conf.worker_consumer = CONSUMER
-    _listen_to_questions_only()
+    _listen_to_questions_only(parse(settings.urls().messages).where)
     world = World.open(settings, worker=name)
     world.store.check(dev=settings.dev)
     check_messages(settings.urls(), dev=settings.dev)
@@ -84,11 +84,14 @@ _QUESTIONS = {
 }
 
 
-def _listen_to_questions_only() -> None:
+def _listen_to_questions_only(broker: str) -> None:
     """Whoever reaches the broker may ask a worker how it is, and no more: by Celery's remote control he could end it,
-    take its queue away, or revoke what it is to do."""
+    take its queue away, or revoke what it is to do. Of the broker he is told its address: Celery would answer with all
+    of a unix socket's URL, and with the options of sentinels, passwords included."""
     for name in set(Panel.data) - _QUESTIONS:
         del Panel.data[name]
+    stats = Panel.data["stats"]
+    Panel.data["stats"] = lambda state, **given: {**stats(state, **given), "broker": {"address": broker}}
 
 
 def _keep_logging(**_: object) -> None: ...

@@ -132,7 +132,7 @@ def test_a_secret_in_the_environment_of_a_hook_must_be_a_reference() -> None:
 def test_a_worker_answers_questions_and_takes_no_orders() -> None:
     """In a process of its own: the list is Celery's, for the whole process."""
     program = (
-        "from celery.worker.control import Panel; from workers.app import _listen_to_questions_only as l; l();"
+        "from celery.worker.control import Panel; from workers.app import _listen_to_questions_only as l; l('here');"
         "print(*sorted(Panel.data)); print(*sorted(n for n, m in Panel.meta.items() if m.type == 'control'))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
