@@ -88,7 +88,7 @@ class Scene:
                 lines.setdefault(pool, []).append(f"  server {name} {server['address']}:{PORT} check {self.check}")
         for server in self.host.servers():
             try:
-                self._wait_for(str(server["address"]), PORT)
+                self._wait_for(str(server["address"]), PORT, seconds=20.0 + len(self.names))  # they start side by side
             except ChangeoverError as error:
                 raise ChangeoverError(f"{error}. {self.host.last_words(str(server['id']))}") from error
         self._balance(lines)

@@ -389,7 +389,7 @@ def play(seed: int, amounts: Amounts, out: Path) -> int:
     left = processes.marked(processes.HOST_MARK, os.path.realpath(stage.host.folder))
     if left:
         wrong.append(f"processes are left: {left}")
-    chaos.struck.update({f"cloud {kind}, met": n for kind, n in stage.wire.struck.items()} if stage.names else {})
+    chaos.struck.update({f"cloud {kind}, met": n for kind, n in stage.wire.struck.items()})
     print("\nstruck: " + ", ".join(f"{n} x {what}" for what, n in sorted(chaos.struck.items())))
     for each in wrong[:40]:
         print(f"VIOLATION {each}")

@@ -42,13 +42,17 @@ class Stage(Scene):
     wire: Wire = field(init=False)
     sampler: Sampler = field(init=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.wire = Wire(self.short / "wire.sock", self.short / "host" / "host.sock")
+
     def build(self) -> None:
         super().build()
-        self.wire = Wire(self.short / "wire.sock", self.short / "host" / "host.sock").__enter__()
+        self.wire.__enter__()
         self.sampler = Sampler(self.haproxy_socket, POOL)
 
     def clear(self) -> None:
-        if hasattr(self, "wire"):
+        if hasattr(self, "sampler"):
             self.wire.__exit__(None, None, None)
         super().clear()
 
