@@ -254,7 +254,8 @@ def bad_ones(chaos: Chaos, names: Sequence[str]) -> list[str]:
         chaos.stage.fails_smoke(name)
     chaos.say(f"never ready: {never}; fail their smoke test: {smoke}; die in their soak: {dying}")
     policy: dict[str, Any] = {"soak": "8s", "max_in_flight": 6, "budget": {"before_swap": 100}, "bake": "0s"}
-    policy |= {"deadlines": {"poll_readiness": "8s"}, "attempts": 2, "drain": {"deadline": "30s", "quiet": "500ms"}}
+    # One that falls sick before its swap is proven is waited for as long as any that is not there yet.
+    policy |= {"deadlines": {"poll_readiness": "25s", "swap": "40s"}, "drain": {"deadline": "30s", "quiet": "500ms"}}
     rollout = Rollout(stage=chaos.stage, control=chaos.control, names=names, policy={**policy, "retain": "24h"})
     rollout.apply()
     sick: set[str] = set()
