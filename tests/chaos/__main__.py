@@ -127,6 +127,8 @@ class Chaos:
                 self.after(FILLED, lambda: held.config_set("maxmemory", 0))
             case "cloud lost" | "cloud unavailable" | "cloud slow":
                 self.stage.wire.strike(whom)  # type: ignore[arg-type] # one of its faults
+                self.say(fault)
+                return True  # it counts when a call meets it
         self.struck[fault] += 1
         self.say(fault)
         return True
@@ -390,7 +392,7 @@ def play(seed: int, amounts: Amounts, out: Path) -> int:
     left = processes.marked(processes.HOST_MARK, os.path.realpath(stage.host.folder))
     if left:
         wrong.append(f"processes are left: {left}")
-    chaos.struck.update({f"cloud {kind}, met": n for kind, n in stage.wire.struck.items()})
+    chaos.struck.update({f"cloud {kind}": n for kind, n in stage.wire.struck.items()})
     print("\nstruck: " + ", ".join(f"{n} x {what}" for what, n in sorted(chaos.struck.items())))
     for each in wrong[:40]:
         print(f"VIOLATION {each}")
