@@ -279,11 +279,13 @@ def _old_one(e: Evidence, line: Line) -> str:
 
 
 def _serves_since(e: Evidence, stays: Stays, server: str, pool: str, at: float) -> float | None:
-    """Since when a B of that server serves in the pool; None if none does."""
+    """Since when a B of that server serves in the pool; None if none does at that moment."""
+    views = [line for line in e.balancer if line["pool"] == pool and line.at <= at]
+    serving = {m["address"] for view in views[-1:] for m in view["members"].values() if m["state"] == "serving"}
     since = [
         stay.served
         for address, id in e.new_addresses.items()
-        if e.server_of(id) == server
+        if e.server_of(id) == server and address in serving
         for stay in stays.by_address.get(address, [])
         if stay.pool == pool and stay.served is not None and stay.served <= at + SKEW and stay.left >= at
     ]

@@ -277,6 +277,15 @@ def a_leaves_before_b_serves(files: Files) -> None:
         line["members"].pop("web-1.g2", None)
 
 
+def a_leaves_though_b_has_fallen(files: Files) -> None:
+    for line in files["balancer.jsonl"][2:]:
+        line["members"]["web-2"]["state"] = "serving"
+    fallen = {**files["balancer.jsonl"][2], "at": 14.0}
+    fallen["members"] = {**fallen["members"], "web-1.g2": {**fallen["members"]["web-1.g2"], "state": "down"}}
+    files["balancer.jsonl"].insert(3, fallen)
+    files["cloud.jsonl"][7]["at"] = 15.0
+
+
 def a_leaves_before_the_soak_is_over(files: Files) -> None:
     files["balancer.jsonl"][2]["at"] = 11.5
 
@@ -377,7 +386,12 @@ BREAKS: dict[str, tuple[Break, ...]] = {
         it_begins_while_paused,
         it_is_undone_while_frozen,
     ),
-    "I7": (a_leaves_before_b_serves, a_leaves_before_the_soak_is_over, a_is_terminated_too_early),
+    "I7": (
+        a_leaves_before_b_serves,
+        a_leaves_though_b_has_fallen,
+        a_leaves_before_the_soak_is_over,
+        a_is_terminated_too_early,
+    ),
     "I8": (two_rollouts_own_one_server, two_servers_own_one_b),
     "I9": (a_user_is_failed_without_a_control_plane, nobody_asked_without_a_control_plane),
     "I10": (a_secret_in_the_log, a_secret_in_disguise),

@@ -7,19 +7,24 @@ The simulation's own invariants are not asked. Where a second line of the produc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import structlog
 
+from tasks import orphans
 from tests.checker.check import check
 from tests.checker.evidence import Violation
 from tests.simulation.invariants import Invariants
 from tests.simulation.simulation import Failed, simulate
-from tests.support import bugs
+from tests.support import bugs, evidence
 from tests.support.bugs import Bug
+from tests.support.evidence import Recorder
+from tests.support.outcome import SERVER, SHORT, settle
+from tests.support.runner import Runner, running
 
 TRIES = 12  # seeds in a row that are played at most, until one shows the bug
 
@@ -91,3 +96,52 @@ def first_shown(folder: Path, seeded: Seeded, tries: int = TRIES) -> int | None:
 @pytest.mark.parametrize("seeded", SEEDED, ids=lambda seeded: seeded.bug.__name__)
 def test_a_bug_is_noticed_and_its_absence_too(seeded: Seeded, tmp_path: Path) -> None:
     assert first_shown(tmp_path, seeded) is not None, f"nothing has shown in {TRIES} seeds from {seeded.seed} on"
+
+
+# -- two that chance seldom meets: put before the product on purpose ---------------------------------------------------
+
+
+def _b_dies_before_a_leaves(r: Runner, recorder: Recorder) -> None:
+    r.until(lambda: r.upgrade(SERVER).step == "drain_old")
+    b = r.upgrade(SERVER).results["provision"]["server"]
+    r.cloud.things[b].view = replace(r.cloud.things[b].view, state="terminated")
+    recorder.incident("lost", id=b)
+
+
+def _a_look_while_an_image_is_made(r: Runner, _recorder: Recorder) -> None:
+    r.until(lambda: bool(r.alive("image")))
+    orphans.scan(r.world, lane=r.fleet.lane)
+
+
+POLICY = {
+    "waves": [1, "rest"],
+    "bake": "1h",
+    "soak": "1s",
+    "poll": "1s",
+    "deadlines": SHORT,
+    "drain": {"deadline": "30s", "quiet": "1s"},
+}
+STAGED = (
+    (bugs.no_guard, "I7", _b_dies_before_a_leaves),
+    (bugs.no_quarantine, "I4", _a_look_while_an_image_is_made),
+)
+
+
+@pytest.mark.parametrize(("bug", "breaks", "act"), STAGED, ids=lambda each: getattr(each, "__name__", each))
+def test_a_bug_is_noticed_where_it_matters(
+    bug: Bug, breaks: str, act: Callable[[Runner, Recorder], None], tmp_path: Path
+) -> None:
+    def staged(folder: Path, *patches: Bug) -> set[str]:
+        names, retain = [SERVER, "web-2"], {"old_servers": "60s"}
+        with pytest.MonkeyPatch.context() as patch, running(names, retain=retain, rollout=POLICY) as r:
+            recorder = evidence.watch(r)
+            for each in patches:
+                each(patch)
+            act(r, recorder)
+            with suppress(AssertionError):  # a bug may bring it to a stand
+                settle(r)
+            recorder.incident("given up")  # the other one stays as it is
+            return {v.id for v in check(evidence.write(folder, recorder, r.store, rollout=r.rollout, fleet=r.fleet))}
+
+    assert breaks in staged(tmp_path / "bug", bug)
+    assert not staged(tmp_path / "control")
