@@ -22,6 +22,7 @@ from orchestrator.errors import (
     BadInput,
     ChangeoverError,
     Conflict,
+    IllegalTransition,
     Locked,
     NotFound,
     PlanMoved,
@@ -283,10 +284,15 @@ def rebuild(
     if found.refusals or found.plan is None:
         told = "".join(f"\n  {line}" for line in found.refusals[:20])
         more = f"\n  and {len(found.refusals) - 20} more" if len(found.refusals) > 20 else ""
+        next = "put these right by hand, or leave the server out: changeover rebuild FILE --without NAME"
+        if not found.rollout and found.marks:
+            next = f"changeover rebuild FILE --rollout {found.marks[-1]}"
+        elif not found.rollout and len(found.refusals) == 1:
+            next = "changeover plan FILE: there is nothing to rebuild"
         raise Conflict(
             f"where the servers stand cannot be told from the world:{told}{more}",
             traffic="unchanged; nothing was created",
-            next="put these right by hand, or leave the server out: changeover rebuild FILE --without NAME",
+            next=next,
         )
     if store.rollout(found.rollout) is not None:
         raise Conflict(
@@ -375,7 +381,7 @@ class View:
 
     @property
     def exit_code(self) -> int:
-        return decisions.exit_code(self.rollout, len(self.held))
+        return decisions.exit_code(self.rollout, len(self.held) + len(self.alarms))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,7 +396,12 @@ class Story:
 def find(store: Store, id: str) -> Rollout:
     found = store.rollout(id)
     if found is None:
-        raise NotFound(f"there is no rollout {id}", next="changeover rollouts")
+        known = store.rollouts() or store.unread()
+        raise NotFound(
+            f"there is no rollout {id}" + ("" if known else ", nor any other: if there were some, Redis has lost them"),
+            traffic="unchanged; every server goes on serving as it is",
+            next="changeover rollouts" if known else "changeover rebuild FILE, which only looks unless --yes",
+        )
     return found
 
 
@@ -607,7 +618,13 @@ def settle(
     if row.upgrade.terminal and row.upgrade.by_hand and (row.upgrade.state == "upgraded") == (serving == "new"):
         return Answer(rollout=rollout, changed=False, confirmed=confirmed(store), servers=(row.upgrade,))
     event = Settled(serving=serving, why=because, at=store.now())
-    row.upgrade.after(event)  # refused before anybody is asked
+    if row.upgrade.state != "held":
+        was = "was settled already" if row.upgrade.by_hand else f"is {row.upgrade.state}"
+        raise IllegalTransition(
+            f"{server} {was}; only a held server can be settled",
+            traffic=row.upgrade.traffic,
+            next=f"changeover explain {server}",
+        )
     seen = None if unchecked else _whereabouts(store, ask, id, server, waiter)
     if seen is not None and (against := contradictions(serving, seen)):
         told = "".join(f"\n  {line}" for line in against)

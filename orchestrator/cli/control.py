@@ -125,7 +125,6 @@ def rollback(id: Id, server: Server = "", why: Why = "", form: Output = Format.t
 def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
     """Let a held server go on, or try a failed one anew. Without --server: every held or failed one."""
     from orchestrator import operations
-    from orchestrator.cli import words
 
     with session.opened() as s:
         answer = operations.retry(s.store, id, [server] if server else None, actor=session.actor())
@@ -141,9 +140,20 @@ def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
         form,
         told,
         traffic=traffic if answer.changed else "unchanged",
-        next=words.next_of(answer.rollout, ()),
+        next=_next_of_a_retry(answer),
         unchanged=told,
     )
+
+
+def _next_of_a_retry(answer: Answer) -> str:
+    """A rollout that has ended is not watched any more, though a server of it goes on."""
+    from orchestrator.cli import words
+
+    if not answer.changed:
+        return f"changeover show {answer.rollout.id}"
+    if answer.rollout.ended:
+        return f"changeover explain {answer.servers[0].server} --rollout {answer.rollout.id}"
+    return words.next_of(answer.rollout, ())
 
 
 def settle(
@@ -227,7 +237,8 @@ def gc(
     day later, each with --yes only; take its tag changeover:managed off to keep it.
     """
     from orchestrator import operations
-    from orchestrator.cli import pictures
+    from orchestrator.cli import pictures, words
+    from orchestrator.domain.orphans import Patience, deed
 
     with session.opened() as s:
         found = operations.gc(
@@ -240,6 +251,7 @@ def gc(
             waiter=operations.Waiter(timeout=timeout),
         )
         now = s.store.now()
+        patience = Patience(seen=s.settings.orphan_seen, kept=s.settings.orphan_kept)
     if form is Format.json:
         output.emit(
             "gc",
@@ -255,8 +267,14 @@ def gc(
         )
         return 0
     output.console().print(pictures.inventory(found, now))
-    if found.due and not yes:
-        output.say("Nothing was touched.\nNext: changeover gc --yes")
+    ripe = [o for o in found.orphans if deed(o, patience, now=now, foreign=foreign)]
+    if any(o not in ripe and not o.pools and not o.unsure for o in found.orphans):
+        output.say(
+            f"gc --yes puts into quarantine what was seen for {words.span(patience.seen)}, and deletes it "
+            f"{words.span(patience.kept)} later; what carries a rollout that is not known here only with --foreign."
+        )
+    if (found.due or ripe) and not yes:
+        output.say(f"Nothing was touched.\nNext: changeover gc --yes{' --foreign' if foreign else ''}")
     return 0
 
 

@@ -27,7 +27,10 @@ def rollouts(form: Output = Format.text) -> int:
         output.emit("rollouts", {"frozen": frozen, "rollouts": listed, "unread": dict(unread)})
         return 0
     if not found and not unread:
-        output.say("No rollout yet.\nNext: changeover plan FILE")
+        output.say(
+            "No rollout yet. If there were some, Redis has lost them: changeover rebuild FILE finds them in the world."
+            "\nNext: changeover plan FILE"
+        )
         return 0
     from orchestrator.cli import pictures
 
@@ -64,7 +67,8 @@ def watch(
 ) -> int:
     """Follow a rollout until it ends or needs a person. Ctrl-C detaches; the rollout goes on.
 
-    Ends with 0 when it succeeded, 1 failed, 3 paused or waiting for a person, 4 rolled back or aborted.
+    Ends with 0 when it succeeded, 1 failed, 3 paused or (also after its end) waiting for a person, 4 rolled back or
+    aborted.
     """
     from orchestrator.cli.watching import follow
 

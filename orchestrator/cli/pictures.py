@@ -147,7 +147,7 @@ def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
         parts += [Text(), *_orphans(view.orphans)]
     if whole:
         parts += [Text(), _all(view.upgrades)]
-    parts += [Text(), next_line(words.next_of(r, view.held))]
+    parts += [Text(), next_line(words.next_of(r, view.upgrades))]
     return Group(*parts)
 
 
@@ -178,7 +178,8 @@ def _needs_you(view: View) -> Iterable[RenderableType]:
     for u in view.held[:MOST]:
         yield Text.assemble((clean(u.server), "bold"), f" held at {words.where(u)}: ", clean(u.why))
         yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2), expand=False)
-        yield Padding(next_line(words.next_for(r, u)), (0, 0, 0, 2), expand=False)
+        either = f"{words.next_for(r, u)}   or   {words.otherwise(r, u)}"
+        yield Padding(next_line(either), (0, 0, 0, 2), expand=False)
     for u in view.alarms[:MOST]:
         yield Text.assemble((clean(u.server), "bold"), " is upgraded, and its new server ails: ", clean(_ails(u)))
         yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2), expand=False)
@@ -255,7 +256,8 @@ def story(told: Story) -> RenderableType:
         parts += [Padding(line, (0, 0, 0, 22), expand=False) for line in evidence(entry.detail)]
     if u.wait is not None:
         parts.append(text(f"waits for: {u.wait.reason} (looks again at {words.clock(u.wait.at)})", "blue"))
-    parts += [Text(), next_line(words.next_for(r, u))]
+    either = f"   or   {words.otherwise(r, u)}" if u.state == "held" else ""
+    parts += [Text(), next_line(f"{words.next_for(r, u)}{either}")]
     return Group(*parts)
 
 

@@ -99,7 +99,7 @@ def apply(
 ) -> int:
     """Start a rollout of this fleet file. The world is read again; a plan that it has moved away from is refused."""
     from orchestrator import fleet_file, operations
-    from orchestrator.cli import schema
+    from orchestrator.cli import schema, words
 
     fleet = fleet_file.load(file)
     asks = sys.stdin.isatty() and sys.stderr.isatty()
@@ -129,7 +129,8 @@ def apply(
         if form is Format.json:
             output.emit("applied", {"rollout": schema.rollout(made), "confirmed": confirmed, "next": next})
         else:
-            output.tell(f"Rollout {made.id} has begun: {len(fleet.servers)} servers in {len(made.waves)} waves.")
+            size = f"{words.many(len(fleet.servers), 'server')} in {words.many(len(made.waves), 'wave')}"
+            output.tell(f"Rollout {made.id} has begun: {size}.")
             output.say_unconfirmed(confirmed, "To apply again is safe: as long as this one is known, it is refused.")
         if not watch:
             if form is Format.text:
@@ -146,10 +147,10 @@ def _agreed(made: Plan) -> bool:
     """Asks on stderr, so that stdout stays for data."""
     from rich.console import Console
 
-    from orchestrator.cli import pictures
+    from orchestrator.cli import pictures, words
 
     Console(stderr=True, highlight=False, markup=False, emoji=False).print(pictures.plan(made))
-    return typer.confirm(f"\nReplace {made.changes} servers as planned?", default=False, err=True)
+    return typer.confirm(f"\nReplace {words.many(made.changes, 'server')} as planned?", default=False, err=True)
 
 
 def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> int:
@@ -216,7 +217,9 @@ def rebuild(
             actor=session.actor(),
             waiter=operations.Waiter(timeout=timeout),
         )
-    next = f"changeover resume {made.id}" if made is not None else f"changeover rebuild {file} --yes"
+    same = f"changeover rebuild {file}" + (f" --rollout {rollout}" if rollout else "")
+    same += "".join(f" --without {name}" for name in without or ())
+    next = f"changeover resume {made.id}" if made is not None else f"{same} --yes"
     if form is Format.json:
         output.emit("rebuilt", schema.rebuilt(found, made=made is not None, next=next))
         return 0

@@ -79,7 +79,7 @@ def rollout_body(view: operations.View) -> dict[str, object]:
         "servers": [schema.upgrade(u) for u in view.upgrades],
         "orphans": [s.id for s in view.orphans],
         "exit_code": view.exit_code,
-        "next": words.next_of(view.rollout, view.held),
+        "next": words.next_of(view.rollout, view.upgrades),
     }
 
 
@@ -89,8 +89,11 @@ def end(view: operations.View) -> None:
     states = ", ".join(f"{number} {state}" for state, number in view.tally.by_state.items())
     output.tell(f"Rollout {r.id} is {r.state}: {states}" + (f"; {r.why}" if r.why else ""))
     for u in view.held:
-        output.tell(f"{u.server} needs you: {u.why}. Traffic: {u.traffic}. Next: {words.next_for(r, u)}")
-    output.say(f"Next: {words.next_of(r, view.held)}")
+        either = f"{words.next_for(r, u)}   or   {words.otherwise(r, u)}"
+        output.tell(f"{u.server} needs you: {u.why}. Traffic: {u.traffic}. Next: {either}")
+    for u in view.alarms:
+        output.tell(f"{u.server} needs you: its new server ails. Traffic: {u.traffic}. Next: {words.next_for(r, u)}")
+    output.say(f"Next: {words.next_of(r, view.upgrades)}")
 
 
 def _live(watched: _Watched) -> None:

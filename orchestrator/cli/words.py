@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -101,6 +101,8 @@ def happened(entry: AuditEntry) -> str:
         case "Settled":
             checked = "" if detail.get("checked") else ", unchecked"
             return f"settled by {entry.actor}, its {detail.get('serving', '')} server serves{checked}: {why}"
+        case "Rebuilt":
+            return f"told from the world: {detail.get('found', '')}. Goes on with: {detail.get('resumes', '')}"
         case "Shifted":
             return "deadline moved by the pause"
         case _:
@@ -129,14 +131,24 @@ def next_for(rollout: Rollout, u: Upgrade) -> str:
             return f"changeover show {rollout.id}"
 
 
-def next_of(rollout: Rollout, held: tuple[Upgrade, ...]) -> str:
+def otherwise(rollout: Rollout, u: Upgrade) -> str:
+    """What else a person can say of a server that is held: an undo can go nowhere but on, or end as it stands."""
+    if u.direction == "undo":
+        return f"changeover settle {rollout.id} {u.server} --serving old|new --because TEXT"
+    return f"changeover rollback {rollout.id} --server {u.server}"
+
+
+def next_of(rollout: Rollout, upgrades: Sequence[Upgrade]) -> str:
     """The one next command for a rollout."""
-    if held and rollout.state != "paused":
-        return next_for(rollout, held[0])
+    needing = [u for u in upgrades if u.state == "held"]
+    if not needing and rollout.state not in ("rolling_back", "aborting"):
+        needing = [u for u in upgrades if u.ailing is not None and u.ailing.sure]
+    if needing and rollout.state != "paused":
+        return next_for(rollout, needing[0])
     match rollout.state:
         case "paused":
             return f"changeover resume {rollout.id}"
-        case "failed" if not rollout.closed:
+        case "failed" if not rollout.closed and any(u.state == "failed" for u in upgrades):
             return f"changeover retry {rollout.id}"
         case "succeeded" | "failed" | "aborted" | "rolled_back":
             return f"changeover report {rollout.id} --out DIR"

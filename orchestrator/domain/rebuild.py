@@ -110,12 +110,14 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuilt:
-    """`refusals`: why nothing can be rebuilt, one line each; then there are no positions that count."""
+    """`refusals`: why nothing can be rebuilt, one line each; then there are no positions that count. `marks`: of which
+    rollouts marks were found then, oldest first."""
 
     rollout: str
     positions: tuple[Position, ...]
     refusals: tuple[str, ...]
     plan: Plan | None = None
+    marks: tuple[str, ...] = ()
 
 
 class _Unclear(Exception):
@@ -132,14 +134,14 @@ def rebuild(fleet: Fleet, findings: Findings, *, rollout: str, now: float, witho
     id = rollout or (told[0] if len(told) == 1 else "")
     refusals = [f"pool {line}" for line in findings.unread]
     if not id:
-        several = f"marks of several rollouts were found, {', '.join(told)}: say which by --rollout"
+        several = f"marks of several rollouts were found, {', '.join(told)} (the newest): say which by --rollout"
         refusals.append(several if told else "nothing of a rollout of these servers was found")
     named = {*names, *without}
     strangers = sorted({thing.server for thing in marked if thing.rollout == id and thing.server not in named})
     if id and strangers:
         refusals.append(f"rollout {id} had {', '.join(strangers[:5])} too, which this file does not name")
     if refusals:
-        return Rebuilt(rollout=id, positions=(), refusals=tuple(refusals))
+        return Rebuilt(rollout=id, positions=(), refusals=tuple(refusals), marks=tuple(told))
     positions = []
     waves = {
         name: wave

@@ -277,7 +277,10 @@ def _illegal(rollout: Rollout, verb: str) -> IllegalTransition:
 
 
 def exit_code(rollout: Rollout, held: int) -> int:
-    """What the command line ends with: 0 ok, 1 failed, 3 paused or waiting for a person, 4 rolled back or aborted."""
+    """What the command line ends with: 0 ok, 1 failed, 3 paused or waiting for a person, 4 rolled back or aborted.
+    `held` counts the servers that wait for a person, also after the rollout has ended."""
+    if held:
+        return 3
     match rollout.state:
         case "succeeded":
             return 0
@@ -288,7 +291,7 @@ def exit_code(rollout: Rollout, held: int) -> int:
         case "paused":
             return 3
         case _:
-            return 3 if held else 0
+            return 0
 
 
 def wave_sizes(waves: Sequence[int | str], total: int) -> list[int]:

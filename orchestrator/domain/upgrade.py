@@ -209,17 +209,33 @@ class Upgrade:
         if self.terminal and self.by_hand:
             side = f"the new server of {self.server}" if self.state == "upgraded" else self.server
             return f"{side} serves, as settled by a person"
+        does = "serves" if self.ailing is None else f"does not serve as it must ({self.ailing.why})"
         if self.state == "upgraded":
-            return f"the new server of {self.server} serves" + (
-                "" if self.old_gone else ", the old one is kept stopped"
+            return f"the new server of {self.server} {does}" + (
+                ", the old one is gone" if self.old_gone else ", the old one is kept stopped"
             )
         if self.state in ("pending", "failed", "rolled_back") or not self.past_swap:
             return f"{self.server} serves"
         if self.direction == "undo":
-            return f"{self.server} is being put back, its new server leaves after that"
+            return self._traffic_of_an_undo
         if self.has_begun("drain_old"):
-            return f"the new server of {self.server} serves, the old one is leaving"
+            return f"the new server of {self.server} {does}, the old one is leaving"
         return f"{self.server} serves, and its new server joins it"
+
+    @property
+    def _traffic_of_an_undo(self) -> str:
+        """The old one comes back before the new one leaves, and what is held does neither."""
+        match self.step, self.state:
+            case "drain_old", "held":
+                return f"{self.server} is not back; its new server stays in its pools until it is"
+            case "drain_old", _:
+                return f"{self.server} is being put back, its new server leaves after that"
+            case "swap", "held":
+                return f"{self.server} is in its pools again, and its new server has still to leave them"
+            case "swap", _:
+                return f"{self.server} is in its pools again, and its new server leaves them"
+            case _:
+                return f"{self.server} serves"
 
     # -- what can happen to it ------------------------------------------------------------------------------------
 

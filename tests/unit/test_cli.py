@@ -17,6 +17,7 @@ import pytest
 import orchestrator.cli.session
 from orchestrator import operations
 from orchestrator.cli import main
+from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.plan import token
 from orchestrator.domain.rebuild import Found
 from orchestrator.domain.upgrade import Admitted, Ailed, Held, TurnedBack
@@ -165,7 +166,9 @@ def test_an_error_in_json_is_one_object_on_stderr(place: Place) -> None:
     body = json.loads(err)
     assert body["schema"] == "changeover/v1/error"
     assert body["exit_code"] == 64
-    assert body["next"] == "changeover rollouts"
+    assert body["next"].startswith("changeover rebuild FILE"), "nothing at all is known: Redis may have lost it"
+    place.applied()
+    assert json.loads(place.run("show", "r000", "--output", "json")[2])["next"] == "changeover rollouts"
 
 
 def test_apply_asks_and_without_a_terminal_wants_yes(place: Place) -> None:
@@ -394,6 +397,46 @@ def test_a_new_server_that_ails_is_what_needs_you(place: Place) -> None:
     assert "web-1.g2 is down" in place.run("rollouts")[1]
     _, body = place.json("show", id)
     assert body["rollout"]["alarm"] and body["servers"][0]["ails"] == "web-1.g2 is down in web"
+    assert "does not serve as it must (web-1.g2 is down in web)" in body["servers"][0]["traffic"]
+    was = operations.find(place.store, id)
+    place.store.change(was, replace(was, state="succeeded", ended_at=1.0), entry=ENTRY)
+    code, out, err = place.run("watch", id)
+    assert code == 3, "it has succeeded, and a person is needed all the same"
+    assert "web-1 needs you: its new server ails" in out
+    assert err == f"Next: changeover rollback {id} --server web-1\n"
+
+
+def test_a_held_undo_says_who_stays_in_and_how_else_it_ends(place: Place) -> None:
+    id = place.applied()
+    u = upgraded(place.store, id, "web-1").after(TurnedBack(why="back", at=2.0, asked=True))
+    put(place.store, id, "web-1", u.after(Held(why="server srv-1 is terminated")))
+    was = operations.find(place.store, id)
+    place.store.change(was, replace(was, state="succeeded", ended_at=1.0), entry=ENTRY)
+    settle = f"changeover settle {id} web-1 --serving old|new --because TEXT"
+    for words in (("show", id), ("explain", "web-1")):
+        _, out, _ = place.run(*words)
+        assert "Traffic: web-1 is not back; its new server stays in its pools until it is" in out
+        assert f"Next: changeover retry {id} --server web-1   or   {settle}" in out
+    code, out, _ = place.run("watch", id)
+    assert code == 3
+    assert settle in out
+    _, _, err = place.run("retry", id)
+    assert f"Next: changeover explain web-1 --rollout {id}" in err, "there is nothing to watch of what has ended"
+    code, _, err = place.run("settle", id, "web-1", "--serving", "new", "--because", "x")
+    assert code == 1
+    assert "web-1 is waiting; only a held server can be settled" in err
+
+
+def test_no_retry_of_a_whole_rollout_is_named_where_nothing_has_failed(place: Place) -> None:
+    id = place.applied()
+    u = row(place.store, id, "web-1").upgrade.after(Admitted(at=1.0))
+    put(place.store, id, "web-1", u.after(TurnedBack(why="asked", at=2.0, asked=True)))
+    was = operations.find(place.store, id)
+    place.store.change(was, replace(was, state="failed", ended_at=1.0), entry=ENTRY)
+    assert place.json("show", id)[1]["next"] == f"changeover report {id} --out DIR"
+    code, out, err = place.run("retry", id)
+    assert (code, out) == (0, f"Rollout {id} has no server to try again.\n")
+    assert f"Next: changeover show {id}" in err
 
 
 def test_a_held_server_is_settled_as_a_person_says_once_a_worker_has_seen_it(place: Place) -> None:
@@ -497,7 +540,46 @@ def test_a_rollout_is_rebuilt_after_it_was_shown_what_would_be(place: Place) -> 
     assert "this Redis knows rollout r7" in err and "Next: changeover show r7" in err
 
 
+def test_a_rebuild_that_was_shown_for_one_of_several_rollouts_is_repeated_for_that_one(place: Place) -> None:
+    def image(rollout: str) -> Found:
+        made = token(rollout, "fake", "default", "default", "web-2", "create_image", 0, 0)
+        about = {"rollout": rollout, "server": "web-2", "name": f"co-{made[:40]}", "state": "available"}
+        return Found(kind="image", id=f"img-{rollout}", **about)  # type: ignore[arg-type] # words only
+
+    assert "Next: changeover plan FILE" in place.run("rebuild", str(place.file))[2], "of nothing, nothing is rebuilt"
+    place.world.marked = (image("r7"), image("r8"))
+    code, _, err = place.run("rebuild", str(place.file))
+    assert code == 1
+    assert "r7, r8 (the newest)" in err and "Next: changeover rebuild FILE --rollout r8" in err
+    code, _, err = place.run("rebuild", str(place.file), "--rollout", "r7", "--without", "web-1")
+    assert code == 0
+    assert f"Next: changeover rebuild {place.file} --rollout r7 --without web-1 --yes" in err
+
+
+def test_what_an_empty_redis_may_have_lost_is_said_to_be_found_in_the_world(place: Place) -> None:
+    assert "changeover rebuild FILE" in place.run("rollouts")[2]
+
+
+def test_gc_says_what_becomes_of_orphans_and_names_the_command_once_it_would_do_something(place: Place) -> None:
+    def seen(last: float, **more: Any) -> Sighting:
+        about = {"lane": "fake", "kind": "image", "id": "img-1", "name": "co-1", "state": "available", "rollout": "r7"}
+        return Sighting(**{**about, "server": "web-1", "first": 0.0, "last": last, "scans": 2, **more})
+
+    def told(sighting: Sighting, *words: str) -> str:
+        place.store.sighted("fake", [sighting])
+        code, out, err = place.run("gc", *words)
+        assert code == 0 and "img-1" in out
+        return err
+
+    assert "quarantine what was seen for 15 min" in (young := told(seen(60.0))) and "Next:" not in young
+    assert "Next: changeover gc --yes\n" in told(seen(900.0))
+    assert "only with --foreign" in (foreign := told(seen(900.0, foreign=True))) and "Next:" not in foreign
+    assert "Next: changeover gc --yes --foreign" in told(seen(900.0, foreign=True), "--foreign")
+    assert told(seen(900.0, pools=("web",))) == "", "it stays as long as it is in a pool"
+
+
 def test_an_unknown_rollout_is_a_usage_error(place: Place) -> None:
+    place.applied()
     for verb in ("show", "watch", "events", "pause", "resume", "abort", "rollback", "retry"):
         code, out, err = place.run(verb, "r000")
         assert (code, out) == (64, "")

@@ -341,6 +341,7 @@ def test_a_retry_of_a_failed_rollout_runs_on_at_that_servers_wave() -> None:
         ("rolled_back", 0, 4),
         ("paused", 0, 3),
         ("running", 1, 3),
+        ("succeeded", 1, 3),
         ("running", 0, 0),
     ],
 )

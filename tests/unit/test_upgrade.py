@@ -255,7 +255,11 @@ def test_words_say_where_users_are_served() -> None:
     swapping = told("Admitted", *FORWARD * 4, "Began")
     assert "joins" in swapping.traffic
     assert "is leaving" in told("Finished", "Began", u=swapping).traffic
-    assert "put back" in told("TurnedBack", u=swapping).traffic
+    assert told("TurnedBack", u=swapping).traffic == "s is in its pools again, and its new server leaves them"
+    draining = told("Finished", "Began", "TurnedBack", u=swapping)
+    assert "put back" in draining.traffic
+    assert "stays in its pools" in told("Held", u=draining).traffic, "nobody is at work on it"
+    assert told("UndoBegan", "Undone", "UndoBegan", "Undone", u=draining).traffic == "s serves"
     assert "kept stopped" in RECORDS["upgraded"].traffic
     assert RECORDS["failed"].traffic == "s serves"
 
