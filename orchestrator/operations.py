@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.domain import rollout as decisions
-from orchestrator.domain.orphans import Sighting
+from orchestrator.domain.orphans import Patience, Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Released, Settled, Shifted, Side, TurnedBack, Upgrade
 from orchestrator.errors import (
@@ -815,13 +815,16 @@ class Kept:
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
     """`due`: (rollout, server) whose old server's time is up; `sent`: those sent on their way now. `orphans` carry our
-    mark and nobody accounts for them; `done` is what became of some now, `not_done` what did not, and why. `unread`:
-    lanes that could not be asked, and rollouts that could not be read, and why."""
+    mark and nobody accounts for them; something is due for the `ripe` among them (keys), as the workers' `patience` has
+    it. `done` is what became of some now, `not_done` what did not, and why. `unread`: lanes that could not be asked,
+    and rollouts that could not be read, and why."""
 
     kept: tuple[Kept, ...]
     due: tuple[tuple[str, str], ...]
     sent: tuple[tuple[str, str], ...] = ()
     orphans: tuple[Sighting, ...] = ()
+    ripe: frozenset[str] = frozenset()
+    patience: Patience | None = None
     done: tuple[str, ...] = ()
     not_done: tuple[str, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
@@ -858,6 +861,8 @@ def gc(
 
     done: list[str] = []
     not_done: list[str] = []
+    ripe: set[str] = set()
+    patience: Patience | None = None
     for lane in lanes(store):
         request = new_id("q", now)
         try:
@@ -865,6 +870,8 @@ def gc(
             answer = _answer(store, "collect", request, waiter or Waiter(timeout=20.0))
             done += answer["done"]
             not_done += answer["not_done"]
+            ripe.update(answer.get("due", ()))  # of a worker of the version before there is neither
+            patience = Patience(**answer["patience"]) if "patience" in answer else patience
         except ChangeoverError as error:
             unread[lane] = error.message
     return Inventory(
@@ -872,6 +879,8 @@ def gc(
         due=tuple((row.upgrade.rollout, row.upgrade.server) for row in due),
         sent=tuple((row.upgrade.rollout, row.upgrade.server) for row in sent),
         orphans=tuple(store.sightings()),
+        ripe=frozenset(ripe),
+        patience=patience,
         done=tuple(done),
         not_done=tuple(not_done),
         unread=unread,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -224,14 +224,16 @@ def _key(ledger: Sequence[LedgerItem], thing: Thing | Sighting) -> str:
 
 
 def collect(world: World, *, request: str, lane: str, act: bool, foreign: bool) -> Mapping[str, Any]:
-    """A look, and with `act` what is due of it. The answer is a document of kind `collect`: what was done, and what was
-    not and why."""
+    """A look, and with `act` what is due of it. The answer is a document of kind `collect`: what was done, what was not
+    and why, what was due (keys of sightings), and how patient this worker is."""
     done: list[str] = []
     not_done: list[str] = []
-    body: dict[str, Any] = {"ok": True, "done": done, "not_done": not_done}
+    body: dict[str, Any] = {"ok": True, "done": done, "not_done": not_done, "patience": asdict(world.patience)}
     try:
         fleets = lanes(world.store).get(lane, ())
         found = look(world, lane, fleets) if fleets else []
+        now = world.store.now()
+        body["due"] = [s.key for s in found if deed(s, world.patience, now=now, foreign=foreign)]
         if act and fleets:
             _act(world, request, lane, fleets, found, foreign, done, not_done)
     except (ProviderError, ChangeoverError) as error:

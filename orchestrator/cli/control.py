@@ -238,7 +238,6 @@ def gc(
     """
     from orchestrator import operations
     from orchestrator.cli import pictures, words
-    from orchestrator.domain.orphans import Patience, deed
 
     with session.opened() as s:
         found = operations.gc(
@@ -251,7 +250,6 @@ def gc(
             waiter=operations.Waiter(timeout=timeout),
         )
         now = s.store.now()
-        patience = Patience(seen=s.settings.orphan_seen, kept=s.settings.orphan_kept)
     if form is Format.json:
         output.emit(
             "gc",
@@ -267,13 +265,14 @@ def gc(
         )
         return 0
     output.console().print(pictures.inventory(found, now))
-    ripe = [o for o in found.orphans if deed(o, patience, now=now, foreign=foreign)]
-    if any(o not in ripe and not o.pools and not o.unsure for o in found.orphans):
+    waiting = [o for o in found.orphans if o.key not in found.ripe and not o.pools and not o.unsure]
+    if waiting and found.patience is not None:
+        seen, kept = words.span(found.patience.seen), words.span(found.patience.kept)
         output.say(
-            f"gc --yes puts into quarantine what was seen for {words.span(patience.seen)}, and deletes it "
-            f"{words.span(patience.kept)} later; what carries a rollout that is not known here only with --foreign."
+            f"gc --yes puts into quarantine what was seen for {seen}, and deletes it {kept} later; "
+            "what carries a rollout that is not known here only with --foreign."
         )
-    if (found.due or ripe) and not yes:
+    if (found.due or found.ripe) and not yes:
         output.say(f"Nothing was touched.\nNext: changeover gc --yes{' --foreign' if foreign else ''}")
     return 0
 

@@ -451,13 +451,14 @@ def checks(found: Sequence[Check]) -> RenderableType:
 def inventory(found: Inventory, now: float) -> RenderableType:
     parts: list[RenderableType] = []
     table = _table("rollout", "server", "kind", "state", "id", "kept for", title="Made by us, or ours to end")
-    alive = [each for each in found.kept if each.item.state != "deleted"]
+    back = [each for each in found.kept if each.item.kind == "old server" and each.item.state == "live"]
+    alive = [each for each in found.kept if each.item.state != "deleted" and each not in back]
     for each in alive[: 4 * MOST]:
         item = each.item
         left = "" if item.until is None else words.span(item.until - now) if item.until > now else "due"
         table.add_row(text(each.rollout), text(item.server), item.kind, item.state, text(item.id), left)
     parts.append(table)
-    gone = len(found.kept) - len(alive)
+    gone = len(found.kept) - len(alive) - len(back)
     parts.append(text(f"{words.many(len(alive), 'thing')} kept, {gone:,} deleted already", "bright_black"))
     if found.orphans:
         orphans = _table(

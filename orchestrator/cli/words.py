@@ -103,6 +103,9 @@ def happened(entry: AuditEntry) -> str:
             return f"settled by {entry.actor}, its {detail.get('serving', '')} server serves{checked}: {why}"
         case "Rebuilt":
             return f"told from the world: {detail.get('found', '')}. Goes on with: {detail.get('resumes', '')}"
+        case "Quarantined" | "OrphanDeleted":
+            now = "put into quarantine" if entry.event == "Quarantined" else "deleted"
+            return f"{detail.get('kind', '')} {detail.get('id', '')}, which nobody accounts for, is {now}"
         case "Shifted":
             return "deadline moved by the pause"
         case _:

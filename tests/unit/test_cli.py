@@ -562,11 +562,13 @@ def test_what_an_empty_redis_may_have_lost_is_said_to_be_found_in_the_world(plac
 
 def test_gc_says_what_becomes_of_orphans_and_names_the_command_once_it_would_do_something(place: Place) -> None:
     def seen(last: float, **more: Any) -> Sighting:
-        about = {"lane": "fake", "kind": "image", "id": "img-1", "name": "co-1", "state": "available", "rollout": "r7"}
-        return Sighting(**{**about, "server": "web-1", "first": 0.0, "last": last, "scans": 2, **more})
+        about = {"lane": "fake/default/default", "kind": "image", "id": "img-1", "name": "co-1", "state": "available"}
+        return Sighting(**{**about, "rollout": "r7", "server": "web-1", "first": 0.0, "last": last, "scans": 2, **more})
+
+    place.applied()  # so that the lane is known
 
     def told(sighting: Sighting, *words: str) -> str:
-        place.store.sighted("fake", [sighting])
+        place.world.orphans = [sighting]
         code, out, err = place.run("gc", *words)
         assert code == 0 and "img-1" in out
         return err

@@ -11,7 +11,7 @@ import pytest
 from orchestrator import fleet_file, operations
 from orchestrator.dispatch import Message
 from orchestrator.domain.fleet import Fleet
-from orchestrator.domain.orphans import Sighting
+from orchestrator.domain.orphans import Patience, Sighting, deed
 from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey
 from orchestrator.domain.rebuild import Findings, Found, Place
 from orchestrator.domain.upgrade import (
@@ -127,6 +127,7 @@ class World:
         fleet: Mapping[str, Any] | None = None,
         rollout: str = "",
         server: str = "",
+        foreign: bool = False,
         **_about: Any,
     ) -> None:
         self.asked.append(task)
@@ -149,7 +150,8 @@ class World:
             body["findings"] = asdict(self.findings(self.survey(fleet)))
         elif task == "collect":
             self.store.sighted("fake/default/default", self.orphans)
-            body |= {"done": [], "not_done": []}
+            due = [s.key for s in self.orphans if deed(s, Patience(), now=s.last, foreign=foreign)]
+            body |= {"done": [], "not_done": [], "due": due, "patience": asdict(Patience())}
         else:
             body["checks"] = [{"name": "pool web", "ok": True, "detail": "3 serve", "fix": ""}]
         self.store.put_document(task, request, body)
