@@ -16,9 +16,7 @@ from orchestrator import coordinator
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.lanes import lanes
-from orchestrator.store import memory
 from orchestrator.store.memory import MemoryStore
-from orchestrator.store.shapes import fenced
 from providers.compute import Server
 from providers.traffic import Guard
 from tasks import BODIES, cleaning, drain_old, keys, membership, orphans, patrol, smoke_test, step, swap
@@ -58,35 +56,6 @@ def no_intent(patch: Patch) -> None:
 def no_guard(patch: Patch) -> None:
     """A member is taken out without asking who else serves."""
     patch.setattr(membership, "Guard", lambda **_how: Guard(min_healthy=0))
-
-
-def fence_only(patch: Patch) -> None:
-    """Not a bug: a holder is known by its fence alone, as by the book, and whoever changes the record without holding
-    it raises the fence. It is enough, as long as no fence repeats."""
-
-    def held(store: Any, claim: Any) -> Any:
-        record = store._record(claim.rollout, claim.server)
-        if record is None or record.fence != claim.fence:
-            raise fenced(claim, "another has it")
-        return record
-
-    honest = MemoryStore.turn
-
-    def turn(store: Any, row: Any, to: Upgrade, **how: Any) -> Any:
-        turned = honest(store, row, to, **how)
-        if turned is not None:
-            record = store._record(to.rollout, to.server)
-            record.fence = memory._fence_after(record.fence, store.now())
-        return turned
-
-    patch.setattr(MemoryStore, "_held", held)
-    patch.setattr(MemoryStore, "turn", turn)
-
-
-def counter_fence(patch: Patch) -> None:
-    """Fences are counted, by the book too: they repeat when the store has lost its last second."""
-    fence_only(patch)
-    patch.setattr(memory, "_fence_after", lambda previous, _now: previous + 1)
 
 
 def commit_without_owner(patch: Patch) -> None:
