@@ -14,6 +14,7 @@ ROLE = "changeover:role"
 STEP = "changeover:step"
 ATTEMPT = "changeover:attempt"
 PHASE = "changeover:phase"
+QUARANTINE = "quarantine"  # the phase of a server that is stopped and waits for its end
 DISPOSABLE = "changeover:disposable"
 UNDOING = "changeover:undoing"  # on A
 RETURNED = "changeover:returned"  # which drain A has come back from: what was decided in that drain is void

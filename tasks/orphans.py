@@ -24,7 +24,6 @@ from tasks.world import World
 
 log = structlog.get_logger()
 ONE_RUN = 120.0  # seconds for which one run has a lane for itself
-QUARANTINE = "quarantine"  # the phase of a server that is stopped and waits for its end
 
 
 @dataclass
@@ -281,7 +280,7 @@ def _quarantine(world: World, compute: Compute, s: Sighting) -> None:
     _keep(world, replace(s, quarantined_at=now))
     _write(world, s, "quarantined", until=now + world.patience.kept, event="Quarantined")
     if s.kind == "server":
-        compute.tag(s.id, {keys.PHASE: QUARANTINE})
+        compute.tag(s.id, {keys.PHASE: keys.QUARANTINE})
         compute.stop(s.id)
 
 

@@ -11,6 +11,7 @@ from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey, gener
 from orchestrator.domain.rebuild import Findings, Found, Place
 from orchestrator.domain.settlement import SeenMember, SeenThing, Whereabouts
 from orchestrator.domain.upgrade import Side
+from orchestrator.errors import UnsafeStore
 from providers.compute import Image, Server
 from providers.errors import ProviderError
 from providers.guest import Facts
@@ -157,8 +158,42 @@ def look(world: World, fleet: Fleet) -> Survey:
         for spec in fleet.servers
     )
     return Survey(
-        at=world.store.now(), servers=found, pools=tuple(pools), caveats=(*compute.caps.notes, *traffic.caps.notes)
+        at=world.store.now(),
+        servers=found,
+        pools=tuple(pools),
+        caveats=(*compute.caps.notes, *traffic.caps.notes),
+        strangers=tuple(_strangers(world, fleet, compute.inventory({keys.MANAGED: "1"}))),
     )
+
+
+def _strangers(world: World, fleet: Fleet, made: Sequence[Server | Image]) -> list[str]:
+    """Another control plane is at work on these servers, or this Redis has lost what it knew: whoever began anew would
+    make a second B beside one that may have users."""
+    names = {server.name for server in fleet.servers}
+    ours = {fleet.id_of(server) for server in fleet.servers}
+    known: dict[str, bool] = {}
+    lines = []
+    for thing in made:
+        rollout, name = thing.tags.get(keys.ROLLOUT, ""), thing.tags.get(keys.SERVER, "")
+        if not isinstance(thing, Server) or thing.id in ours or name not in names or thing.state == "terminated":
+            continue
+        if thing.tags.get(keys.PHASE) == keys.QUARANTINE:
+            continue
+        if rollout not in known:
+            known[rollout] = _known(world, rollout)
+        if not known[rollout]:
+            lines.append(
+                f"{name}: the server {thing.id} was made for it by the rollout {rollout}, of which this Redis knows "
+                "nothing. If it was lost: changeover rebuild FILE; if nobody needs it: changeover gc --foreign"
+            )
+    return sorted(lines)
+
+
+def _known(world: World, rollout: str) -> bool:
+    try:
+        return world.store.rollout(rollout) is not None
+    except UnsafeStore:
+        return True  # it is there, and cannot be read
 
 
 def _batched(ids: Sequence[str]) -> Sequence[Sequence[str]]:

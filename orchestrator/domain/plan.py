@@ -62,12 +62,14 @@ class FoundPool:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the world looks like, read by a worker at `at` (epoch seconds)."""
+    """What the world looks like, read by a worker at `at` (epoch seconds). `strangers` are servers that a rollout has
+    made for one of these, and this Redis knows nothing of it; one line each."""
 
     at: float
     servers: tuple[FoundServer, ...]
     pools: tuple[FoundPool, ...]
     caveats: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +192,7 @@ def blockers(fleet: Fleet, survey: Survey) -> list[str]:
     """Why this plan must not be applied, one line each."""
     lines = [f"{server.name}: {server.problem}" for server in survey.servers if server.problem]
     lines += [f"pool {pool.pool}: {pool.problem}" for pool in survey.pools if pool.problem]
+    lines += survey.strangers
     size = fleet.target.size
     for server in survey.servers:
         if server.problem:

@@ -154,7 +154,7 @@ def rebuild(fleet: Fleet, findings: Findings, *, rollout: str, now: float, witho
             positions.append(_Server(fleet, findings, id, server, waves[server.name], mine, now).position())
         except _Unclear as why:
             refusals.append(f"{server.name}: {why}")
-    survey = replace(findings.survey, servers=tuple(position.old for position in positions))
+    survey = replace(findings.survey, servers=tuple(position.old for position in positions), strangers=())
     plan = make_plan(fleet, survey) if not refusals else None
     return Rebuilt(rollout=id, positions=tuple(positions), refusals=tuple(refusals), plan=plan)
 

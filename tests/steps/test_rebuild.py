@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from orchestrator import operations
+from orchestrator.domain.plan import make_plan
 from orchestrator.domain.rebuild import Rebuilt
 from orchestrator.domain.steps import STEPS
 from orchestrator.errors import BadInput, Conflict, Locked
@@ -18,6 +19,7 @@ from orchestrator.store.memory import MemoryStore
 from providers.compute import Server
 from providers.compute.fake import GiB
 from tasks import keys
+from tasks.survey import look
 from tests.steps.test_every_step import points
 from tests.support.outcome import SERVER, Watch, ends_well, journey, settle, turn_back, up
 from tests.support.runner import Crashed, Runner, running
@@ -304,3 +306,14 @@ def test_the_end_of_an_old_server_that_was_decided_stays_decided() -> None:
         r.until(lambda: r.upgrade(SERVER).old_gone)
         view = r.cloud.things[SERVER].view
         assert isinstance(view, Server) and view.state == "terminated"
+
+
+def test_a_new_plan_is_refused_while_the_world_shows_a_rollout_that_redis_forgot() -> None:
+    with running(["web-1"]) as r:
+        r.until(lambda: bool(r.alive("target")))
+        assert not make_plan(r.fleet, look(r.world, r.fleet)).blockers
+        forget(r)
+        (told,) = make_plan(r.fleet, look(r.world, r.fleet)).blockers
+        assert told.startswith(f"web-1: the server {r.alive('target')[0]} was made for it by the rollout r1")
+        rebuild(r)
+        assert not make_plan(r.fleet, look(r.world, r.fleet)).blockers
