@@ -115,8 +115,14 @@ class World:
             document = self.store.document("spec", rollout)
             if document is None:
                 raise NotFound(f"rollout {rollout} has no spec", next="changeover rollouts")
-            plan = plan_from(document["plan"])
-            found = Spec(plan=plan, fleet=read_fleet(plan.fleet))
+            try:
+                plan = plan_from(document["plan"])
+                found = Spec(plan=plan, fleet=read_fleet(plan.fleet))
+            except (AttributeError, LookupError, TypeError, ValueError) as error:  # somebody has edited it
+                raise UnsafeStore(
+                    f"what rollout {rollout} is about cannot be read ({type(error).__name__})",
+                    next=f"changeover show {rollout}",
+                ) from error
         self._specs[rollout] = (found, now)
         return found
 

@@ -29,6 +29,7 @@ APART = 1.0  # seconds that these lie apart at least: a backlog of looks, made a
 PATIENCE = 60.0  # seconds that a B may take to serve again after it was put back
 OPEN: frozenset[State] = frozenset({"running", "waiting", "held"})
 TERMINAL: frozenset[State] = frozenset({"upgraded", "rolled_back", "failed"})
+MOST_LIVES = 10_000  # each of them was asked for by a person
 CLOSE = 0.01  # seconds by which something may come before its time: clocks are read one after the other
 
 
@@ -174,6 +175,8 @@ class Upgrade:
     def flaw(self) -> str:
         """Why no history leads to such a record, as after an edit by hand; empty when one may."""
         steps = {"pending": STEPS[:1], "upgraded": (RETIRE,)}.get(self.state, STEPS)
+        if not 1 <= self.life <= MOST_LIVES:  # its former names in the balancers are looked for one by one
+            return f"in its life {self.life}"
         if self.step not in steps:
             return f"{self.state} at {self.step}"
         if self.direction != "undo" and self.state in ("failed", "rolled_back"):

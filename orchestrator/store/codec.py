@@ -77,7 +77,7 @@ class Codec(Generic[T]):
             raise _unreadable(self._kind, key, _why_not(stored, self._schema))
         try:
             return text({**self._older(json.loads(stored)), "schema": self._schema})
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _unreadable(self._kind, key, f"it is no record of schema {before}: {error!r}") from error
 
     def of(self, document: Mapping[str, Any]) -> T:
@@ -112,7 +112,7 @@ def mapping(stored: bytes, *, key: str) -> dict[str, Any]:
     """A stored JSON object. Raises `UnsafeStore` naming `key`."""
     try:
         found = json.loads(stored)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable("document", key, str(error)) from error
     if not isinstance(found, dict):
         raise _unreadable("document", key, "it is no JSON object")
@@ -124,7 +124,7 @@ def _why_not(stored: bytes | None, schema: int) -> str:
         return "it has no document"
     try:
         found = json.loads(stored)
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"it is no JSON: {stored[:40]!r}"
     if not isinstance(found, dict) or "schema" not in found:
         return "it names no schema"

@@ -294,6 +294,12 @@ def test_a_record_that_no_history_leads_to_is_refused_and_never_acted_upon(kind:
             assert u.server in told and ("makes no sense" in told) == bool(u.flaw)
 
 
+@pytest.mark.parametrize("life", [-1, 0, 10**15])
+def test_a_record_of_a_life_that_nobody_could_have_asked_for_is_refused(life: int) -> None:
+    """Each name of a former life is looked for: an edited record must not fill a worker's memory with them."""
+    assert Upgrade(rollout="r", server="s", wave=0, life=life).flaw == f"in its life {life}"
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_hundred_random_histories_a_seed_keep_every_rule(seed: int) -> None:
     """With attempts, deadlines and lives as they add up over a long life, which the shapes above leave out."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from orchestrator.errors import UnsafeStore
 from tasks.step import next_look
 from tests.support.runner import running
 
@@ -36,6 +38,16 @@ def test_a_not_yet_soon_after_the_last_is_not_written_down() -> None:
         assert due <= r.clock() + 1.0, "and yet it is looked at again"
         r.finish()
         assert r.record().state == "succeeded"
+
+
+def test_a_rollout_whose_plan_was_edited_by_hand_is_unreadable_and_no_more() -> None:
+    with running(["web-1"]) as r:
+        for edited in ({}, {"plan": 5}, {"plan": {}}):
+            r.store.forget_document("spec", r.rollout)
+            r.store.put_document("spec", r.rollout, edited)
+            r.world._specs.clear()
+            with pytest.raises(UnsafeStore, match=f"rollout {r.rollout} is about cannot be read"):
+                r.world.spec(r.rollout)
 
 
 def test_one_look_answers_for_all_servers_that_wait_in_a_lane() -> None:

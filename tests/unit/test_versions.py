@@ -111,11 +111,20 @@ def test_one_version_back_is_read_and_written_as_ours() -> None:
         (b'{"schema":4,"name":"a"}', "it is of schema 4, this version reads 2 and 3"),
         (b'{"schema":2,"name":"a"}', "it is no record of schema 2"),
         (b'{"schema":2,"name":', "it is no record of schema 2"),
+        (b'{"schema":2,"name":' + b"[" * 100_000, "it is no record of schema 2"),
+        (b'{"schema":3,"name":' + b"[" * 100_000, "recursion limit"),
+        (b"[" * 100_000, "it is no JSON"),
     ],
+    ids=lambda value: value[:30],
 )
 def test_what_is_of_another_version_or_of_none_is_left_as_it_is(text: bytes, says: str) -> None:
     with pytest.raises(UnsafeStore, match=says):
         THING.load(text, key="k")
+
+
+def test_a_document_that_nobody_could_have_written_is_unreadable_and_no_more() -> None:
+    with pytest.raises(UnsafeStore, match="cannot be read"):
+        codec.mapping(b'{"plan":' + b"[" * 100_000, key="k")
 
 
 # -- a store of mixed versions ---------------------------------------------------------------------------------------
