@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -22,6 +23,7 @@ from tasks.world import World, read_fleet
 
 BATCH = 100
 KEEP = 86400.0  # seconds that an answer is kept
+_ATTEMPT = re.compile(r"[0-9]{1,9}\Z")
 REMEMBERED = (("provision", "server"), ("create_image", "image"))  # where a record keeps what was made
 
 
@@ -73,7 +75,7 @@ def _found(thing: Server | Image) -> Found:
         state=thing.state,
         rollout=tags.get(keys.ROLLOUT, ""),
         server=tags.get(keys.SERVER, ""),
-        attempt=int(attempt) if attempt.isdigit() else 0,
+        attempt=int(attempt) if _ATTEMPT.match(attempt) else 0,  # anybody may have written a tag
         undoing=tags.get(keys.UNDOING, ""),
         disposable=tags.get(keys.DISPOSABLE) == "1",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from orchestrator.domain.fleet import Fleet, FleetServer
 from orchestrator.domain.rollout import split
 from orchestrator.domain.upgrade import FIRST, SCHEMA
 from orchestrator.errors import UnsafeStore
+
+_GENERATION = re.compile(r"(.+)\.g([1-9][0-9]{0,8})\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,11 +261,16 @@ def seats_of(server: FleetServer, fleet: Fleet) -> list[tuple[str, int]]:
 
 def next_generation(name: str, server: str, taken: Collection[str] = ()) -> str:
     """The name in the balancer that follows `name`, and that nobody has there: web-013 → web-013.g2 → web-013.g3."""
-    stem, _, number = name.rpartition(".g")
-    found = generation(name, 1) if stem and number.isdigit() else f"{server}.g2"
+    found = generation(name, 1) if numbered(name) else f"{server}.g2"
     while found in taken:  # left by a late call, or by hand
         found = generation(found, 1)
     return found
+
+
+def numbered(name: str) -> tuple[str, int] | None:
+    """The stem and the number of a generation's name; None for any other. A balancer may show any name."""
+    found = _GENERATION.match(name)
+    return (found[1], int(found[2])) if found else None
 
 
 def generation(name: str, later: int) -> str:

@@ -31,10 +31,11 @@ from orchestrator.domain.plan import (
     generation,
     make_plan,
     next_generation,
+    numbered,
     seats_of,
     token,
 )
-from orchestrator.domain.rollout import split
+from orchestrator.domain.rollout import is_id, split
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import Admitted, Began, Finished, Held, Intent, TurnedBack, UndoBegan, Undone, Upgrade
 
@@ -130,9 +131,11 @@ def rebuild(fleet: Fleet, findings: Findings, *, rollout: str, now: float, witho
     old = {fleet.id_of(server) for server in fleet.servers}
     marked = [thing for thing in findings.marked if thing.id not in old and thing.state != "terminated"]
     names = {server.name for server in fleet.servers}
-    told = sorted({thing.rollout for thing in marked if thing.server in names})
+    told = sorted({thing.rollout for thing in marked if thing.server in names and is_id(thing.rollout)})
     id = rollout or (told[0] if len(told) == 1 else "")
     refusals = [f"pool {line}" for line in findings.unread]
+    if id and not is_id(id):
+        refusals.append(f"{id!r} is no id of a rollout")
     if not id:
         several = f"marks of several rollouts were found, {', '.join(told)} (the newest): say which by --rollout"
         refusals.append(several if told else "nothing of a rollout of these servers was found")
@@ -433,7 +436,7 @@ def _begun(u: Upgrade, intent: Intent) -> Upgrade:
 
 def _former(name: str, server: str) -> str:
     """The name in the balancer before this one: web-013.g3 → web-013.g2 → web-013."""
-    stem, _, number = name.rpartition(".g")
-    if not stem or not number.isdigit() or int(number) < 2:
+    stem, number = numbered(name) or ("", 0)
+    if number < 2:
         return server
-    return f"{stem}.g{int(number) - 1}" if int(number) > 2 else stem
+    return f"{stem}.g{number - 1}" if number > 2 else stem

@@ -10,6 +10,7 @@ after the swap hurts users: the first one stops the rollout, in the same commit 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,6 +21,7 @@ from orchestrator.errors import IllegalTransition
 RolloutState = Literal[
     "running", "baking", "paused", "aborting", "rolling_back", "succeeded", "failed", "aborted", "rolled_back"
 ]
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 ENDED: frozenset[RolloutState] = frozenset({"succeeded", "failed", "aborted", "rolled_back"})
 
 
@@ -323,6 +325,11 @@ def split(names: Sequence[str], waves: Sequence[int | str]) -> tuple[tuple[str, 
         out.append(tuple(names[start : start + size]))
         start += size
     return tuple(out)
+
+
+def is_id(text: str) -> bool:
+    """Whether a rollout may be called so. A tag at a provider may say anything."""
+    return _ID.match(text) is not None
 
 
 def counts(upgrades: Sequence[Upgrade]) -> Mapping[str, int]:

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.rollout import Rollout, is_id
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import BadInput, Fenced, Locked
 from orchestrator.store import Claim
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 SETTLES = 10.0  # seconds in which every worker has heard that a rollout was rebuilt
 RESEND = 300.0  # seconds between two sendings of what nobody takes, at the most (or the grace, if longer)
 MOST_LOST = 6  # leases lost in a row that are remembered
@@ -62,7 +61,7 @@ def check_goes_on(to: Upgrade) -> None:
 
 
 def check_creation(rollout: Rollout, upgrades: Sequence[Upgrade]) -> None:
-    if not _ID.match(rollout.id):
+    if not is_id(rollout.id):
         raise BadInput(f"{rollout.id!r} is no id of a rollout: letters, digits, dot, dash and underscore")
     names = set()
     for upgrade in upgrades:

@@ -265,6 +265,19 @@ def test_of_several_rollouts_a_person_says_which() -> None:
         assert rebuild(r, rollout=r.rollout).positions[0].upgrade.step == "swap"
 
 
+def test_a_tag_may_say_anything() -> None:
+    """Whoever may write tags may not stand in the way of those who need them."""
+    with running([SERVER]) as r:
+        r.until(in_swap(r))
+        thing = r.cloud.things[r.upgrade(SERVER).results["create_image"]["image"]]
+        for n, said in enumerate(("", "a/b", "\x1b[31m", "x" * 300)):
+            tags = {**thing.view.tags, "changeover:rollout": said, "changeover:attempt": "²"}
+            r.cloud.things[f"img-{n}"] = replace(thing, view=replace(thing.view, id=f"img-{n}", tags=tags))
+        forget(r)
+        assert "no id of a rollout" in refused(r, rollout="a/b")
+        assert rebuild(r).rollout == r.rollout
+
+
 def test_one_that_is_in_no_pool_on_either_side_is_held_and_a_retry_brings_its_old_server_back() -> None:
     with running([SERVER, "web-2"]) as r:
         halfway(r, in_swap(r))

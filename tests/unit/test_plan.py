@@ -137,6 +137,8 @@ def test_caveats_are_told() -> None:
         ("srv1", "web-013.g2"),
         ("web.gold", "web-013.g2"),
         (".g2", "web-013.g2"),
+        ("web-013.g²", "web-013.g2"),
+        (f"web-013.g{'9' * 5000}", "web-013.g2"),
     ],
 )
 def test_the_next_generation_has_a_name_that_was_never_used(name: str, follows: str) -> None:
