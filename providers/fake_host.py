@@ -323,6 +323,8 @@ class Host(socketserver.ThreadingUnixStreamServer):
 
     def world(self, settings: Mapping[str, Any]) -> World:
         name = settings["world"]
+        if name in (".", "..") or "/" in name:  # it is a folder of the evidence too
+            raise Refused(f"no world is called {name!r}")
         with self._lock:
             if name not in self._worlds:
                 self._worlds[name] = World(name, settings, self._evidence)
@@ -378,7 +380,8 @@ def main() -> None:
     parser.add_argument("--evidence", type=Path)
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    chosen.socket.unlink(missing_ok=True)
+    if chosen.socket.is_socket():  # of a run that was killed
+        chosen.socket.unlink()
     with Host(chosen.socket, chosen.evidence) as host:
         try:
             host.serve_forever()

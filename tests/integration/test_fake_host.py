@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from providers.compute import Size
 from providers.compute.fake import FakeCompute
-from providers.errors import GuardRefused, Throttled, Transient
+from providers.errors import GuardRefused, Refused, Throttled, Transient
 from providers.probe import Expect, Request
 from providers.probe.fake import FakeProbe
 from providers.traffic import Guard
@@ -50,6 +51,21 @@ def test_what_a_process_made_is_there_after_its_sigkill(cloud: RunningCloud) -> 
         os.kill(process.pid, signal.SIGKILL)
     found = FakeCompute(cloud.settings("shared")).inventory({"changeover:managed": "1"})
     assert [thing.id for thing in found] == [made]
+
+
+def test_a_world_cannot_write_its_evidence_elsewhere(cloud: RunningCloud) -> None:
+    for name in ("../elsewhere", "..", "/tmp/x"):
+        with pytest.raises(Refused, match="no world is called"):
+            FakeCompute(cloud.settings(name))
+
+
+def test_a_file_that_is_no_socket_is_not_replaced_by_one(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("x")
+    argv = [sys.executable, "-m", "providers.fake_host", str(kept)]
+    ended = subprocess.run(argv, check=False, capture_output=True, timeout=60)
+    assert ended.returncode != 0
+    assert kept.read_text() == "x"
 
 
 def test_calls_meet_the_faults_that_were_told_and_then_none(cloud: RunningCloud) -> None:
