@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ def default_state_dir() -> Path:
 class Urls:
     """Where the records are, Celery's messages, and its results."""
 
-    records: str
-    messages: str
-    results: str
+    records: str = field(repr=False)  # with the password
+    messages: str = field(repr=False)
+    results: str = field(repr=False)
 
 
 class Settings(BaseModel):
@@ -41,9 +41,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    redis_url: str = ""
-    broker_url: str = ""
-    result_url: str = ""
+    redis_url: str = Field(default="", repr=False)
+    broker_url: str = Field(default="", repr=False)
+    result_url: str = Field(default="", repr=False)
     namespace: str = Field(default="default", pattern=r"^[a-z0-9-]{1,40}$")
     state_dir: Path = Field(default_factory=default_state_dir)
     lease: float = Field(default=60.0, gt=0.1, le=3600)

@@ -14,6 +14,7 @@ from orchestrator import secrets
 from orchestrator.domain.fleet import Fleet, SyncHook
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import BadInput
+from orchestrator.settings import Settings
 from orchestrator.store import codec
 from orchestrator.store.redis import RedisStore
 from providers.errors import Refused
@@ -51,6 +52,11 @@ def test_a_redis_password_that_breaks_its_url_is_not_told(mark: str) -> None:
         RedisStore(f"redis://:MARKER{mark}rest@127.0.0.1:6379/0")
     assert "MARKER" not in str(told.value)
     assert "%XX" in told.value.next
+
+
+def test_no_address_is_shown_with_what_holds_it() -> None:
+    held = Settings(redis_url="redis://:MARKER@h/0", broker_url="redis://:MARKER@h/1", result_url="redis://:MARKER@h/2")
+    assert "MARKER" not in f"{held!r} {held} {held.urls()!r}"
 
 
 @pytest.mark.parametrize("part", ["provider", "traffic"])
