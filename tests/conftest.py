@@ -20,7 +20,7 @@ settings.register_profile("thorough", deadline=None, database=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--simulate", type=int, default=50, help="how many seeds tests/simulation plays")
+    parser.addoption("--simulate", type=int, default=1000, help="how many seeds tests/simulation plays")
     parser.addoption("--first", type=int, default=0, help="the first of them")
 
 

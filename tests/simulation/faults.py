@@ -16,33 +16,33 @@ from providers import errors
 # Kind -> how often it strikes at most, per call (or message, or server, or rollout) where it may.
 KINDS: Final = {
     # processes
-    "crash": 0.01,  # killed where it stands
-    "crash at a point": 0.02,  # killed at one of the journal's own points
-    "crash in a call": 0.02,  # killed while its call is under way: the cloud does it all the same
-    "freeze": 0.01,  # stopped for longer than its lease, then goes on with what it was about to do
+    "crash": 0.02,  # killed where it stands
+    "crash at a point": 0.08,  # killed at one of the journal's own points
+    "crash in a call": 0.1,  # killed while its call is under way: the cloud does it all the same
+    "freeze": 0.02,  # stopped for longer than its lease, then goes on with what it was about to do
     # messages
-    "lose": 0.08,
-    "double": 0.08,
-    "delay": 0.08,
-    "repeat": 0.04,  # comes again, long after
-    "no broker": 0.02,  # publishing fails
+    "lose": 0.12,
+    "double": 0.15,
+    "delay": 0.15,
+    "repeat": 0.08,  # comes again, long after
+    "no broker": 0.04,  # publishing fails
     "flush": 0.3,  # once: every message is gone
     # the cloud
-    "throttled": 0.05,
-    "no answer": 0.05,
-    "answer lost": 0.05,
-    "late effect": 0.04,  # no answer in time, and the effect long after
+    "throttled": 0.08,
+    "no answer": 0.08,
+    "answer lost": 0.12,
+    "late effect": 0.08,  # no answer in time, and the effect long after
     "not yet visible": 0.3,  # of what was made: it shows late
-    "no capacity": 0.05,
-    "refused": 0.03,
-    "unauthorized": 0.005,
+    "no capacity": 0.08,
+    "refused": 0.05,
+    "unauthorized": 0.01,
     "storm": 0.4,  # once: everything is throttled for two minutes
     # B, and the users of A
     "bad B": 0.3,
-    "endless request": 0.2,
+    "endless request": 0.4,
     # the store
-    "store away": 0.005,  # nothing happens
-    "store silent": 0.005,  # it happens, and the answer is lost
+    "store away": 0.01,  # nothing happens
+    "store silent": 0.015,  # it happens, and the answer is lost
     "store outage": 0.4,  # once: for some seconds
     "store forgets": 0.5,  # up to three times: its last second
     "store is emptied": 0.2,  # once: it has lost everything, and somebody rebuilds it from the world

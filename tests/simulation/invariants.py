@@ -33,8 +33,8 @@ LEGAL: Final[Mapping[str, frozenset[str]]] = {
     "waiting": frozenset({"running", "waiting", "held", "upgraded", "rolled_back", "failed"}),
     "held": frozenset({"held", "running", "waiting", "upgraded", "rolled_back", "failed"}),
     "upgraded": frozenset({"upgraded", "running"}),
-    "rolled_back": frozenset({"pending"}),
-    "failed": frozenset({"pending"}),
+    "rolled_back": frozenset({"rolled_back", "pending"}),
+    "failed": frozenset({"failed", "pending"}),
 }
 
 
@@ -89,7 +89,7 @@ class Invariants:
 
     def taken(self, server: str) -> None:
         """The outside has taken something of this server of the fleet: I1 counts it as gone."""
-        self.hurt.setdefault(server, self.clock())
+        self.hurt[server] = self.clock()
 
     def server_of(self, id: str) -> str:
         """The server of the fleet that this one is, or is made for."""
@@ -161,7 +161,10 @@ class Invariants:
             return  # adopted
         by_hand = self.made_by.get(key.token) in self.touched  # somebody has deleted the first
         self.made_by[key.token] = answer.id
-        if late:  # of what was undone meanwhile: it is found in the end
+        row = self.store.row(key.tags[keys.ROLLOUT], key.tags[keys.SERVER])
+        intent = None if row is None else row.upgrade.intent
+        if late or intent is None or intent.token != key.token:
+            # Of a frozen worker, or of what was undone meanwhile: it is found in the end.
             self.late_made.add(answer.id)
             return
         self.must(self.cloud.made[key.token] == 1 or by_hand, "I4", f"{key.name} was made twice")
@@ -320,9 +323,16 @@ class Invariants:
     def upgrades(self, rollout: str) -> list[Upgrade]:
         return [row.upgrade for row in self.store.rows(rollout)]
 
+    def _compared(self, u: Upgrade, version: int) -> None:
+        """What is changed is what was seen."""
+        shadow = self.shadows.get((u.rollout, u.server))
+        last = shadow.version if shadow is not None else version
+        self.must(version >= last, "I3", f"{u.server} was changed as of version {version}, and it is at {last}")
+
     def stored_intent(self, answer: Claim | RefusedIntent, claim: Claim, to: Upgrade, **how: Any) -> None:
         if isinstance(answer, RefusedIntent):
             return
+        self._compared(to, claim.version)
         self._moved(to, version=answer.version, entry=answer.row.entry)
         undo = to.direction == "undo" and to.state != "upgraded"
         self.announced.add((to.server, f"undo_{to.step}" if undo else to.step))
@@ -336,17 +346,29 @@ class Invariants:
         self.must(allowed, "pause", f"{to.server} began {to.step} while the rollout is {now.state} ({now.stop})")
 
     def stored_commit(self, answer: Row, claim: Claim, to: Upgrade, **_how: Any) -> None:
+        self._compared(to, claim.version)
         self._moved(to, version=answer.version, entry=answer.entry)
 
     def stored_turn(self, answer: Row | None, row: Row, to: Upgrade, **_how: Any) -> None:
         if answer is not None:
+            self._compared(to, row.version)
             self._moved(to, version=answer.version, entry=answer.entry)
+
+    def stored_looked(self, answer: Row | None, row: Row, to: Upgrade, **_how: Any) -> None:
+        if answer is not None:
+            self._compared(to, row.version)
+            self._believe(to, answer)
+
+    def stored_note(self, _answer: None, rollout: str, _entry: Any, *, server: str = "") -> None:
+        if server:
+            self.shadows.setdefault((rollout, server), Shadow()).entry += 1
 
     def stored_change(self, answer: Rollout | None, was: Rollout, now: Rollout, **_how: Any) -> None:
         """For the trace."""
 
-    def stored_issue(self, answer: int | None, rollout: str, server: str, **_how: Any) -> None:
-        """For the trace."""
+    def stored_issue(self, answer: int | None, rollout: str, server: str, *, version: int, **_how: Any) -> None:
+        if answer is not None:
+            self.shadows.setdefault((rollout, server), Shadow()).version = version + 1
 
     # -- at the end -------------------------------------------------------------------------------------------------
 
@@ -405,17 +427,29 @@ class Invariants:
                 whole = u.server in up and not new
                 self.must(whole, "I3", f"{u.server} is {u.state}; in {pool}: {sorted(mine)}, of them up: {sorted(up)}")
 
+    def i4_nothing_is_left_but_what_came_late(self) -> None:
+        """Before anybody collects: what nobody accounts for was made behind our back, or in a second that was lost."""
+        if not self.forgotten:
+            excused = self.late_made | self.touched
+            left = [view for view in self._unaccounted() if view.id not in excused]
+            told = [f"{view.id} of {view.tags.get(keys.SERVER)}" for view in left]
+            self.must(not left, "I4", f"nobody accounts for {', '.join(told)}")
+
     def i4_all_is_accounted_for(self) -> None:
         """What carries our tag is in a ledger as live, retained or quarantined."""
+        for view in self._unaccounted():
+            if view.id not in self.touched:
+                self.must(False, "I4", f"nobody accounts for {view.id} of {view.tags.get(keys.SERVER)}")
+
+    def _unaccounted(self) -> list[Server | Image]:
         known: dict[str, LedgerItem] = {}
         for rollout in self.store.rollouts():
             for item in self.store.ledger(rollout.id):
                 if item.state in ("live", "retained", "quarantined"):
                     known[item.id] = item
-        for thing in self.cloud.things.values():
-            view = thing.view
-            if view.tags.get(keys.MANAGED) == "1" and view.state != "terminated" and view.id not in self.touched:
-                self.must(view.id in known, "I4", f"nobody accounts for {view.id} of {view.tags.get(keys.SERVER)}")
+        views = [thing.view for thing in self.cloud.things.values()]
+        ours = [view for view in views if view.tags.get(keys.MANAGED) == "1" and view.state != "terminated"]
+        return [view for view in ours if view.id not in known]
 
 
 def _of(server: str, members: Iterable[str]) -> set[str]:

@@ -6,5 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 KEPT: Final[dict[int, str]] = {
-    22: "a step took an absent Redis for a failure of its server",
+    22: "a step took an absent Redis for a failure of its server, and turned it back",
+    88: "an old server was ended before its time, by a message that came twice",
+    21: "an image that was made long after it had been undone was nobody's",
 }

@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 from uuid import UUID
 
-from orchestrator import coordinator, operations
+from orchestrator import coordinator, mending, operations
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store import Row
@@ -188,7 +188,7 @@ class Simulation:
             (step, ("uuid", ids)),
             (coordinator, ("uuid", ids)),
             (patrol, ("uuid", ids)),
-            *((module, ("log", log)) for module in (step, observe, patrol, orphans, coordinator)),
+            *((module, ("log", log)) for module in (step, observe, patrol, orphans, coordinator, mending)),
             (operations, ("time", self)),
             (operations, ("secrets", ids)),
             (step, ("UNDO_DEADLINE", UNDO_DEADLINE)),
@@ -241,6 +241,8 @@ class Simulation:
         self.scheduler.run(self._now_and_then(self._all_closed), seconds=self.random.uniform(20.0, 400.0))
         self._calm_down()
         self._settle()
+        if self._all_closed() and not self.emptied:
+            self.checks.i4_nothing_is_left_but_what_came_late()
         self._tidy_up()
         if self.emptied:  # nobody could say where the servers stand, and nothing was touched
             self.checks.evidence.left_out(spec.name for spec in self.fleet.servers)
