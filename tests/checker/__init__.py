@@ -14,7 +14,7 @@ written down here a second time, from the documents. A mistake that both make is
 | I5 | nothing that was accepted or reported as ended is lost |
 | I6 | the audit log is complete and legal, has an intent before every effect, and folds to the record |
 | I7 | A leaves after B has served for the soak, is terminated after its retention, and never before |
-| I8 | one owner per server |
+| I8 | one owner per server, and a fence of its own for each, whatever the store forgot |
 | I9 | while the control plane is down no user request fails |
 | I10 | no secret is anywhere |
 
@@ -52,6 +52,7 @@ and where there is something to say:
 
 `traffic.jsonl` — one user's request, as the client saw it: {"at", "id", "pool", "status": 0 if no answer, "served_by"?}
 `orders.json` — {"sent": ids answered with success, "stored": ids found behind the sites, with repetitions}
+`claims.jsonl` — each lease on a server that the store has given: {"at", "rollout", "server", "owner", "fence"}
 `results.jsonl` — what Celery kept: {"at", "server", "task", "result"}
 `secrets.json` — values that were planted and must be in no other file of the folder, nor of its folders
 `incidents.jsonl` — what the test itself did to the world, and is not to be held against the product:

@@ -18,6 +18,7 @@ INVARIANTS: tuple[Callable[[Evidence], Iterator[Violation]], ...] = (
     audit.announced_before_done,
     rotation.old_ones_leave_late,
     effects.one_owner,
+    effects.fences_rise,
     rotation.goes_on_without_us,
     secrets.none_told,
 )

@@ -139,6 +139,19 @@ def _ledger(e: Evidence) -> Iterator[Violation]:
 # -- one owner ---------------------------------------------------------------------------------------------------------
 
 
+def fences_rise(e: Evidence) -> Iterator[Violation]:
+    """I8: no fence is given twice: whoever held it first may still live, and act."""
+    last: dict[tuple[str, str], Line] = {}
+    for line in e.claims:
+        who = (line["rollout"], line["server"])
+        before = last.get(who)
+        if before is not None and line["fence"] <= before["fence"] and line["owner"] != before["owner"]:
+            had = f"{before['owner']} had {before['fence']}"
+            says = f"{line['owner']} got fence {line['fence']} of {line['server']}, {had}"
+            yield Violation(id="I8", where=line.where, says=says)
+        last[who] = line
+
+
 def one_owner(e: Evidence) -> Iterator[Violation]:
     """I8: no two rollouts were open over one server at once, and no B belongs to two servers."""
     spans: dict[str, tuple[float, float, Line]] = {}

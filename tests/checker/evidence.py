@@ -62,6 +62,7 @@ class Evidence:
     records: Mapping[str, Mapping[str, Any]]
     traffic: list[Line] = field(default_factory=list)
     results: list[Line] = field(default_factory=list)
+    claims: list[Line] = field(default_factory=list)
     incidents: list[Line] = field(default_factory=list)
     orders: Mapping[str, list[Any]] | None = None
     secrets: list[str] = field(default_factory=list)
@@ -168,6 +169,7 @@ def read(folder: Path) -> Evidence:
         records=records,
         traffic=_lines(folder / "traffic.jsonl"),
         results=_lines(folder / "results.jsonl"),
+        claims=_lines(folder / "claims.jsonl"),
         incidents=_lines(folder / "incidents.jsonl"),
         orders=_json(orders) if orders.is_file() else None,
         secrets=_json(secrets) if secrets.is_file() else [],

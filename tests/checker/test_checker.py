@@ -306,6 +306,11 @@ def two_servers_own_one_b(files: Files) -> None:
     files["records.json"]["web-2"]["results"]["provision"]["server"] = "srv-web-1"
 
 
+def one_fence_is_given_twice(files: Files) -> None:
+    claim = {"rollout": "r1", "server": "web-1", "fence": 7}
+    files["claims.jsonl"] = [{"at": 5.0, "owner": "w1/1:a", **claim}, {"at": 6.0, "owner": "w2/2:b", **claim}]
+
+
 # -- I9 and I10 -------------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +397,7 @@ BREAKS: dict[str, tuple[Break, ...]] = {
         a_leaves_before_the_soak_is_over,
         a_is_terminated_too_early,
     ),
-    "I8": (two_rollouts_own_one_server, two_servers_own_one_b),
+    "I8": (two_rollouts_own_one_server, two_servers_own_one_b, one_fence_is_given_twice),
     "I9": (a_user_is_failed_without_a_control_plane, nobody_asked_without_a_control_plane),
     "I10": (a_secret_in_the_log, a_secret_in_disguise),
 }

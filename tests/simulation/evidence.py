@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.fleet import Fleet
+from orchestrator.store import Claim
 from providers.compute import Server
 from tests.simulation.cloud import Cloud
 from tests.support import evidence
@@ -63,6 +64,11 @@ class Evidence:
     def forgot(self, since: float) -> None:
         if self._recorder is not None:
             self._recorder.incident("store lost", since=since)
+
+    def claimed(self, claim: Claim) -> None:
+        if self._recorder is not None:
+            about = {"rollout": claim.rollout, "server": claim.server, "owner": claim.owner, "fence": claim.fence}
+            self._recorder.claims.append({"at": self._cloud.clock(), **about})
 
     def given_up(self) -> None:
         if self._recorder is not None:

@@ -14,7 +14,7 @@ from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.steps import RETIRE
 from orchestrator.domain.upgrade import Upgrade
-from orchestrator.store import AuditEntry, Claim, LedgerItem, RefusedIntent, Row, codec
+from orchestrator.store import AuditEntry, Claim, Ignored, LedgerItem, RefusedIntent, Row, codec
 from providers import Key
 from providers.compute import Image, Server
 from providers.traffic import Member
@@ -70,6 +70,7 @@ class Invariants:
     shadows: dict[tuple[str, str], Shadow] = field(default_factory=dict)
     announced: set[tuple[str, str]] = field(default_factory=set)
     tokens: set[str] = field(default_factory=set)
+    fences: dict[tuple[str, str], int] = field(default_factory=dict)
     serving_since: dict[tuple[str, str], float] = field(default_factory=dict)
     late_made: set[str] = field(default_factory=set)
     made_by: dict[str, str] = field(default_factory=dict)
@@ -328,6 +329,22 @@ class Invariants:
         shadow = self.shadows.get((u.rollout, u.server))
         last = shadow.version if shadow is not None else version
         self.must(version >= last, "I3", f"{u.server} was changed as of version {version}, and it is at {last}")
+
+    def stored_claim(self, answer: Claim | Ignored, *_args: Any, **_how: Any) -> None:
+        if isinstance(answer, Claim):
+            self._fenced(answer)
+
+    def stored_take(self, answer: Claim | None, *_args: Any, **_how: Any) -> None:
+        if answer is not None:
+            self._fenced(answer)
+
+    def _fenced(self, claim: Claim) -> None:
+        """A fence is given once, whatever the store has forgotten: whoever had it may still live."""
+        self.evidence.claimed(claim)
+        who = (claim.rollout, claim.server)
+        before = self.fences.get(who, 0)
+        self.must(claim.fence > before, "I8", f"{claim.server}: fence {claim.fence} follows {before}")
+        self.fences[who] = claim.fence
 
     def stored_intent(self, answer: Claim | RefusedIntent, claim: Claim, to: Upgrade, **how: Any) -> None:
         if isinstance(answer, RefusedIntent):

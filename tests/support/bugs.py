@@ -16,6 +16,7 @@ from orchestrator import coordinator
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.lanes import lanes
+from orchestrator.store import memory
 from orchestrator.store.memory import MemoryStore
 from providers.compute import Server
 from providers.traffic import Guard
@@ -56,6 +57,11 @@ def no_intent(patch: Patch) -> None:
 def no_guard(patch: Patch) -> None:
     """A member is taken out without asking who else serves."""
     patch.setattr(membership, "Guard", lambda **_how: Guard(min_healthy=0))
+
+
+def counted_fence(patch: Patch) -> None:
+    """The next fence is one more than the last that the store remembers."""
+    patch.setattr(memory, "_fence_after", lambda previous, _now: previous + 1)
 
 
 def commit_without_owner(patch: Patch) -> None:

@@ -36,6 +36,7 @@ class Recorder:
         self.balancer: list[Line] = []
         self.probes: list[Line] = []
         self.incidents: list[Line] = []
+        self.claims: list[Line] = []
         self._last: dict[str, Mapping[str, Any]] = {}
         self.sample()
         self.before = {pool: dict(members) for pool, members in self._last.items()}
@@ -203,6 +204,8 @@ def write(folder: Path, recorder: Recorder, store: Store, *, rollout: str, fleet
     document(folder / "inventory.json", recorder.inventory())
     lines(folder / "balancer.jsonl", recorder.balancer)
     lines(folder / "probes.jsonl", recorder.probes)
+    if recorder.claims:
+        lines(folder / "claims.jsonl", recorder.claims)
     if recorder.incidents:
         lines(folder / "incidents.jsonl", recorder.incidents)
     write_store(folder, store, rollout)
