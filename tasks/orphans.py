@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from orchestrator.domain.fleet import Fleet
-from orchestrator.domain.orphans import Sighting, Thing, deed, explained, forgotten, remembered, sighted
+from orchestrator.domain.orphans import Sighting, Thing, deed, doubt, explained, forgotten, remembered, sighted
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import ChangeoverError, UnsafeStore
@@ -122,7 +122,14 @@ def _judged(thing: Thing, known: _Known, kept: set[str]) -> Thing | None:
         return replace(thing, unsure=str(error))
     leased = row is not None and row.lease_until > known.world.store.now()
     upgrade = row.upgrade if row is not None else None
-    return None if explained(thing, kept=kept, upgrade=upgrade, leased=leased) else thing
+    if explained(thing, kept=kept, upgrade=upgrade, leased=leased):
+        return None
+    if rollout is None:
+        return thing
+    try:
+        return replace(thing, doubt=doubt(thing, known.world.spec(thing.rollout).fleet, upgrade))
+    except ChangeoverError as error:
+        return replace(thing, unsure=str(error))
 
 
 def _replaced(world: World, known: _Known) -> set[str]:

@@ -225,9 +225,7 @@ def gc(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Act: end what is due, put orphans into quarantine, delete old ones.")
     ] = False,
-    foreign: Annotated[
-        bool, typer.Option("--foreign", help="Also what belongs to a rollout that is not known here. With --yes.")
-    ] = False,
+    foreign: Annotated[bool, typer.Option("--foreign", help="Also what may be somebody else's. With --yes.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds to wait for a worker's answer.")] = 20.0,
     form: Output = Format.text,
 ) -> int:
@@ -270,7 +268,7 @@ def gc(
         seen, kept = words.span(found.patience.seen), words.span(found.patience.kept)
         output.say(
             f"gc --yes puts into quarantine what was seen for {seen}, and deletes it {kept} later; "
-            "what carries a rollout that is not known here only with --foreign."
+            "what may be somebody else's only with --foreign."
         )
     if (found.due or found.ripe) and not yes:
         output.say(f"Nothing was touched.\nNext: changeover gc --yes{' --foreign' if foreign else ''}")

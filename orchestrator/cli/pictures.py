@@ -493,7 +493,7 @@ def _standing(o: Sighting, now: float) -> str:
         return f"serves in {', '.join(o.pools)}: it stays"
     if o.unsure:
         return f"nobody may touch it: {o.unsure}"
-    whose = "of a rollout not known here; " if o.foreign else ""
+    whose = f"{o.doubt or 'of a rollout not known here'}; " if o.foreign else ""
     if o.quarantined_at is not None:
         return f"{whose}in quarantine for {words.span(now - o.quarantined_at)}"
     return f"{whose}seen for {words.span(o.last - o.first)}"

@@ -15,7 +15,7 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     doctor      ok, checks [{name, ok, detail, fix}]
     gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, unread {lane or rollout: why}, done,
                 not_done [text], orphans [{lane, kind, id, name, state, rollout, server, first, last, scans, foreign,
-                pools, unsure, quarantined_at}]
+                doubt, pools, unsure, quarantined_at}]
     report      files [path]
     version     version
     error       (on stderr) error, message, traffic, next, exit_code

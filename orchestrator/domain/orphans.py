@@ -11,15 +11,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from orchestrator.domain.fleet import Fleet
+from orchestrator.domain.plan import token
 from orchestrator.domain.upgrade import Upgrade
 
 Deed = Literal["", "quarantine", "delete"]
+LATER = 10  # attempts beyond those on record: a Redis that lost its last seconds knows of fewer than there were
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """A server or an image with our mark, as a provider shows it now. `address` is a server's; `unsure` says why
-    nothing may be done about it."""
+    """A server or an image with our mark, as a provider shows it now. `address` is a server's; `doubt` says why it
+    may be a stranger's, `unsure` why nothing may be done about it."""
 
     kind: Literal["image", "server"]
     id: str
@@ -28,13 +31,15 @@ class Thing:
     rollout: str
     server: str
     address: str = ""
+    doubt: str = ""
     unsure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sighting:
-    """A thing that nobody accounts for, and since when. `foreign`: its rollout is not known here, so that it may be
-    another installation's. `pools`: where it is a member. `unsure`: why nobody may act on it now. Epoch seconds."""
+    """A thing that nobody accounts for, and since when. `foreign`: it may be somebody else's: its rollout is not known
+    here, or did not make it, as `doubt` says. `pools`: where it is a member. `unsure`: why nobody may act on it now.
+    Epoch seconds."""
 
     lane: str
     kind: Literal["image", "server"]
@@ -47,6 +52,7 @@ class Sighting:
     last: float
     scans: int = 1
     foreign: bool = False
+    doubt: str = ""
     pools: tuple[str, ...] = ()
     unsure: str = ""
     quarantined_at: float | None = None
@@ -78,6 +84,22 @@ def explained(thing: Thing, *, kept: Collection[str], upgrade: Upgrade | None, l
     if upgrade.state == "upgraded" and upgrade.beyond_return and not upgrade.old_gone:
         return "its old server is being ended"
     return "its record remembers it" if thing.id in remembered(upgrade) else ""
+
+
+def doubt(thing: Thing, fleet: Fleet, upgrade: Upgrade | None) -> str:
+    """Why this rollout did not make it, whatever its tags say; empty if it did. Many may write a tag. A name is given
+    when a thing is made, so it has to be one that an attempt for this server gives. `upgrade` is its record, if any."""
+    if thing.server not in {server.name for server in fleet.servers}:
+        return f"its tags name rollout {thing.rollout}, which has no server {thing.server or 'without a name'}"
+    step, rungs = ("create_image", 1) if thing.kind == "image" else ("provision", 1 + len(fleet.target.fallback))
+    last = max((upgrade.attempt(step), *(i.attempt for i in upgrade.intents(step)))) if upgrade is not None else 0
+    where = fleet.provider
+    for attempt in range(last + LATER + 1):
+        for rung in range(rungs):
+            made = token(thing.rollout, where.name, where.account, where.region, thing.server, step, attempt, rung)
+            if thing.name == f"co-{made[:40]}":
+                return ""
+    return f"its tags name rollout {thing.rollout}, which would not have called it so"
 
 
 def remembered(upgrade: Upgrade) -> Mapping[str, str]:
@@ -116,7 +138,8 @@ def sighted(
             first=now if was is None else was.first,
             last=now,
             scans=1 if was is None else was.scans + 1,
-            foreign=thing.rollout in foreign,
+            foreign=bool(thing.doubt) or thing.rollout in foreign,
+            doubt=thing.doubt,
             pools=tuple(pools.get(thing.address, ())) if thing.address else (),
             unsure=thing.unsure,
             quarantined_at=None if was is None else was.quarantined_at,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import operations
+from orchestrator.domain.plan import token
 from orchestrator.fleet_file import load
 from orchestrator.messaging import make_app
 from providers import Key
@@ -28,13 +29,17 @@ def test_what_was_made_too_late_is_stopped_and_ended_beside_users(tmp_path: Path
         compute = LocalCompute(fleet.provider.settings)
         name, serving = whole.scene.names[0], whole.ours()
         tags = {"changeover:managed": "1", "changeover:rollout": whole.id, "changeover:server": name}
+        where = fleet.provider
+
+        def key(step: str) -> Key:
+            made = token(whole.id, where.name, where.account, where.region, name, step, 1, 0)
+            return Key(token=made, name=f"co-{made[:40]}", tags=tags)
+
         like = whole.store.rows(whole.id)[0].upgrade.results["provision"]["server"]
-        image = compute.ensure_image(Key(token="a" * 64, name=f"co-{'a' * 40}", tags=tags), source=like)
+        image = compute.ensure_image(key("create_image"), source=like)
         until(lambda: compute.images([image.id])[image.id].state == "available", "the image is made")
         size = Size(memory=256 * MiB, disk=512 * MiB)
-        late = compute.ensure_server(
-            Key(token="b" * 64, name=f"co-{'b' * 40}", tags=tags), image=image.id, like=like, size=size
-        )
+        late = compute.ensure_server(key("provision"), image=image.id, like=like, size=size)
         app = make_app(whole.supervisor.settings)
         app.send_task("tasks.scan", kwargs={"lane": fleet.lane}, ignore_result=True)
 

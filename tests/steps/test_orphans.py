@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from orchestrator import operations
+from orchestrator.domain.plan import token
 from orchestrator.store import LedgerItem
 from providers import Key
 from providers.compute import Server, Size
@@ -27,13 +28,19 @@ def _quiet() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def leave(r: Runner, *, rollout: str = "", server: str = "web-1", token: str = "f" * 64) -> tuple[str, str]:
-    """An image and a server with our mark, made by a call that came after everybody had looked; their ids."""
+def leave(r: Runner, *, rollout: str = "", server: str = "web-1", attempt: int = 1) -> tuple[str, str]:
+    """An image and a server of that attempt, made by a call that came after everybody had looked; their ids."""
     compute = FakeCompute({"world": r.fleet.provider.settings["world"]})
-    tags = {keys.MANAGED: "1", keys.ROLLOUT: rollout or r.rollout, keys.SERVER: server, keys.STEP: "provision"}
-    image = compute.ensure_image(Key(token=f"i{token[1:]}", name=f"co-i{token[1:40]}", tags=tags), source=server)
-    key = Key(token=token, name=f"co-{token[:40]}", tags=tags)
-    made = compute.ensure_server(key, image=image.id, like=server, size=Size(memory=GiB, disk=20 * GiB))
+    where, id = r.fleet.provider, rollout or r.rollout
+
+    def key(step: str) -> Key:
+        made = token(id, where.name, where.account, where.region, server, step, attempt, 0)
+        tags = {keys.MANAGED: "1", keys.ROLLOUT: id, keys.SERVER: server, keys.STEP: step}
+        return Key(token=made, name=f"co-{made[:40]}", tags=tags)
+
+    image = compute.ensure_image(key("create_image"), source=server)
+    size = Size(memory=GiB, disk=20 * GiB)
+    made = compute.ensure_server(key("provision"), image=image.id, like=server, size=size)
     r.clock.now += 30
     return image.id, made.id
 
@@ -115,6 +122,35 @@ def test_what_is_of_a_rollout_not_known_here_is_touched_only_when_told() -> None
         assert state(r, server) == "stopped"
 
 
+@pytest.mark.parametrize(
+    ("name", "server", "why"),
+    [
+        ("payroll", "web-1", "would not have called it so"),
+        (f"co-{'f' * 40}", "web-1", "would not have called it so"),
+        ("", "web-2", "would not have called it so"),
+        ("", "db-1", "has no server db-1"),
+    ],
+)
+def test_a_strangers_server_that_carries_our_tags_is_never_touched(name: str, server: str, why: str) -> None:
+    """Its tags say that a known rollout made it; its name, which nobody gives later, says otherwise."""
+    with running(["web-1", "web-2"]) as r:
+        r.finish()
+        image, stranger = leave(r)
+        thing = r.cloud.things[stranger]
+        tags = {**thing.view.tags, keys.SERVER: server}
+        thing.view = replace(thing.view, name=name or thing.view.name, tags=tags)
+        for _ in range(4):
+            found = gc(r)
+            assert {s.id for s in found.orphans} >= {stranger}
+            (seen,) = (s for s in found.orphans if s.id == stranger)
+            assert seen.foreign and why in seen.doubt and stranger not in " ".join(found.done)
+            r.clock.now += 100000
+        assert (state(r, stranger), state(r, image)) == ("running", "gone"), "what is ours goes all the same"
+        assert stranger not in {item.id for item in r.store.ledger(r.rollout)}
+        gc(r, foreign=True)
+        assert state(r, stranger) == "stopped", "a person has said that it is ours"
+
+
 def test_an_orphan_in_a_pool_stays() -> None:
     with running(["web-1"]) as r:
         r.finish()
@@ -173,7 +209,7 @@ def test_one_run_acts_on_so_many_and_no_more() -> None:
     with running(["web-1"]) as r:
         r.finish()
         for n in range(8):
-            leave(r, token=f"{n:064d}")
+            leave(r, attempt=n + 1)
         gc(r)
         r.clock.now += 1000
         assert len(gc(r).done) == r.world.patience.at_once == 10
