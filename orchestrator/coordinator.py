@@ -13,14 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
+from kombu.exceptions import OperationalError
 
 from orchestrator import dispatch
 from orchestrator.dispatch import Sender
 from orchestrator.domain.membership import look_every
 from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide, may_begin
 from orchestrator.domain.upgrade import Admitted, TurnedBack
-from orchestrator.errors import ChangeoverError, Conflict, UnsafeStore
+from orchestrator.errors import ChangeoverError, Conflict, Unreachable, UnsafeStore
 from orchestrator.mending import mend
+from orchestrator.reading import readable
 from orchestrator.settings import Settings
 from orchestrator.store import Entry, Row, Store, Tally
 
@@ -35,6 +37,7 @@ OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begu
 SCAN_EVERY = 300.0  # seconds between two searches for what nobody accounts for
 MEND_EVERY = 30.0  # seconds between two looks whether the agendas agree with the records
 PUT_OFF = 30.0  # seconds after which a due record that cannot be read is tried again
+_AWAY = (Unreachable, OperationalError, OSError)  # Redis or the broker: the whole sweep waits for it
 
 
 class Scanner(Protocol):
@@ -144,33 +147,36 @@ class Coordinator:
         due = self.store.due(limit=AT_ONCE)
         stuck = set(due)
         for rollout, servers in _grouped(due).items():
-            for row in self._readable(rollout, servers):
+            rows, unread = readable(self.store, rollout, servers)
+            for server, why in unread.items():
+                self._tell(f"{rollout}/{server}", why)
+            for row in rows:
                 with self._alone(f"{rollout}/{row.upgrade.server}"):
                     dispatch.send(self.store, self.publish, row, grace=self.grace)
                     stuck.discard((rollout, row.upgrade.server))
         if stuck:
             self.store.put_off(sorted(stuck), seconds=PUT_OFF)
 
-    def _readable(self, rollout: str, servers: Sequence[str]) -> Sequence[Row]:
-        try:
-            return self.store.rows(rollout, servers)
-        except UnsafeStore:
-            found: list[Row] = []
-            for server in servers:
-                with self._alone(f"{rollout}/{server}"):
-                    found += self.store.rows(rollout, [server])
-            return found
-
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:
-        """What is stored and cannot be read holds up nothing else. Of a rollout with such a record nothing is decided,
-        so that nothing new begins there and it does not end; its other servers go on with what they have begun."""
+        """A rollout or a server with which something is wrong holds up nothing else. What is away is so for all."""
         try:
             yield
+        except _AWAY:
+            raise
         except UnsafeStore as error:
-            if self._left_alone.get(what) != str(error):
-                log.error("left alone", what=what, error=str(error))
-            self._left_alone[what] = str(error)
+            self._tell(what, str(error))
+        except Exception as error:  # whatever an edit by hand or a fault of ours made of it
+            self._tell(what, repr(error), error)
+        else:
+            self._tell(what, "")
+
+    def _tell(self, what: str, why: str, error: Exception | None = None) -> None:
+        """Once, until it is another reason or well again."""
+        if why and self._left_alone.get(what) != why:
+            log.error("left alone", what=what, error=why, exc_info=error)
+        if why:
+            self._left_alone[what] = why
         else:
             self._left_alone.pop(what, None)
 
@@ -188,13 +194,18 @@ class Coordinator:
             return
         if clock - view.read_at < view.cost * RELOAD_SHARE:
             return
-        view.rows = {row.upgrade.server: row for row in self.store.rows(rollout.id)}
+        names = [name for wave in rollout.waves for name in wave]
+        rows, unread = readable(self.store, rollout.id, names)
+        self._tell(f"records of {rollout.id}", "; ".join(unread.values()))
+        view.rows = {row.upgrade.server: row for row in rows}
         view.read_at, view.cost = self.monotonic(), self.monotonic() - clock
         # In the order of the fleet file: who stands first there goes first.
-        upgrades = [view.rows[name].upgrade for wave in rollout.waves for name in wave if name in view.rows]
+        upgrades = [view.rows[name].upgrade for name in names if name in view.rows]
         now = self.store.now()
         view.look_every = look_every(rollout, upgrades, now=now)
         decisions = decide(rollout, upgrades, failed_before_swap=tally.failed_before_swap, now=now)
+        if unread:
+            decisions = [decision for decision in decisions if _holds_without_all(decision)]
         for decision in decisions:
             self._act(rollout, view, decision, now)
         if not decisions:
@@ -260,6 +271,18 @@ class Coordinator:
         turned = self.store.turn(row, to, entry=entry, due=None if to.terminal else now)
         if turned is not None and not to.terminal:
             dispatch.send(self.store, self.publish, turned, grace=self.grace)
+
+
+def _holds_without_all(decision: Decision) -> bool:
+    """Whether it is right though some records cannot be read: what puts back or stops. Nothing new begins then, and no
+    wave and no rollout ends, because that says something of every server."""
+    match decision:
+        case Turn():
+            return True
+        case Become(rollout=to):
+            return to.state == "paused"
+        case _:
+            return False
 
 
 def _moved(tally: Tally) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import structlog
 
 from orchestrator.domain.rollout import Rollout
-from orchestrator.errors import UnsafeStore
+from orchestrator.reading import readable
 from orchestrator.store import Entry, Row, Store
 
 log = structlog.get_logger()
@@ -27,7 +27,7 @@ def mend(store: Store, rollout: Rollout, *, actor: str) -> list[str]:
     rows: list[Row] = []
     told: list[str] = []
     for start in range(0, len(names), PAGE):
-        page = readable(store, rollout.id, names[start : start + PAGE])
+        page, _ = readable(store, rollout.id, names[start : start + PAGE])  # who works with the others tells so
         rows += page
         told += [f"{server}: {what}" for server, what in store.mend(rollout.id, page)]
     if len(rows) == len(names):
@@ -41,20 +41,6 @@ def mend(store: Store, rollout: Rollout, *, actor: str) -> list[str]:
         more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
         store.note(rollout.id, Entry(event="Mended", actor=actor, detail={"what": told[:TOLD] + more}))
     return told
-
-
-def readable(store: Store, rollout: str, servers: Sequence[str]) -> list[Row]:
-    """The rows of those whose records can be read."""
-    try:
-        return list(store.rows(rollout, servers))
-    except UnsafeStore:
-        found: list[Row] = []
-        for server in servers:
-            try:
-                found += store.rows(rollout, [server])
-            except UnsafeStore:  # whoever works with it tells so
-                continue
-        return found
 
 
 def _locks(store: Store, rollout: str, rows: Sequence[Row]) -> list[str]:

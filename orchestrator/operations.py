@@ -30,6 +30,7 @@ from orchestrator.errors import (
     UnsafeStore,
     WaitTimeout,
 )
+from orchestrator.reading import readable
 from orchestrator.store import AuditEntry, Entry, LedgerItem, LedgerState, Row, Store, Tally
 
 if TYPE_CHECKING:
@@ -362,13 +363,15 @@ def new_id(prefix: str, now: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A rollout as it is now. `held` wait for a person; `orphans` carry its mark and nobody accounts for them."""
+    """A rollout as it is now. `held` wait for a person; `orphans` carry its mark and nobody accounts for them.
+    `unread`: servers whose records cannot be read, and why; `upgrades` are the others."""
 
     rollout: Rollout
     upgrades: tuple[Upgrade, ...]
     tally: Tally
     frozen: str | None
     orphans: tuple[Sighting, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def held(self) -> tuple[Upgrade, ...]:
@@ -381,16 +384,18 @@ class View:
 
     @property
     def exit_code(self) -> int:
-        return decisions.exit_code(self.rollout, len(self.held) + len(self.alarms))
+        return decisions.exit_code(self.rollout, len(self.held) + len(self.alarms) + len(self.unread))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """What happened to one server, oldest first."""
+    """What happened to one server, oldest first. Without `upgrade` its record cannot be read, and `unread` says why."""
 
     rollout: Rollout
-    upgrade: Upgrade
+    server: str
+    upgrade: Upgrade | None
     entries: tuple[AuditEntry, ...]
+    unread: str = ""
 
 
 def find(store: Store, id: str) -> Rollout:
@@ -406,7 +411,8 @@ def find(store: Store, id: str) -> Rollout:
 
 
 def listed(store: Store) -> tuple[list[tuple[Rollout, Tally]], Mapping[str, str]]:
-    """All rollouts with their counts, newest first; and those that cannot be read, and why."""
+    """All rollouts with their counts, newest first; and what cannot be read, and why: rollouts, and of those that are
+    not closed servers too, as `rollout/server`."""
     found: list[tuple[Rollout, Tally]] = []
     unread = dict(store.unread())
     for rollout in store.rollouts():
@@ -414,12 +420,15 @@ def listed(store: Store) -> tuple[list[tuple[Rollout, Tally]], Mapping[str, str]
             found.append((rollout, store.tally(rollout.id)))
         except UnsafeStore as error:
             unread[rollout.id] = error.message
+        if not rollout.closed:
+            _, those = _read(store, rollout)
+            unread |= {f"{rollout.id}/{server}": why for server, why in those.items()}
     return found, unread
 
 
 def view(store: Store, id: str) -> View:
     rollout = find(store, id)
-    rows = store.rows(id)
+    rows, unread = _read(store, rollout)
     place = {name: n for n, name in enumerate(name for wave in rollout.waves for name in wave)}
     upgrades = sorted((row.upgrade for row in rows), key=lambda u: place.get(u.server, 0))
     return View(
@@ -428,7 +437,13 @@ def view(store: Store, id: str) -> View:
         tally=store.tally(id),
         frozen=store.frozen(),
         orphans=tuple(s for s in store.sightings() if s.rollout == id),
+        unread=unread,
     )
+
+
+def _read(store: Store, rollout: Rollout) -> tuple[list[Row], dict[str, str]]:
+    """The rows of a rollout; of servers whose records cannot be read the name, and why."""
+    return readable(store, rollout.id, [name for wave in rollout.waves for name in wave])
 
 
 def explain(store: Store, server: str, *, rollout: str | None) -> Story:
@@ -436,13 +451,14 @@ def explain(store: Store, server: str, *, rollout: str | None) -> Story:
     among = [find(store, rollout)] if rollout else store.rollouts()
     for each in among:
         if any(server in wave for wave in each.waves):
-            row = _row(store, each.id, server)
+            rows, unread = readable(store, each.id, [server])
+            upgrade = None if unread else (rows[0] if rows else _row(store, each.id, server)).upgrade
             entries = tuple(entry for entry in events(store, each.id) if entry.server == server)
-            return Story(rollout=each, upgrade=row.upgrade, entries=entries)
+            return Story(rollout=each, server=server, upgrade=upgrade, entries=entries, unread=unread.get(server, ""))
     where = f"rollout {rollout}" if rollout else "any rollout"
-    unread = ", ".join(store.unread()) if not rollout else ""
+    unknown = ", ".join(store.unread()) if not rollout else ""
     raise NotFound(
-        f"there is no server {server} in {where}" + (f" that can be read; {unread} cannot" if unread else ""),
+        f"there is no server {server} in {where}" + (f" that can be read; {unknown} cannot" if unknown else ""),
         next=f"changeover show {rollout}" if rollout else "changeover rollouts",
     )
 
@@ -477,13 +493,16 @@ def observed(store: Store, ask: Asker, id: str, waiter: Waiter | None = None) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a verb did to a rollout. `in_flight`: the servers under way when it was asked. `confirmed`: see there."""
+    """What a verb did to a rollout. `in_flight`: the servers under way when it was asked. `confirmed`: see there.
+    `unread`: servers that could not be asked along, since their records cannot be read, and why. Nothing of ours
+    touches them or their traffic until they can; the rollout begins nothing new and does not end."""
 
     rollout: Rollout
     changed: bool
     confirmed: bool | None = None
     in_flight: tuple[Upgrade, ...] = ()
     servers: tuple[Upgrade, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
 
 
 def pause(store: Store, id: str, *, actor: str, why: str = "") -> Answer:
@@ -508,7 +527,7 @@ def resume(store: Store, id: str, *, actor: str) -> Answer:
 
 def _shift(store: Store, rollout: Rollout, *, actor: str) -> None:
     patience = time.monotonic() + LEASED
-    for row in store.rows(rollout.id):
+    for row in _read(store, rollout)[0]:
         if row.upgrade.state not in ("running", "waiting"):
             continue
 
@@ -559,15 +578,18 @@ def rollback_server(store: Store, id: str, server: str, *, actor: str, why: str 
 def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str) -> Answer:
     """A held server goes on where it was; a failed or rolled back one starts anew, with new attempts. None: every
     server that is held or failed."""
-    find(store, id)
+    rollout = find(store, id)
+    unread: Mapping[str, str] = {}
     if servers is None:
-        servers = [row.upgrade.server for row in store.rows(id) if row.upgrade.state in ("held", "failed")]
+        rows, unread = _read(store, rollout)
+        servers = [row.upgrade.server for row in rows if row.upgrade.state in ("held", "failed")]
     done = [_retry(store, id, server, actor=actor) for server in servers]
     return Answer(
         rollout=find(store, id),
         changed=any(changed for _, changed in done),
         confirmed=confirmed(store),
         servers=tuple(u for u, _ in done),
+        unread=unread,
     )
 
 
@@ -580,7 +602,7 @@ def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, 
         row, changed = _turn(store, row, _released, entry)
         return row.upgrade, changed
 
-    upgrades = [each.upgrade for each in store.rows(id)]
+    upgrades = [row.upgrade]
 
     def to(r: Rollout) -> Rollout:
         return decisions.reopened(r, upgrades, server)
@@ -763,13 +785,14 @@ def _ask(
     """`always`: stored as a new version even where nothing of it changes."""
     for _ in range(TRIES):
         was = find(store, id)
-        flying = tuple(row.upgrade for row in store.rows(id) if decisions.in_flight(row.upgrade))
+        rows, unread = _read(store, was)
+        flying = tuple(row.upgrade for row in rows if decisions.in_flight(row.upgrade))
         now = to(was)
         if now == was and not always:
-            return Answer(rollout=was, changed=False, confirmed=confirmed(store), in_flight=flying)
+            return Answer(rollout=was, changed=False, confirmed=confirmed(store), in_flight=flying, unread=unread)
         stored = store.change(was, now, entry=Entry(event=event, actor=actor, detail={"why": why} if why else {}))
         if stored is not None:
-            return Answer(rollout=stored, changed=True, confirmed=confirmed(store), in_flight=flying)
+            return Answer(rollout=stored, changed=True, confirmed=confirmed(store), in_flight=flying, unread=unread)
     raise _contended(f"rollout {id}", f"changeover show {id}")
 
 
@@ -853,7 +876,9 @@ def gc(
         try:
             kept += [Kept(rollout=rollout.id, item=item) for item in store.ledger(rollout.id)]
             if not rollout.closed:
-                due += [row for row in store.rows(rollout.id) if _time_is_up(row.upgrade, now)]
+                rows, those = _read(store, rollout)
+                due += [row for row in rows if _time_is_up(row.upgrade, now)]
+                unread |= {f"{rollout.id}/{server}": why for server, why in those.items()}
         except UnsafeStore as error:  # it holds up nothing else
             unread[rollout.id] = error.message
     sent = [row for row in due if collect and _send(store, publish, row, grace)]

@@ -22,6 +22,7 @@ from orchestrator.domain.plan import Seat
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Ailed, Event, Recovered, Repaired, TurnedBack
 from orchestrator.errors import Fenced
+from orchestrator.reading import readable
 from orchestrator.store import Entry, Row
 from providers.errors import GuardRefused, ProviderError
 from providers.traffic import Guard, Member, MemberView
@@ -46,7 +47,8 @@ def run(world: World, *, rollout: str) -> Mapping[str, Any]:
     found = world.store.rollout(rollout)
     if found is None or found.closed:
         return {"looked": 0, "acted": 0}
-    spec, rows = world.spec(rollout), world.store.rows(rollout)
+    spec = world.spec(rollout)
+    rows, unread = readable(world.store, rollout, [name for wave in found.waves for name in wave])
     seats = {server.name: server.seats for server in spec.plan.survey.servers}
     wanted = {row.upgrade.server: desired(row.upgrade, seats[row.upgrade.server]) for row in rows}
     views = _look(world, spec, [place for places in wanted.values() for place in places])
@@ -66,7 +68,8 @@ def run(world: World, *, rollout: str) -> Mapping[str, Any]:
         after = _mend(world, found, row, wrong, seats[row.upgrade.server])
         acted += after is not None
         now.append(after or row)
-    _tell(world, found, now)
+    if not unread:  # whose record cannot be read may ail: nothing is said to be over
+        _tell(world, found, now)
     return {"looked": len(views), "acted": acted}
 
 

@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli import output, session
 from orchestrator.cli.looking import Id
-from orchestrator.cli.output import Format, Output
+from orchestrator.cli.output import NEEDS_YOU, Format, Output
 
 if TYPE_CHECKING:
     from orchestrator.domain.upgrade import Upgrade
@@ -282,6 +282,8 @@ def _flying(upgrades: tuple[Upgrade, ...]) -> str:
 
 
 def _tell(answer: Answer, verb: str, form: Format, told: str, *, traffic: str, next: str, unchanged: str = "") -> int:
+    from orchestrator.cli import watching
+
     if form is Format.json:
         from orchestrator.cli import schema
 
@@ -294,17 +296,22 @@ def _tell(answer: Answer, verb: str, form: Format, told: str, *, traffic: str, n
                 "rollout": schema.rollout(answer.rollout),
                 "in_flight": [schema.upgrade(u) for u in answer.in_flight],
                 "servers": [schema.upgrade(u) for u in answer.servers],
+                "unread": dict(answer.unread),
                 "next": next,
             },
         )
-        return 0
+        return NEEDS_YOU if answer.unread else 0
     if not answer.changed and not unchanged:
         told += " It was so already."
     output.tell(told)
     output.say_unconfirmed(answer.confirmed, "The same command again is safe, and asks again.")
     output.say(f"Traffic: {traffic}")
     output.say(f"Next: {next}")
-    return 0
+    if not answer.unread:
+        return 0
+    watching.tell_unread(answer.rollout, answer.unread)
+    output.tell("The others do as told; nothing new begins, and the rollout does not end, until every record is read.")
+    return NEEDS_YOU
 
 
 def _under_way(frozen: Frozen) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import output, session
-from orchestrator.cli.output import Format, Output
+from orchestrator.cli.output import NEEDS_YOU, Format, Output
 from orchestrator.errors import BadInput, ChangeoverError
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The rollout.", show_default=False)]
@@ -25,7 +25,7 @@ def rollouts(form: Output = Format.text) -> int:
     if form is Format.json:
         listed = [{**schema.rollout(each), "counts": dict(tally.by_state)} for each, tally in found]
         output.emit("rollouts", {"frozen": frozen, "rollouts": listed, "unread": dict(unread)})
-        return 0
+        return NEEDS_YOU if unread else 0
     if not found and not unread:
         output.say(
             "No rollout yet. If there were some, Redis has lost them: changeover rebuild FILE finds them in the world."
@@ -35,7 +35,7 @@ def rollouts(form: Output = Format.text) -> int:
     from orchestrator.cli import pictures
 
     output.console().print(pictures.rollouts(found, frozen, orphans, unread, now))
-    return 0
+    return NEEDS_YOU if unread else 0
 
 
 def show(
@@ -55,7 +55,7 @@ def show(
         from orchestrator.cli import pictures
 
         output.console().print(pictures.rollout(view, now=now, whole=servers))
-    return 0
+    return NEEDS_YOU if view.unread else 0
 
 
 def watch(
@@ -92,16 +92,19 @@ def explain(
             "story",
             {
                 "rollout": schema.rollout(told.rollout),
-                "server": schema.upgrade(told.upgrade),
+                "server": schema.upgrade(told.upgrade) if told.upgrade is not None else None,
+                "unread": told.unread or None,
                 "events": [schema.event(entry) for entry in told.entries],
-                "next": words.next_for(told.rollout, told.upgrade),
+                "next": words.next_for(told.rollout, told.upgrade)
+                if told.upgrade is not None
+                else f"changeover show {told.rollout.id}",
             },
         )
-        return 0
+        return NEEDS_YOU if told.unread else 0
     from orchestrator.cli import pictures
 
     output.console().print(pictures.story(told))
-    return 0
+    return NEEDS_YOU if told.unread else 0
 
 
 def events(
@@ -153,4 +156,6 @@ def report(
     else:
         for file in files:
             output.tell(str(file))
-    return 0
+    for server, why in view.unread.items():
+        output.say(f"not in the report: {server}, {why}")
+    return NEEDS_YOU if view.unread else 0

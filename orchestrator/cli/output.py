@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 140  # columns where there is no terminal: a log or a pipe
+NEEDS_YOU = 3  # a person must put something right; the rest was done
 USAGE = 64
 CANCELLED = 130
 PIPE_CLOSED = 141

@@ -108,8 +108,20 @@ def rollouts(
     parts.append(table)
     if orphans:
         parts += [Text(), *_orphans(orphans)]
-    parts += [text(f"{id} cannot be read: {why}", "bold red") for id, why in unread.items()]
+    parts += [line for id, why in list(unread.items())[:MOST] for line in _unreadable(id, why)]
+    parts += _more(len(unread))
     return Group(*parts)
+
+
+def _unreadable(id: str, why: str) -> list[RenderableType]:
+    """A rollout, or `rollout/server`."""
+    rollout, _, server = id.partition("/")
+    told = f"{server} of rollout {rollout}" if server else rollout
+    next = f"changeover show {rollout}" if server else "restore Redis from its append-only file or a backup"
+    return [
+        text(f"{told} needs you, it cannot be read: {why}", "bold red"),
+        Padding(next_line(next), (0, 0, 0, 2), expand=False),
+    ]
 
 
 def _orphans(found: Sequence[Sighting]) -> list[RenderableType]:
@@ -134,7 +146,7 @@ def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
     parts: list[RenderableType] = [_head(view, now)]
     if view.frozen is not None:
         parts.append(_frozen(view.frozen))
-    if view.held or view.alarms or r.state == "paused":
+    if view.held or view.alarms or view.unread or r.state == "paused":
         parts += [Text(), *_needs_you(view)]
     parts += [Text(), _waves(view)]
     flying = [u for u in view.upgrades if in_flight(u) and u.state != "held"]
@@ -153,7 +165,7 @@ def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
 
 def _head(view: View, now: float) -> RenderableType:
     r = view.rollout
-    total = len(view.upgrades)
+    total = len(view.upgrades) + len(view.unread)
     done = sum(u.state == "upgraded" for u in view.upgrades)
     head = Text.assemble(("Rollout ", "bold"), (clean(r.id), "bold"), "  ", clean(r.fleet), "  ")
     head.append_text(state(r.state))
@@ -186,6 +198,11 @@ def _needs_you(view: View) -> Iterable[RenderableType]:
         yield Padding(next_line(words.next_for(r, u)), (0, 0, 0, 2), expand=False)
     if len(view.held) > MOST:
         yield text(f"and {len(view.held) - MOST} more")
+    for server, why in list(view.unread.items())[:MOST]:
+        yield Text.assemble((clean(server), "bold"), " cannot be read: ", clean(why))
+        yield Padding(text(f"Traffic: {words.UNTOUCHED}"), (0, 0, 0, 2), expand=False)
+        yield Padding(next_line(words.next_for_unread(r, server)), (0, 0, 0, 2), expand=False)
+    yield from _more(len(view.unread))
 
 
 def _ails(u: Upgrade) -> str:
@@ -242,18 +259,24 @@ def _more(total: int) -> list[RenderableType]:
 def story(told: Story) -> RenderableType:
     """The timeline of one server, with the evidence under each line."""
     u, r = told.upgrade, told.rollout
-    head = Text.assemble((clean(u.server), "bold"), f"  rollout {clean(r.id)}  ")
-    head.append_text(state(u.state))
-    head.append(f"  {words.progress(u)}" if words.progress(u) else "")
+    head = Text.assemble((clean(told.server), "bold"), f"  rollout {clean(r.id)}  ")
     parts: list[RenderableType] = [head]
-    if u.why:
-        parts.append(text(u.why))
-    parts += [Text.assemble(("Traffic: ", "bold"), clean(u.traffic)), Text()]
+    if u is None:
+        head.append("cannot be read", style="bold red")
+        parts.append(text(told.unread))
+    else:
+        head.append_text(state(u.state))
+        head.append(f"  {words.progress(u)}" if words.progress(u) else "")
+        if u.why:
+            parts.append(text(u.why))
+    parts += [Text.assemble(("Traffic: ", "bold"), words.UNTOUCHED if u is None else clean(u.traffic)), Text()]
     before: float | None = None
     for entry, times in _folded(told.entries):
         parts.append(_line(entry, before, times))
         before = entry.at
         parts += [Padding(line, (0, 0, 0, 22), expand=False) for line in evidence(entry.detail)]
+    if u is None:
+        return Group(*parts, Text(), next_line(f"changeover show {r.id}, once Redis is restored"))
     if u.wait is not None:
         parts.append(text(f"waits for: {u.wait.reason} (looks again at {words.clock(u.wait.at)})", "blue"))
     either = f"   or   {words.otherwise(r, u)}" if u.state == "held" else ""

@@ -5,17 +5,20 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     plan        id, hash, fleet, created_at, waves [[server]], servers [{name, id, address, problem, ...}],
                 target {memory, disk}, blockers [text], caveats [text], least_seconds, provider_calls, changes
     applied     rollout, confirmed, next
-    rollouts    frozen (why, or null), rollouts [{...rollout, counts}], unread {rollout: why}
-    rollout     rollout, counts {state: number}, frozen, servers [upgrade], orphans [id], exit_code, next
-    story       rollout, server (upgrade), events [event], next
+    rollouts    frozen (why, or null), rollouts [{...rollout, counts}], unread {rollout or rollout/server: why}
+    rollout     rollout, counts {state: number}, frozen, servers [upgrade], unread {server: why}, orphans [id],
+                exit_code, next
+    story       rollout, server (upgrade; null if its record cannot be read), unread (why, or null), events [event],
+                next
     event       id, at, server ("" for the rollout's own), n, event, actor, was, now, detail
-    answer      verb, changed, confirmed, rollout, in_flight [upgrade], servers [upgrade], next
+    answer      verb, changed, confirmed, rollout, in_flight [upgrade], servers [upgrade], unread {server: why},
+                next
     freeze      frozen, changed, confirmed, in_flight, next
     rebuilt     rollout (id), made (whether it is there now), servers [{name, found, resumes, state, step}], next
     doctor      ok, checks [{name, ok, detail, fix}]
-    gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, unread {lane or rollout: why}, done,
-                not_done [text], orphans [{lane, kind, id, name, state, rollout, server, first, last, scans, foreign,
-                doubt, pools, unsure, quarantined_at}]
+    gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, done, not_done [text],
+                unread {lane, rollout or rollout/server: why}, orphans [{lane, kind, id, name, state, rollout, server,
+                first, last, scans, foreign, doubt, pools, unsure, quarantined_at}]
     report      files [path]
     version     version
     error       (on stderr) error, message, traffic, next, exit_code

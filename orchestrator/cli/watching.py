@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator import operations
 from orchestrator.cli import output, schema, words
 from orchestrator.cli.output import Format
+from orchestrator.domain.rollout import Rollout
 from orchestrator.errors import WaitTimeout
 from orchestrator.store import AuditEntry, Store
 
 BLOCK = 0.5  # seconds that one wait for events takes
 SETTLED = 2.0  # seconds for which nothing but held servers must be under way, before a person is needed
+TOLD = 20  # servers that are named
 FRAME = 0.25  # seconds between two pictures, at least
 
 
 @dataclass
 class _Watched:
-    """Whether to go on. A held server does not end it as long as others are under way."""
+    """Whether to go on. A server that is held or cannot be read does not end it as long as others are under way."""
 
     store: Store
     id: str
     timeout: float | None
     began: float
     still_since: float | None = None
+    stuck: bool = False
+    read_at: float | None = None
 
     def over(self) -> bool:
         rollout = operations.find(self.store, self.id)
         if rollout.ended or rollout.state == "paused":
             return True
         states = self.store.tally(self.id).by_state
-        still = bool(states.get("held")) and not states.get("running") and not states.get("waiting")
         now = time.monotonic()
+        still = bool(states.get("held")) and not states.get("running") and not states.get("waiting")
+        still = still or self._stuck(now)
         if not still:
             self.still_since = None
         elif self.still_since is None:
@@ -47,6 +53,14 @@ class _Watched:
                 next=f"changeover watch {self.id}",
             )
         return False
+
+    def _stuck(self, now: float) -> bool:
+        """Whether records that cannot be read keep it from ending. The counts still have such a server under way."""
+        if self.read_at is None or now - self.read_at >= SETTLED:
+            self.read_at = now
+            view = operations.view(self.store, self.id)
+            self.stuck = bool(view.unread) and not any(u.state in ("running", "waiting") for u in view.upgrades)
+        return self.stuck
 
 
 def follow(store: Store, id: str, form: Format, *, timeout: float | None) -> int:
@@ -77,6 +91,7 @@ def rollout_body(view: operations.View) -> dict[str, object]:
         "counts": dict(view.tally.by_state),
         "frozen": view.frozen,
         "servers": [schema.upgrade(u) for u in view.upgrades],
+        "unread": dict(view.unread),
         "orphans": [s.id for s in view.orphans],
         "exit_code": view.exit_code,
         "next": words.next_of(view.rollout, view.upgrades),
@@ -93,7 +108,17 @@ def end(view: operations.View) -> None:
         output.tell(f"{u.server} needs you: {u.why}. Traffic: {u.traffic}. Next: {either}")
     for u in view.alarms:
         output.tell(f"{u.server} needs you: its new server ails. Traffic: {u.traffic}. Next: {words.next_for(r, u)}")
+    tell_unread(r, view.unread)
     output.say(f"Next: {words.next_of(r, view.upgrades)}")
+
+
+def tell_unread(rollout: Rollout, unread: Mapping[str, str]) -> None:
+    """A line for each server whose record cannot be read."""
+    for server, why in list(unread.items())[:TOLD]:
+        next = words.next_for_unread(rollout, server)
+        output.tell(f"{server} needs you: {why}. Traffic: {words.UNTOUCHED}. Next: {next}")
+    if len(unread) > TOLD:
+        output.tell(f"and {len(unread) - TOLD} more that cannot be read")
 
 
 def _live(watched: _Watched) -> None:

@@ -134,6 +134,16 @@ def next_for(rollout: Rollout, u: Upgrade) -> str:
             return f"changeover show {rollout.id}"
 
 
+UNTOUCHED = "as it was: nothing of ours touches it until its record can be read"
+
+
+def next_for_unread(rollout: Rollout, server: str) -> str:
+    """For a server whose record cannot be read: nothing but what was stored before can say where it stands."""
+    return (
+        f"changeover explain {server} --rollout {rollout.id}   and restore Redis from its append-only file or a backup"
+    )
+
+
 def otherwise(rollout: Rollout, u: Upgrade) -> str:
     """What else a person can say of a server that is held: an undo can go nowhere but on, or end as it stands."""
     if u.direction == "undo":

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import redis
+from kombu.exceptions import OperationalError
+from structlog.testing import capture_logs
 
 from orchestrator import operations
 from orchestrator.coordinator import Coordinator
-from orchestrator.dispatch import Sender
+from orchestrator.dispatch import Message, Sender
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Observe, Upgrade, Waiting
-from orchestrator.errors import NotFound, UnsafeStore
-from orchestrator.store import Entry
+from orchestrator.errors import NotFound, Unreachable, UnsafeStore
+from orchestrator.reading import readable
+from orchestrator.store import Entry, Store
 from orchestrator.store.redis import RedisStore
 from tests.support.valkey import RunningValkey, running_valkey
 
@@ -167,6 +171,108 @@ def test_people_are_told_of_a_rollout_that_cannot_be_read_and_see_the_others(
     with pytest.raises(NotFound, match="r2 cannot"):
         operations.explain(store, "nobody", rollout=None)
     assert "r2" in operations.gc(store, _nobody_asks, _nobody_sends, collect=False, grace=5.0).unread
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_people_direct_the_others_beside_a_server_that_cannot_be_read(
+    store: RedisStore, valkey: RunningValkey, how: str
+) -> None:
+    create(store, "r1")
+    coordinator(store, []).tick()
+    spoil(valkey, "co:{default}:sv:r1:b", how)
+    view = operations.view(store, "r1")
+    assert ([u.server for u in view.upgrades], list(view.unread), view.exit_code) == (["a", "c"], ["b"], 3)
+    assert list(operations.listed(store)[1]) == ["r1/b"]
+    told = operations.explain(store, "b", rollout=None)
+    assert told.upgrade is None and told.unread == view.unread["b"]
+    assert [entry.event for entry in told.entries] == ["Admitted"]
+
+    for answer, state in (
+        (operations.pause(store, "r1", actor="anna"), "paused"),
+        (operations.resume(store, "r1", actor="anna"), "running"),
+        (operations.abort(store, "r1", actor="anna"), "aborting"),
+        (operations.rollback(store, "r1", actor="anna"), "rolling_back"),
+    ):
+        assert answer.changed and answer.rollout.state == state
+        assert [u.server for u in answer.in_flight] == ["a", "c"] and list(answer.unread) == ["b"]
+
+
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("verb", [operations.abort, operations.rollback])
+def test_the_others_go_back_beside_a_server_that_cannot_be_read_and_the_rollout_does_not_end(
+    store: RedisStore, valkey: RunningValkey, how: str, verb: Callable[..., operations.Answer]
+) -> None:
+    create(store, "r1")
+    loop = coordinator(store, [])
+    loop.tick()
+    spoil(valkey, "co:{default}:sv:r1:b", how)
+    asked = verb(store, "r1", actor="anna").rollout.state
+    for _ in range(3):
+        loop._views.clear()  # reads it anew
+        loop.tick()
+    rows = store.rows("r1", ["a", "c"])
+    assert [row.upgrade.terminal or row.upgrade.direction == "undo" for row in rows] == [True, True]
+    assert operations.find(store, "r1").state == asked
+
+
+def test_nothing_new_begins_beside_a_server_that_cannot_be_read(store: RedisStore, valkey: RunningValkey) -> None:
+    create(store, "r1")
+    spoil(valkey, "co:{default}:sv:r1:b", "no record")
+    coordinator(store, []).tick()
+    assert [row.upgrade.state for row in store.rows("r1", ["a", "c"])] == ["pending", "pending"]
+
+
+@pytest.mark.parametrize(("odd", "well"), [("r1", "r2"), ("r2", "r1")])
+def test_a_surprise_in_one_rollout_does_not_end_the_sweep_for_the_others(
+    store: RedisStore, odd: str, well: str
+) -> None:
+    create(store, "r1")
+    create(store, "r2")
+    store.put_document("spec", odd, {"plan": {"edited": "by hand"}})
+    sent: list[str] = []
+
+    def publish(messages: list[Message]) -> None:
+        if messages[0]["id"].startswith(odd):
+            raise KeyError("of a record that somebody edited")
+        sent.append(messages[0]["id"].partition(":1:")[0])
+
+    clock = [1000.0]
+    loop = replace(coordinator(store, []), publish=publish, monotonic=lambda: clock[0])
+    with capture_logs() as logged:
+        for _ in range(3):
+            loop.tick()
+            clock[0] += 40  # the agendas are due to be compared
+    assert set(sent) == {f"{well}:{name}" for name in NAMES}
+    alone = {line["what"] for line in logged if line["event"] == "left alone"}
+    assert {odd, f"the agendas of {odd}"} <= alone
+    assert not any(well in what for what in alone)
+
+
+@pytest.mark.parametrize("away", [Unreachable("gone"), OperationalError("gone"), ConnectionResetError("gone")])
+def test_a_sweep_ends_when_redis_or_the_broker_is_away(store: RedisStore, away: Exception) -> None:
+    create(store, "r1")
+
+    def publish(_messages: list[Message]) -> None:
+        raise away
+
+    with pytest.raises(type(away)):
+        replace(coordinator(store, []), publish=publish).tick()
+
+
+def test_few_of_many_that_cannot_be_read_are_found_in_few_reads() -> None:
+    names = [f"s{n:03}" for n in range(256)]
+    asked: list[int] = []
+
+    class Half:
+        def rows(self, _rollout: str, servers: list[str]) -> list[str]:
+            asked.append(len(servers))
+            if "s100" in servers:
+                raise UnsafeStore("garbage")
+            return servers
+
+    rows, unread = readable(cast(Store, Half()), "r1", names)
+    assert rows == [name for name in names if name != "s100"] and unread == {"s100": "garbage"}
+    assert len(asked) <= 17
 
 
 def test_counters_and_ledgers_that_cannot_be_read_hold_up_nothing_else(

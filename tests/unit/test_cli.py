@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +16,14 @@ import pytest
 
 import orchestrator.cli.session
 from orchestrator import operations
-from orchestrator.cli import main
+from orchestrator.cli import main, watching
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.plan import token
 from orchestrator.domain.rebuild import Found
 from orchestrator.domain.upgrade import Admitted, Ailed, Held, TurnedBack
-from orchestrator.errors import PointOfNoReturn
+from orchestrator.errors import PointOfNoReturn, UnsafeStore
 from orchestrator.settings import Settings
-from orchestrator.store import Entry
+from orchestrator.store import Entry, Row
 from orchestrator.store.memory import MemoryStore
 from tests.support.valkey import running_valkey
 from tests.unit.test_operations import FLEET, Clock, World, at_step, put, row, upgraded
@@ -93,6 +93,27 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return captured.out, captured.err
 
     return Place(store, world, clock, file, read)
+
+
+def spoil(place: Place, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    """That server's record is garbage from now on."""
+    rows, row = place.store.rows, place.store.row
+
+    def broken(key: str) -> UnsafeStore:
+        return UnsafeStore(f"the Upgrade stored at sv:{key} cannot be read: it is no JSON")
+
+    def some(rollout: str, servers: Collection[str] | None = None) -> Sequence[Row]:
+        if servers is None or server in servers:
+            raise broken(server)
+        return rows(rollout, servers)
+
+    def one(rollout: str, name: str) -> Row | None:
+        if name == server:
+            raise broken(server)
+        return row(rollout, name)
+
+    monkeypatch.setattr(place.store, "rows", some)
+    monkeypatch.setattr(place.store, "row", one)
 
 
 def changeover(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -663,3 +684,58 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
 def test_no_colour_where_there_is_no_terminal() -> None:
     told = changeover("show", "r1", env={"CHANGEOVER_REDIS_URL": "unix:///nowhere?db=0", "FORCE_COLOR": ""})
     assert "\x1b" not in told.stdout + told.stderr
+
+
+# -- a record that cannot be read ------------------------------------------------------------------------------------
+
+
+def test_one_record_that_cannot_be_read_leaves_every_verb_to_the_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = place.applied()
+    at_step(place.store, id, "web-1", "smoke_test")
+    at_step(place.store, id, "web-3", "swap")
+    spoil(place, monkeypatch, "web-3")
+    for words in (("pause", id), ("resume", id), ("abort", id), ("rollback", id), ("retry", id)):
+        code, out, err = place.run(*words)
+        assert code == 3, (words, err)
+        assert "web-3 needs you: the Upgrade stored at sv:web-3 cannot be read" in out
+        assert "nothing of ours touches it" in out
+        assert f"changeover explain web-3 --rollout {id}" in out
+        code, body = place.json(*words)
+        assert (code, list(body["unread"])) == (3, ["web-3"])
+    assert operations.find(place.store, id).state == "rolling_back"
+
+
+def test_one_record_that_cannot_be_read_is_seen_wherever_its_rollout_is(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    id = place.applied()
+    at_step(place.store, id, "web-3", "swap")
+    spoil(place, monkeypatch, "web-3")
+    for words in (("rollouts",), ("show", id), ("explain", "web-3")):
+        code, out, _ = place.run(*words)
+        assert code == 3
+        assert "web-3" in out and "it is no JSON" in out and "Next: " in out
+    code, body = place.json("rollouts")
+    assert (code, list(body["unread"])) == (3, [f"{id}/web-3"])
+    code, body = place.json("show", id)
+    assert (code, list(body["unread"]), body["exit_code"]) == (3, ["web-3"], 3)
+    assert [server["server"] for server in body["servers"]] == ["web-1", "web-2"]
+    code, body = place.json("explain", "web-3")
+    assert (code, body["server"]) == (3, None)
+    assert body["unread"] and body["events"]
+    code, out, err = place.run("report", id, "--out", str(tmp_path / "report"))
+    assert code == 3 and "not in the report: web-3" in err
+
+
+def test_watch_ends_where_only_a_record_that_cannot_be_read_is_left(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = place.applied()
+    at_step(place.store, id, "web-3", "swap")
+    spoil(place, monkeypatch, "web-3")
+    monkeypatch.setattr(watching, "SETTLED", 0.05)
+    code, out, _ = place.run("watch", id, "--timeout", "30")
+    assert code == 3
+    assert "web-3 needs you" in out

@@ -449,6 +449,7 @@ def test_explain_tells_the_newest_rollout_of_a_server(store: MemoryStore, id: st
     at_step(store, id, "web-1", "smoke_test")
     told = operations.explain(store, "web-1", rollout=None)
     assert told.rollout.id == id
+    assert told.upgrade is not None
     assert told.upgrade.step == "smoke_test"
     assert {entry.server for entry in told.entries} == {"web-1"}
 
