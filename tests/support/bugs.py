@@ -26,6 +26,7 @@ from tasks.world import Turn, World
 
 Patch = pytest.MonkeyPatch
 Bug = Callable[[Patch], None]
+NEVER = 1e12  # a time that no clock comes to
 
 
 def random_token(patch: Patch) -> None:
@@ -229,6 +230,30 @@ def unwritten_turn(patch: Patch) -> None:
         stored.audit.pop()
 
     patch.setattr(MemoryStore, "_change", change)
+
+
+def stopped_before_it_has_left(patch: Patch) -> None:
+    """A is stopped first, and taken out of its pools then."""
+    honest = drain_old.do
+
+    def do(turn: Turn, intent: Intent) -> Done | Wait:
+        turn.compute.stop(intent.params["server"])
+        return honest(turn, intent)
+
+    patch.setattr(drain_old, "do", do)
+
+
+def nobody_sends_again(patch: Patch) -> None:
+    """What is lost on its way is not sent again."""
+    honest = MemoryStore.issue
+
+    def issue(store: Any, rollout: str, server: str, **how: Any) -> int | None:
+        epoch = honest(store, rollout, server, **how)
+        if epoch is not None:
+            store._due[rollout, server] = NEVER
+        return epoch
+
+    patch.setattr(MemoryStore, "issue", issue)
 
 
 class _With:
