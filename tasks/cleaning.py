@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from orchestrator.domain.orphans import Made, gives
 from orchestrator.domain.upgrade import Intent
 from orchestrator.store import Kind, LedgerItem
 from providers.compute import Image, Server
@@ -29,9 +30,16 @@ def end_servers(turn: Turn, *, but: str = "") -> Mapping[str, str]:
 
 
 def _made(turn: Turn, kind: type[Image] | type[Server], *, step: str, field: str, but: str) -> Mapping[str, str]:
-    """What was found by its tags, which a provider may show late, and what the record itself remembers."""
+    """What was found by its tags, which a provider may show late, and what the record itself remembers. Many may write
+    a tag: what has another name than we would have given it is somebody else's."""
     u = turn.upgrade
-    found = {thing.id: thing.name for thing in turn.compute.inventory(keys.ours(u)) if isinstance(thing, kind)}
+    what: Made = "image" if kind is Image else "server"
+    found = {
+        thing.id: thing.name
+        for thing in turn.compute.inventory(keys.ours(u))
+        if isinstance(thing, kind)
+        and gives(thing.name, kind=what, rollout=u.rollout, server=u.server, fleet=turn.fleet, upgrade=u)
+    }
     remembered = [str(known[field]) for known in (u.results.get(step, {}), u.notes) if known.get(field)]
     return {id: name for id, name in {**dict.fromkeys(remembered, ""), **found}.items() if id != but}
 

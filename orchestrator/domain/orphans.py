@@ -16,6 +16,7 @@ from orchestrator.domain.plan import token
 from orchestrator.domain.upgrade import Upgrade
 
 Deed = Literal["", "quarantine", "delete"]
+Made = Literal["image", "server"]
 LATER = 10  # attempts beyond those on record: a Redis that lost its last seconds knows of fewer than there were
 
 
@@ -24,7 +25,7 @@ class Thing:
     """A server or an image with our mark, as a provider shows it now. `address` is a server's; `doubt` says why it
     may be a stranger's, `unsure` why nothing may be done about it."""
 
-    kind: Literal["image", "server"]
+    kind: Made
     id: str
     name: str
     state: str
@@ -42,7 +43,7 @@ class Sighting:
     Epoch seconds."""
 
     lane: str
-    kind: Literal["image", "server"]
+    kind: Made
     id: str
     name: str
     state: str
@@ -91,15 +92,21 @@ def doubt(thing: Thing, fleet: Fleet, upgrade: Upgrade | None) -> str:
     when a thing is made, so it has to be one that an attempt for this server gives. `upgrade` is its record, if any."""
     if thing.server not in {server.name for server in fleet.servers}:
         return f"its tags name rollout {thing.rollout}, which has no server {thing.server or 'without a name'}"
-    step, rungs = ("create_image", 1) if thing.kind == "image" else ("provision", 1 + len(fleet.target.fallback))
+    if gives(thing.name, kind=thing.kind, rollout=thing.rollout, server=thing.server, fleet=fleet, upgrade=upgrade):
+        return ""
+    return f"its tags name rollout {thing.rollout}, which would not have called it so"
+
+
+def gives(name: str, *, kind: Made, rollout: str, server: str, fleet: Fleet, upgrade: Upgrade | None) -> bool:
+    """Whether an attempt of this rollout for this server gives that name to what it makes."""
+    step, rungs = ("create_image", 1) if kind == "image" else ("provision", 1 + len(fleet.target.fallback))
     last = max((upgrade.attempt(step), *(i.attempt for i in upgrade.intents(step)))) if upgrade is not None else 0
     where = fleet.provider
-    for attempt in range(last + LATER + 1):
-        for rung in range(rungs):
-            made = token(thing.rollout, where.name, where.account, where.region, thing.server, step, attempt, rung)
-            if thing.name == f"co-{made[:40]}":
-                return ""
-    return f"its tags name rollout {thing.rollout}, which would not have called it so"
+    return any(
+        name == f"co-{token(rollout, where.name, where.account, where.region, server, step, attempt, rung)[:40]}"
+        for attempt in range(last + LATER + 1)
+        for rung in range(rungs)
+    )
 
 
 def remembered(upgrade: Upgrade) -> Mapping[str, str]:

@@ -151,6 +151,18 @@ def test_a_strangers_server_that_carries_our_tags_is_never_touched(name: str, se
         assert state(r, stranger) == "stopped", "a person has said that it is ours"
 
 
+def test_an_undo_leaves_a_strangers_server_that_carries_our_tags_alone() -> None:
+    with running(["web-1", "web-2"]) as r:
+        r.until(lambda: "provision" in r.upgrade("web-1").results)
+        stranger = r.cloud.server("theirs").id
+        thing = r.cloud.things[stranger]
+        thing.view = replace(thing.view, tags={keys.MANAGED: "1", keys.ROLLOUT: r.rollout, keys.SERVER: "web-1"})
+        operations.rollback(r.store, r.rollout, actor="ops")
+        r.finish()
+        assert not r.alive("target"), "what is ours has gone"
+        assert state(r, stranger) == "running"
+
+
 def test_an_orphan_in_a_pool_stays() -> None:
     with running(["web-1"]) as r:
         r.finish()
