@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from orchestrator.messaging import make_app
+from orchestrator.settings import Settings
 from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.valkey import running_valkey
+from workers.watchdog import STALLED as STALLED_CODE
 
 pytestmark = pytest.mark.timeout(300)  # a busy machine takes its time
+STALLED = Path(__file__).with_name("stalled_worker.py")
 LEASE = 60.0
 SLOW = 4.0  # seconds of a call at the cloud
 SOON = 20.0  # seconds: a worker's start, on a busy machine; far from a lease
@@ -74,18 +81,20 @@ def test_ended_at_once_in_a_call_its_lease_is_given_back_by_who_reaps_it(plane: 
     run.finish()
 
 
-def test_a_worker_that_takes_no_message_any_more_ends_itself_and_comes_back(plane: ControlPlane) -> None:
-    settings = plane.supervisor.settings
-    app = make_app(settings)
-    plane.until("two workers", lambda: len(plane.store.workers()) == 2)
-
-    def none_takes_anything() -> bool:
-        """Each says that it is well, and that it consumes from no queue."""
-        app.control.cancel_consumer(settings.queue)
-        answers = app.control.inspect(timeout=1.0).active_queues() or {}
-        return len(answers) == 2 and not any(answers.values())
-
-    plane.until("a halt of both", none_takes_anything)
-    plane.said.clear()
-    plane.fleet(servers=2).apply().finish()
-    assert [line for line in plane.said if "ended by itself with exit code 71" in line], plane.said
+def test_a_worker_that_takes_no_message_any_more_ends_itself(tmp_path: Path) -> None:
+    with running_valkey() as valkey:
+        settings = Settings(redis_url=valkey.url, state_dir=tmp_path)
+        given = {"CHANGEOVER_REDIS_URL": valkey.url, "CHANGEOVER_STALL": "2", "CHANGEOVER_STATE_DIR": str(tmp_path)}
+        worker = subprocess.Popen(
+            [sys.executable, "-P", str(STALLED), "--name", "w1"], cwd=tmp_path, env={**os.environ, **given}
+        )
+        try:
+            with make_app(settings) as app:
+                end = time.monotonic() + 90
+                while worker.poll() is None and time.monotonic() < end:
+                    app.send_task("tasks.observe", kwargs={"lane": "none", "ticket": "t"}, ignore_result=True)
+                    time.sleep(0.2)
+            assert worker.poll() == STALLED_CODE
+        finally:
+            worker.kill()
+            worker.wait()
