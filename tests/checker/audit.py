@@ -86,8 +86,9 @@ def complete_and_legal(e: Evidence) -> Iterator[Violation]:
                 yield Violation(id="I6", where=line.where, says=f"{server}, entry {line['n']}: {problem}")
             last = line
             if line["after"]:
-                was = Position.of(line["after"])
-                tokens.update(token for _, token in was.begun)
+                found, was = was is None, Position.of(line["after"])
+                # What was under way when all was lost counts as begun, and is announced once more by whoever does it.
+                tokens.update(token for step, token in was.begun if not (found and step == was.step))
 
 
 def _rollout_itself(e: Evidence) -> Iterator[Violation]:
