@@ -29,7 +29,7 @@ demo: $(STAMP)
 	@$(BIN)/changeover demo
 
 test: $(STAMP)
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder $(TESTS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .
