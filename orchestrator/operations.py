@@ -626,11 +626,12 @@ def settle(
     actor: str,
     waiter: Waiter | None = None,
 ) -> Answer:
-    """A held server stays as it is: this one of the two serves, and nothing more is done for it. A worker looks first
-    whether it does, and whether the other is out of every pool, unless `unchecked`. In the ledger, what we made and
-    nobody uses then is quarantined; an old server that is left is retained without an end.
+    """A server that is held, or upgraded while its new one ails, stays as it is: this one of the two serves, and
+    nothing more is done for it. A worker looks first whether it does, and whether the other is out of every pool,
+    unless `unchecked`. In the ledger, what we made and nobody uses then is quarantined; an old server that is left is
+    retained without an end.
 
-    Raises `IllegalTransition` for one that is not held or was settled the other way, `Conflict` with what was seen.
+    Raises `IllegalTransition` for any other and for one settled the other way, `Conflict` with what was seen.
     """
     from orchestrator.domain.settlement import contradictions
 
@@ -640,10 +641,10 @@ def settle(
     if row.upgrade.terminal and row.upgrade.by_hand and (row.upgrade.state == "upgraded") == (serving == "new"):
         return Answer(rollout=rollout, changed=False, confirmed=confirmed(store), servers=(row.upgrade,))
     event = Settled(serving=serving, why=because, at=store.now())
-    if row.upgrade.state != "held":
+    if not row.upgrade.asks_person:
         was = "was settled already" if row.upgrade.by_hand else f"is {row.upgrade.state}"
         raise IllegalTransition(
-            f"{server} {was}; only a held server can be settled",
+            f"{server} {was}; only a held server can be settled, or one whose new server ails",
             traffic=row.upgrade.traffic,
             next=f"changeover explain {server}",
         )
@@ -837,14 +838,16 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """`due`: (rollout, server) whose old server's time is up; `sent`: those sent on their way now. `orphans` carry our
-    mark and nobody accounts for them; something is due for the `ripe` among them (keys), as the workers' `patience` has
-    it. `done` is what became of some now, `not_done` what did not, and why. `unread`: lanes that could not be asked,
-    and rollouts that could not be read, and why."""
+    """`due`: (rollout, server) whose old server's time is up; `sent`: those sent on their way now; `kept_on`: those
+    whose old server is kept though its time is up, and why. `orphans` carry our mark and nobody accounts for them;
+    something is due for the `ripe` among them (keys), as the workers' `patience` has it. `done` is what became of some
+    now, `not_done` what did not, and why. `unread`: lanes that could not be asked, and rollouts that could not be read,
+    and why."""
 
     kept: tuple[Kept, ...]
     due: tuple[tuple[str, str], ...]
     sent: tuple[tuple[str, str], ...] = ()
+    kept_on: Mapping[tuple[str, str], str] = field(default_factory=dict)
     orphans: tuple[Sighting, ...] = ()
     ripe: frozenset[str] = frozenset()
     patience: Patience | None = None
@@ -870,6 +873,7 @@ def gc(
     rollouts = store.rollouts()
     kept: list[Kept] = []
     due: list[Row] = []
+    kept_on: dict[tuple[str, str], str] = {}
     unread = dict(store.unread())
     now = store.now()
     for rollout in rollouts:
@@ -877,7 +881,9 @@ def gc(
             kept += [Kept(rollout=rollout.id, item=item) for item in store.ledger(rollout.id)]
             if not rollout.closed:
                 rows, those = _read(store, rollout)
-                due += [row for row in rows if _time_is_up(row.upgrade, now)]
+                up = [row for row in rows if _time_is_up(row.upgrade, now)]
+                due += [row for row in up if not row.upgrade.keeps_old]
+                kept_on |= {(rollout.id, u.server): u.keeps_old for u in (row.upgrade for row in up) if u.keeps_old}
                 unread |= {f"{rollout.id}/{server}": why for server, why in those.items()}
         except UnsafeStore as error:  # it holds up nothing else
             unread[rollout.id] = error.message
@@ -903,6 +909,7 @@ def gc(
         kept=tuple(kept),
         due=tuple((row.upgrade.rollout, row.upgrade.server) for row in due),
         sent=tuple((row.upgrade.rollout, row.upgrade.server) for row in sent),
+        kept_on=kept_on,
         orphans=tuple(store.sightings()),
         ripe=frozenset(ripe),
         patience=patience,

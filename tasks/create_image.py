@@ -67,7 +67,7 @@ def undo(turn: Turn) -> Done | Wait:
     gone = cleaning.end_images(turn)
     if (wait := cleaning.still_to_come(turn, "create_image", gone)) is not None:
         return wait
-    if sick := membership.not_serving(turn):
+    if sick := membership.not_serving(turn, membership.old_members(turn.server.seats)):
         looks = int(turn.upgrade.notes.get("sick", 0)) + 1
         if looks < SURE:
             return Wait(reason=f"{sick}; making sure", every=1.0, notes={**turn.upgrade.notes, "sick": looks})

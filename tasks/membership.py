@@ -100,9 +100,9 @@ def observe_proven(turn: Turn, members: Sequence[tuple[str, Member]]) -> Observe
     return _observe(turn, "proven", names(members))
 
 
-def not_serving(turn: Turn) -> str:
-    """Which of A's places in the balancers does not serve, and how it is there; empty when all do."""
-    views = turn.traffic.proven(names(old_members(turn.server.seats)))
+def not_serving(turn: Turn, members: Sequence[tuple[str, Member]]) -> str:
+    """Which of these does not serve in the balancer's own view, and how it is there; empty when all do."""
+    views = turn.traffic.proven(names(members))
     sick = [(pool, name, view) for (pool, name), view in sorted(views.items()) if view.state != "serving"]
     return ", ".join(f"{name} is {view.state} in {pool}" for pool, name, view in sick)
 

@@ -8,13 +8,17 @@ from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
-from providers.errors import NotFound
-from tasks import keys
+from providers.errors import GuardRefused, NotFound
+from tasks import keys, membership
 from tasks.step import Done, Wait
 from tasks.world import Turn
 
 
 def params(turn: Turn) -> Mapping[str, Any]:
+    """Raises `GuardRefused` while B does not serve: looked at now, since it may have fallen ill a moment ago."""
+    address = turn.upgrade.results["smoke_test"]["address"]
+    if sick := membership.not_serving(turn, membership.new_members(turn, address)):
+        raise GuardRefused(f"the old server of {turn.upgrade.server} is kept on: {sick}")
     image = turn.upgrade.results["create_image"]["image"]
     return {"server": turn.server.id, "image": image, "delete_image": turn.fleet.retain.images == "delete"}
 

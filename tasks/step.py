@@ -64,6 +64,7 @@ MAKES: Mapping[str, Kind] = {"create_image": "image", "provision": "server"}  # 
 # Seconds after which one that was refused asks again: a backstop, since coordinators wake it when it may begin. Each
 # asking is an entry of the audit log, and a night's freeze must not fill the store.
 PARKED_WHILE_REFUSED: Mapping[str, float] = {"frozen": 600.0, "aborting": 1.0, "paused": 600.0, "stopped": 600.0}
+KEPT_ON = 300.0  # seconds after which the retirement of an A that is kept on, since its B ails, asks again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,7 @@ def _poisoned(turn: Turn) -> tuple[Event, Extras] | None:
 def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
     """Announce what is about to be done, do it, and say what happened."""
     try:
-        if (early := _too_early(turn)) is not None:
+        if (early := _too_early(turn) or _kept_on(turn)) is not None:
             return early, Extras()
         refused = _announce(world, step, turn)
         if refused is not None:
@@ -239,6 +240,12 @@ def _too_early(turn: Turn) -> Event | None:
     if u.wait is None or u.wait.observe is not None or u.wait.refused or turn.now >= u.wait.at - CLOSE:
         return None
     return Stumbled(why=u.wait.reason, at=u.wait.at, counts=False)
+
+
+def _kept_on(turn: Turn) -> Event | None:
+    """A is all that users have left while B ails: no retirement begins then, however long ago its time was up."""
+    u = turn.upgrade
+    return Stumbled(why=u.keeps_old, at=turn.now + KEPT_ON, counts=False) if u.keeps_old else None
 
 
 def _announce(world: World, step: Step, turn: Turn) -> str | None:

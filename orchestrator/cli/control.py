@@ -158,7 +158,9 @@ def _next_of_a_retry(answer: Answer) -> str:
 
 def settle(
     id: Id,
-    server: Annotated[str, typer.Argument(metavar="SERVER", help="A held server.", show_default=False)],
+    server: Annotated[
+        str, typer.Argument(metavar="SERVER", help="A held one, or whose new one ails.", show_default=False)
+    ],
     serving: Annotated[Side, typer.Option("--serving", help="Which of the two serves, and stays.", show_default=False)],
     because: Annotated[str, typer.Option("--because", help="Kept in the audit log.", show_default=False)],
     unchecked: Annotated[
@@ -168,6 +170,8 @@ def settle(
     form: Output = Format.text,
 ) -> int:
     """End a held server as you have put it right by hand: it stays as it is, and its rollout can end.
+
+    So can one that is upgraded and whose old server is kept on, because the new one ails.
 
     A worker looks first: the one that is said to serve must serve in the balancers' own view, and the other must be in
     no pool. What is left of the other is listed by gc, and yours to delete.
@@ -255,6 +259,7 @@ def gc(
                 "kept": [{"rollout": each.rollout, **asdict(each.item)} for each in found.kept],
                 "due": [{"rollout": rollout, "server": server} for rollout, server in found.due],
                 "sent": [{"rollout": rollout, "server": server} for rollout, server in found.sent],
+                "kept_on": [{"rollout": r, "server": name, "why": why} for (r, name), why in found.kept_on.items()],
                 "orphans": [asdict(orphan) for orphan in found.orphans],
                 "done": list(found.done),
                 "not_done": list(found.not_done),

@@ -190,12 +190,14 @@ def _needs_you(view: View) -> Iterable[RenderableType]:
     for u in view.held[:MOST]:
         yield Text.assemble((clean(u.server), "bold"), f" held at {words.where(u)}: ", clean(u.why))
         yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2), expand=False)
-        either = f"{words.next_for(r, u)}   or   {words.otherwise(r, u)}"
-        yield Padding(next_line(either), (0, 0, 0, 2), expand=False)
+        yield Padding(next_line(_ways(r, u)), (0, 0, 0, 2), expand=False)
     for u in view.alarms[:MOST]:
         yield Text.assemble((clean(u.server), "bold"), " is upgraded, and its new server ails: ", clean(_ails(u)))
+        if u.keeps_old:
+            kept = "Its old server is kept on, whatever its time, until the new one serves again or you have decided."
+            yield Padding(text(kept), (0, 0, 0, 2), expand=False)
         yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2), expand=False)
-        yield Padding(next_line(words.next_for(r, u)), (0, 0, 0, 2), expand=False)
+        yield Padding(next_line(_ways(r, u)), (0, 0, 0, 2), expand=False)
     if len(view.held) > MOST:
         yield text(f"and {len(view.held) - MOST} more")
     for server, why in list(view.unread.items())[:MOST]:
@@ -203,6 +205,11 @@ def _needs_you(view: View) -> Iterable[RenderableType]:
         yield Padding(text(f"Traffic: {words.UNTOUCHED}"), (0, 0, 0, 2), expand=False)
         yield Padding(next_line(words.next_for_unread(r, server)), (0, 0, 0, 2), expand=False)
     yield from _more(len(view.unread))
+
+
+def _ways(r: Rollout, u: Upgrade) -> str:
+    """What a person can say of a server: both ways where it waits for them."""
+    return f"{words.next_for(r, u)}   or   {words.otherwise(r, u)}" if u.asks_person else words.next_for(r, u)
 
 
 def _ails(u: Upgrade) -> str:
@@ -267,8 +274,7 @@ def story(told: Story) -> RenderableType:
     else:
         head.append_text(state(u.state))
         head.append(f"  {words.progress(u)}" if words.progress(u) else "")
-        if u.why:
-            parts.append(text(u.why))
+        parts += [text(why) for why in dict.fromkeys((u.why, u.keeps_old)) if why]
     parts += [Text.assemble(("Traffic: ", "bold"), words.UNTOUCHED if u is None else clean(u.traffic)), Text()]
     before: float | None = None
     for entry, times in _folded(told.entries):
@@ -279,8 +285,7 @@ def story(told: Story) -> RenderableType:
         return Group(*parts, Text(), next_line(f"changeover show {r.id}, once Redis is restored"))
     if u.wait is not None:
         parts.append(text(f"waits for: {u.wait.reason} (looks again at {words.clock(u.wait.at)})", "blue"))
-    either = f"   or   {words.otherwise(r, u)}" if u.state == "held" else ""
-    parts += [Text(), next_line(f"{words.next_for(r, u)}{either}")]
+    parts += [Text(), next_line(_ways(r, u))]
     return Group(*parts)
 
 
@@ -479,6 +484,8 @@ def inventory(found: Inventory, now: float) -> RenderableType:
     for each in alive[: 4 * MOST]:
         item = each.item
         left = "" if item.until is None else words.span(item.until - now) if item.until > now else "due"
+        if left == "due" and item.kind == "old server" and (each.rollout, item.server) in found.kept_on:
+            left = "kept on"
         table.add_row(text(each.rollout), text(item.server), item.kind, item.state, text(item.id), left)
     parts.append(table)
     gone = len(found.kept) - len(alive) - len(back)
@@ -502,6 +509,10 @@ def inventory(found: Inventory, now: float) -> RenderableType:
     parts += [text(line, "green") for line in found.done]
     parts += [text(f"not done: {line}", "yellow") for line in found.not_done]
     parts += [text(f"{what} could not be read: {why}", "yellow") for what, why in found.unread.items()]
+    for (id, server), why in list(found.kept_on.items())[:MOST]:
+        parts.append(text(why, "yellow"))
+        parts.append(Padding(next_line(f"changeover rollback {id} --server {server}"), (0, 0, 0, 2), expand=False))
+    parts += _more(len(found.kept_on))
     if found.sent:
         parts.append(text(f"{words.many(len(found.sent), 'retirement')} sent on their way", "green"))
     elif found.due:

@@ -16,9 +16,9 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     freeze      frozen, changed, confirmed, in_flight, next
     rebuilt     rollout (id), made (whether it is there now), servers [{name, found, resumes, state, step}], next
     doctor      ok, checks [{name, ok, detail, fix}]
-    gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, done, not_done [text],
-                unread {lane, rollout or rollout/server: why}, orphans [{lane, kind, id, name, state, rollout, server,
-                first, last, scans, foreign, doubt, pools, unsure, quarantined_at}]
+    gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, kept_on [{rollout, server, why}],
+                done, not_done [text], unread {lane, rollout or rollout/server: why}, orphans [{lane, kind, id, name,
+                state, rollout, server, first, last, scans, foreign, doubt, pools, unsure, quarantined_at}]
     report      files [path]
     version     version
     error       (on stderr) error, message, traffic, next, exit_code
@@ -84,6 +84,7 @@ def upgrade(u: Upgrade) -> dict[str, Any]:
         "old_gone": u.old_gone,
         "by_hand": u.by_hand,
         "ails": u.ailing.why if u.ailing else None,
+        "keeps_old": u.keeps_old or None,
     }
 
 

@@ -145,8 +145,8 @@ def next_for_unread(rollout: Rollout, server: str) -> str:
 
 
 def otherwise(rollout: Rollout, u: Upgrade) -> str:
-    """What else a person can say of a server that is held: an undo can go nowhere but on, or end as it stands."""
-    if u.direction == "undo":
+    """What else a person can say of a server that waits for them: one that cannot go on can end as it stands."""
+    if u.direction == "undo" or u.state == "upgraded":
         return f"changeover settle {rollout.id} {u.server} --serving old|new --because TEXT"
     return f"changeover rollback {rollout.id} --server {u.server}"
 

@@ -161,6 +161,22 @@ class Upgrade:
         return self.has_begun(RETIRE) or (self.state == "upgraded" and bool(self.by_hand))
 
     @property
+    def keeps_old(self) -> str:
+        """Why A is not ended even when its time is up; empty where nothing but time keeps it. A person decides, or B
+        serves again."""
+        if self.state != "upgraded" or self.beyond_return or self.ailing is None:
+            return ""
+        return (
+            f"the old server of {self.server} is kept on, whatever its time: "
+            f"the new one does not serve as it must ({self.ailing.why})"
+        )
+
+    @property
+    def asks_person(self) -> bool:
+        """It goes nowhere by itself before a person has decided, or B serves again: it may be settled as it stands."""
+        return self.state == "held" or bool(self.keeps_old)
+
+    @property
     def remaining(self) -> tuple[str, ...]:
         """The steps that are left in its present direction, the due one first."""
         if self.settled:
@@ -427,7 +443,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
         case Admitted(at=at) if u.state == "pending":
             return replace(u, state="running", admitted_at=at, why="")
         case Began(intent=intent, deadline=deadline) if (
-            (active or (retiring and intent.at >= (u.retain_until or 0.0) - CLOSE))
+            (active or (retiring and not u.keeps_old and intent.at >= (u.retain_until or 0.0) - CLOSE))
             and u.direction == "forward"
             and u.intent is None
             and (intent.step, intent.attempt) == (u.step, u.attempt(u.step))
@@ -494,7 +510,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return replace(u, ailing=None)
         case Repaired() if u.past_swap or u.life > 1:
             return u
-        case Settled() if u.state == "held":
+        case Settled() if u.asks_person:
             return _settled(u, event)
         case Shifted(seconds=seconds) if not u.terminal:
             if u.direction == "forward" and u.wait is not None and u.wait.refused:
@@ -535,7 +551,8 @@ def _settled(u: Upgrade, event: Settled) -> Upgrade:
     ended = replace(u, **_fresh(), ailing=None, why=event.why, by_hand=event.why, ended_at=event.at, retain_until=None)
     if event.serving == "new":
         return replace(ended, state="upgraded", direction="forward", step=RETIRE, old_gone=event.old_gone)
-    return replace(ended, state="rolled_back", direction="undo", cause=u.cause or event.why, asked=True)
+    step = u.step if u.step in STEPS else STEPS[-1]
+    return replace(ended, state="rolled_back", direction="undo", step=step, cause=u.cause or event.why, asked=True)
 
 
 def _turned_back(u: Upgrade, event: TurnedBack) -> Upgrade:

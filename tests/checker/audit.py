@@ -27,7 +27,7 @@ MOVES: Mapping[str, frozenset[tuple[str, str]]] = {
         ("TurnedBack", "pending running waiting held upgraded", "running waiting rolled_back failed"),
         ("Held", "running waiting", "held"),
         ("Released", "held", "waiting"),
-        ("Settled", "held", "upgraded rolled_back"),
+        ("Settled", "held upgraded", "upgraded rolled_back"),
         ("Shifted", "pending running waiting held", "pending running waiting held"),
     )
 }
@@ -224,7 +224,10 @@ def _steps(was: Position, now: Position, event: str) -> Iterator[str]:
             if was.begun and now.state in TERMINAL:
                 yield "it ends at once, with things begun that nobody has undone"
         case "Settled":  # a person ends it as it stands
-            direction, step = ("forward", RETIRE) if now.state == "upgraded" else ("undo", was.step)
+            step = was.step if was.step in STEPS else STEPS[-1]
+            direction, step = ("forward", RETIRE) if now.state == "upgraded" else ("undo", step)
+            if was.has_begun(RETIRE):
+                yield "it is settled after the point of no return"
         case "UndoBegan":
             if was.direction != "undo" or now.undoing != was.step:
                 yield f"the undo of {now.undoing or 'nothing'} begins at {was.step} ({was.direction})"

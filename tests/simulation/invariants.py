@@ -32,7 +32,7 @@ LEGAL: Final[Mapping[str, frozenset[str]]] = {
     "running": frozenset({"running", "waiting", "held", "upgraded", "rolled_back", "failed"}),
     "waiting": frozenset({"running", "waiting", "held", "upgraded", "rolled_back", "failed"}),
     "held": frozenset({"held", "running", "waiting", "upgraded", "rolled_back", "failed"}),
-    "upgraded": frozenset({"upgraded", "running"}),
+    "upgraded": frozenset({"upgraded", "running", "rolled_back"}),
     "rolled_back": frozenset({"rolled_back", "pending"}),
     "failed": frozenset({"failed", "pending"}),
 }
@@ -356,6 +356,8 @@ class Invariants:
         if to.intent is not None and not undo:
             self.tokens.add(to.intent.token)
         self.must(self.store.frozen() is None, "freeze", f"{to.server} began {to.step} while all is frozen")
+        if to.state == "upgraded":
+            self.must(to.ailing is None, "I7", f"the end of {to.server}'s old server began while the new one ails")
         if undo or to.state == "upgraded":
             return
         now: Rollout = self.store.rollout(to.rollout)

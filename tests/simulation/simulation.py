@@ -356,12 +356,14 @@ class Simulation:
             self.emptied = not people.rebuild(self.fleet)
         people.does("unfreeze", lambda: operations.unfreeze(store, actor=ACTOR))
         for rollout in self.store.open_rollouts():
-            held = [row.upgrade.server for row in self.store.rows(rollout.id) if row.upgrade.state == "held"]
-            for server in held:
+            rows = self.store.rows(rollout.id)
+            held = [row.upgrade.server for row in rows if row.upgrade.state == "held"]
+            ails = [row.upgrade.server for row in rows if row.upgrade.keeps_old]
+            for server in (*held, *ails):
                 self.retried[rollout.id, server] += 1
                 if self.retried[rollout.id, server] > 4:
                     people.settle(rollout.id, server)
-                elif self.retried[rollout.id, server] <= 2:
+                elif self.retried[rollout.id, server] <= 2 and server in held:
                     people.does("retry", lambda r=rollout, s=server: operations.retry(store, r.id, [s], actor=ACTOR))
                 else:
                     people.does(
@@ -378,7 +380,7 @@ class Simulation:
             if rollout.state == "paused":
                 return False
             for row in self.store.rows(rollout.id):
-                if row.upgrade.state == "held" and self.retried[rollout.id, row.upgrade.server] < 7:
+                if row.upgrade.asks_person and self.retried[rollout.id, row.upgrade.server] < 7:
                     return False
         return True
 
@@ -404,11 +406,12 @@ class Simulation:
             if rollout.state == "paused":
                 continue
             rows = self.store.rows(rollout.id)
-            held = any(row.upgrade.state == "held" for row in rows)
+            asking = any(row.upgrade.asks_person for row in rows)
             moving = [r for r in rows if r.upgrade.state in ("running", "waiting")]
-            retiring = [r for r in rows if r.upgrade.state == "upgraded" and not r.upgrade.settled and not _refused(r)]
+            kept = [r for r in rows if r.upgrade.state == "upgraded" and not r.upgrade.settled]
+            retiring = [r for r in kept if not r.upgrade.keeps_old and not _refused(r)]
             pending = [r for r in rows if r.upgrade.state == "pending"]
-            if moving or (pending and not held and not rollout.ended) or retiring or not held:
+            if moving or (pending and not asking and not rollout.ended) or retiring or not asking:
                 return False
         return True
 

@@ -14,6 +14,7 @@ import structlog
 
 from orchestrator import operations
 from orchestrator.domain.upgrade import SURE
+from orchestrator.errors import Conflict
 from providers.compute import Server
 from providers.errors import Transient
 from providers.traffic import MemberView
@@ -255,6 +256,87 @@ def test_a_balancer_that_does_not_answer_makes_nobody_ill_or_well() -> None:
         r.cloud.fault = was
         r.until(lambda: r.record().state == "succeeded")
         assert not events(r, "Ailed")
+
+
+# -- the old server is kept on as long as the new one ails -------------------------------------------------------------
+
+
+def kept_beyond_its_time(r: Runner, ill: Callable[[Runner], None]) -> None:
+    """B has fallen ill while A was kept, and A's time is up by ten minutes."""
+    r.until(lambda: r.record().state == "succeeded")
+    ill(r)
+    until = r.upgrade("web-1").retain_until
+    assert until is not None
+    r.until(lambda: r.clock() >= until + 600)
+
+
+def begun(r: Runner, server: str) -> list[str]:
+    return [e.detail["step"] for e in events(r, "Began") if e.server == server]
+
+
+@pytest.mark.parametrize("ill", ILLS)
+def test_an_old_server_outlives_its_time_while_its_new_one_ails_and_says_why(ill: Callable[[Runner], None]) -> None:
+    with patrolled(retain="20m", least=1) as r:
+        kept_beyond_its_time(r, ill)
+        u = r.upgrade("web-1")
+        assert "retire" not in begun(r, "web-1") and r.cloud.things["web-1"].view.state == "stopped"
+        assert u.tries == 0 and u.keeps_old == u.why and "web-1.g2 is " in u.why
+        asked = [e for e in events(r, "Stumbled") if e.server == "web-1"]
+        assert 1 <= len(asked) <= 3, "every five minutes, and not at every turn"
+        assert r.upgrade("web-2").old_gone, "the others do not wait for it"
+        assert not r.record().closed
+        found = operations.gc(r.store, r.ask, lambda: r.queue.append, collect=True, grace=5.0)
+        assert found.kept_on == {(r.rollout, "web-1"): u.keeps_old}
+        assert not found.due and not found.sent
+        operations.rollback_server(r.store, r.rollout, "web-1", actor=WHO)
+        r.until(lambda: r.record().closed)
+        assert r.upgrade("web-1").state == "rolled_back" and "web-1" in up(r)
+
+
+def test_an_old_server_that_was_kept_on_goes_when_its_new_one_serves_again() -> None:
+    with patrolled(retain="20m", least=1) as r:
+        kept_beyond_its_time(r, dies)
+        change(r, made(r, "web-1"), state="running")
+        r.until(lambda: r.upgrade("web-1").old_gone and r.record().closed)
+        assert "web-1.g2" in up(r)
+
+
+def test_a_new_server_that_died_a_moment_ago_keeps_its_old_one_though_no_patrol_has_seen_it() -> None:
+    with patrolled(retain="20m", least=1) as r:
+        r.until(lambda: r.record().state == "succeeded")
+        until = r.upgrade("web-1").retain_until
+        assert until is not None
+        r.until(lambda: r.clock() >= until - 0.5)
+        r.patrolling = False
+        dies(r)
+        wait(r, 300)
+        assert r.upgrade("web-1").ailing is None and "retire" not in begun(r, "web-1")
+        assert "the old server of web-1 is kept on: web-1.g2 is down" in r.upgrade("web-1").why
+        r.patrolling = True
+        r.until(lambda: bool(r.upgrade("web-1").keeps_old))
+        change(r, made(r, "web-1"), state="running")
+        r.until(lambda: r.record().closed)
+
+
+@pytest.mark.parametrize("serving", ["new", "old"])
+def test_a_person_may_settle_a_server_whose_new_one_ails(serving: Any) -> None:
+    with patrolled(retain="20m", least=1) as r:
+        kept_beyond_its_time(r, dies)
+
+        def settle(*, unchecked: bool) -> operations.Answer:
+            return operations.settle(
+                r.store, r.ask, r.rollout, "web-1", serving=serving, because="seen", unchecked=unchecked, actor=WHO
+            )
+
+        with pytest.raises(Conflict, match="does not serve"):
+            settle(unchecked=False)
+        settle(unchecked=True)
+        r.until(lambda: r.record().closed)
+        u = r.upgrade("web-1")
+        assert u.state == ("upgraded" if serving == "new" else "rolled_back") and u.by_hand and not u.flaw
+        assert r.cloud.things["web-1"].view.state == "stopped", "what is left is the person's to end"
+        [item] = [i for i in r.store.ledger(r.rollout) if i.key == "old:web-1"]
+        assert item.state == ("retained" if serving == "new" else "live") and item.until is None
 
 
 # -- it does no harm --------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from orchestrator.domain.rebuild import Found
 from orchestrator.domain.upgrade import Admitted, Ailed, Held, TurnedBack
 from orchestrator.errors import PointOfNoReturn, UnsafeStore
 from orchestrator.settings import Settings
-from orchestrator.store import Entry, Row
+from orchestrator.store import Entry, LedgerItem, Row
 from orchestrator.store.memory import MemoryStore
 from tests.support.valkey import running_valkey
 from tests.unit.test_operations import FLEET, Clock, World, at_step, put, row, upgraded
@@ -425,6 +425,31 @@ def test_a_new_server_that_ails_is_what_needs_you(place: Place) -> None:
     assert code == 3, "it has succeeded, and a person is needed all the same"
     assert "web-1 needs you: its new server ails" in out
     assert err == f"Next: changeover rollback {id} --server web-1\n"
+
+
+def test_why_an_old_server_is_kept_on_is_told_with_both_ways_to_decide(place: Place) -> None:
+    id = place.applied()
+    u = upgraded(place.store, id, "web-1")
+    u = put(place.store, id, "web-1", u.after(Ailed(why="web-1.g2 is down in web", at=1.0, ill=True)))
+    place.store.put_ledger(
+        id, [LedgerItem(key="old:web-1", kind="old server", server="web-1", state="retained", id="s", until=2.0)]
+    )
+    place.clock.now += 10 * 86400.0
+    put(place.store, id, "web-1", u.after(Ailed(why="web-1.g2 is down in web", at=place.clock.now, ill=True)))
+    rollback = f"changeover rollback {id} --server web-1"
+    why = "the old server of web-1 is kept on, whatever its time: the new one does not serve as it must"
+    _, out, _ = place.run("gc", "--yes")
+    told = " ".join(out.split())
+    assert "kept on" in told and why in told and rollback in told and "sent on their way" not in told
+    _, body = place.json("gc")
+    assert [(k["server"], k["why"].startswith(why)) for k in body["kept_on"]] == [("web-1", True)]
+    assert body["due"] == body["sent"] == []
+    _, out, _ = place.run("show", id)
+    told = " ".join(out.split())
+    assert "Its old server is kept on, whatever its time, until the new one serves again" in told
+    assert f"Next: {rollback} or changeover settle {id} web-1 --serving old|new --because TEXT" in told
+    _, out, _ = place.run("explain", "web-1")
+    assert why in " ".join(out.split()) and rollback in out
 
 
 def test_a_held_undo_says_who_stays_in_and_how_else_it_ends(place: Place) -> None:

@@ -19,6 +19,7 @@ import pytest
 from orchestrator.domain import upgrade as module
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import (
+    Began,
     Direction,
     Event,
     Intent,
@@ -177,6 +178,8 @@ def check_edge(edge: Edge) -> None:
         assert was.remaining == tuple(s for s in reversed(STEPS) if was.has_begun(s) and s in was.remaining)
     if now.direction == "undo" and was.direction == "forward" and was.begun and not now.terminal:
         assert now.remaining == tuple(step for step in reversed(STEPS) if was.has_begun(step)), "all that was begun"
+    if isinstance(event, Began) and event.intent.step == RETIRE:
+        assert was.ailing is None, "A is all that users have while B ails"
     if isinstance(event, Undone):
         assert was.undoing == was.step, "nothing is undone that was not announced"
         assert now.remaining == was.remaining[1:] if not now.terminal else len(was.remaining) == 1
