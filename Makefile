@@ -8,7 +8,7 @@ export UV_SYSTEM_CERTS ?= 1
 
 help:
 	@echo "make demo    replace a fleet of real servers under live traffic, here, in a minute and a half"
-	@echo "make test    the tests        make check   lint, format, types, layers, dead code"
+	@echo "make test    the tests; TESTS=tests/unit for some   make check   lint, format, types, layers, dead code"
 	@echo "make setup   .venv, and nothing else; the others begin with it"
 	@echo "make bench   the benchmarks   make lock    renew the requirement locks"
 	@echo "make chaos   a hundred servers replaced while everything is killed; SEED=1 SERVERS=100"

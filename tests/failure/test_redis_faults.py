@@ -85,6 +85,22 @@ def test_a_restart_loses_nothing_that_was_answered(
     assert told == list(range(1, len(told) + 1))
 
 
+def test_an_end_of_the_file_that_was_half_written_is_cut_off_and_the_rollout_goes_on(
+    place: Place, tmp_path: Path
+) -> None:
+    """As a power cut leaves the append-only file: what was acknowledged by the disk is there, the last command is not
+    whole."""
+    own = place.server()
+    with control_plane(tmp_path, redis=own.url, lease=LEASE) as plane:
+        run = plane.fleet().apply()
+        run.under_way("swap")
+        own.kill()
+        (written,) = (own.folder / "appendonlydir").glob("*.incr.aof")
+        written.write_bytes(written.read_bytes()[:-7])
+        own.start()
+        run.finish()
+
+
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_without_redis_for_longer_than_a_lease_nothing_begins_and_it_goes_on_by_itself(
     plane: ControlPlane, server: Program, how: str
