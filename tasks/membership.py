@@ -107,6 +107,17 @@ def not_serving(turn: Turn, members: Sequence[tuple[str, Member]]) -> str:
     return ", ".join(f"{name} is {view.state} in {pool}" for pool, name, view in sick)
 
 
+def lost(turn: Turn) -> str:
+    """Why B is no longer the server that its smoke test has asked; empty while it runs, on the same boot."""
+    id = turn.upgrade.results["provision"]["server"]
+    server = turn.compute.servers([id]).get(id)
+    if server is None or server.state != "running":
+        return f"its server {id} is {server.state if server else 'gone'}"
+    if server.boot != turn.upgrade.results["smoke_test"]["boot"]:
+        return f"its server {id} has started anew since its smoke test"
+    return ""
+
+
 def out_again(turn: Turn) -> Wait | None:
     """B is taken out once more where a late call has put it back; None when it is in no pool."""
     address = turn.upgrade.results.get("smoke_test", {}).get("address", "")

@@ -26,7 +26,7 @@ from orchestrator.reading import readable
 from orchestrator.store import Entry, Row
 from providers.errors import GuardRefused, ProviderError
 from providers.traffic import Guard, Member, MemberView
-from tasks import smoke_test, swap
+from tasks import membership, smoke_test, swap
 from tasks.step import Extras, commit, due_of, lane_of
 from tasks.world import OutOfTime, Spec, Turn, World
 
@@ -181,12 +181,8 @@ def _put_back_new(turn: Turn, finding: Finding, seats: Sequence[Seat]) -> tuple[
     if was.state == "down":
         return why, True, None
     tested = turn.upgrade.results["smoke_test"]
-    id = turn.upgrade.results["provision"]["server"]
-    server = turn.compute.servers([id]).get(id)
-    if server is None or server.state != "running":
-        return f"{why}: its server {id} is {server.state if server else 'gone'}", True, None
-    if server.boot != tested["boot"]:
-        return f"{why}: its server {id} has started anew since its smoke test", True, None
+    if lost := membership.lost(turn):
+        return f"{why}: {lost}", True, None
     if was.state == "absent" and turn.now - tested["at"] > swap.FRESH:
         failed, _ = smoke_test.one_round(turn, tested["address"])
         if failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Upgrade
@@ -12,6 +13,8 @@ from tasks.step import Done, StepFailed, Wait
 from tasks.world import Turn
 
 SURE = 3  # looks in a row that find B sick before it is believed: it stops the whole rollout
+DOUBT = 10.0  # seconds in which B joins as a rule; from then on it is asked as often whether it is still there
+FLAP = 30.0  # seconds for which the balancer may find a B down that runs, before it serves for the first time
 FRESH = 600.0  # seconds for which a smoke test counts; older, and it is made again before users are sent
 
 
@@ -27,8 +30,9 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
             why, seen = smoke_test.one_round(turn, intent.params["address"])
             if why:
                 raise StepFailed(f"smoke test of {turn.upgrade.server}'s new server, made again: {why}", seen)
+        notes.setdefault("doubt", turn.now + DOUBT)
         if (wait := membership.bring_in(turn, members, notes=notes, back=False)) is not None:
-            return wait
+            return _joining(turn, members, wait)
         if turn.fleet.rollout.soak > 0:
             return _soak(turn, members, {"since": turn.now, "until": turn.now + turn.fleet.rollout.soak})
         return Done(result={"since": turn.now})
@@ -46,6 +50,30 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     return Done(result={"since": notes["since"], "balancer": membership.evidence(views)})
 
 
+def _joining(turn: Turn, members: Sequence[tuple[str, Member]], wait: Wait) -> Wait:
+    """B is not in yet, and one that died on the threshold never will be: it is asked after when the balancer finds it
+    down, or when it takes longer than usual. Raises `StepFailed` when sure; A serves all the while."""
+    notes = dict(wait.notes)
+    if not _any_down(turn.upgrade) and not {"gone", "down"} & notes.keys() and turn.now < notes["doubt"]:
+        return wait
+    notes["doubt"] = turn.now + DOUBT
+    gone = int(notes.pop("gone", 0)) + 1
+    if lost := membership.lost(turn):
+        if gone >= SURE:
+            raise StepFailed(f"{turn.upgrade.server}'s new server never served: {lost}")
+        return Wait(reason=f"{lost}; making sure", every=1.0, notes={**notes, "gone": gone})
+    views = turn.traffic.proven(membership.names(members))
+    down = [(pool, name, view) for (pool, name), view in sorted(views.items()) if view.state == "down"]
+    since = float(notes.pop("down", turn.now))
+    if not down:
+        return replace(wait, notes=notes)
+    pool, name, view = down[0]
+    why = f"{name} is down in {pool} before it has served ({view.detail})"
+    if turn.now - since >= FLAP:
+        raise StepFailed(why, {"balancer": membership.evidence(views)})
+    return Wait(reason=f"{why}; making sure", every=1.0, notes={**notes, "down": since})
+
+
 def _soak(turn: Turn, members: Sequence[tuple[str, Member]], notes: Mapping[str, float]) -> Wait:
     """Both serve, and B is looked at all the while."""
     every = max(0.05, min(turn.fleet.rollout.poll, notes["until"] - turn.now))
@@ -54,10 +82,15 @@ def _soak(turn: Turn, members: Sequence[tuple[str, Member]], notes: Mapping[str,
 
 
 def check(u: Upgrade) -> bool:
-    if "until" not in u.notes:
-        return membership.worth_waking(u)
     assert u.seen is not None
+    if "until" not in u.notes:
+        return membership.worth_waking(u) or _any_down(u) or u.seen.at >= u.notes.get("doubt", 0.0)
     return u.seen.at >= u.notes["until"] or any(a["state"] != "serving" for a in u.seen.answers.values())
+
+
+def _any_down(u: Upgrade) -> bool:
+    """Whether the last look at the balancer has found B's check to fail somewhere."""
+    return u.seen is not None and any(answer.get("state") == "down" for answer in u.seen.answers.values())
 
 
 def undo(turn: Turn) -> Done | Wait:
