@@ -562,7 +562,8 @@ def rollback(store: Store, id: str, *, actor: str, why: str = "") -> Answer:
 
 
 def rollback_server(store: Store, id: str, server: str, *, actor: str, why: str = "") -> Answer:
-    """This server goes back to its old one. Raises `PointOfNoReturn` once that is terminated or about to be."""
+    """This server goes back to its old one. Raises `PointOfNoReturn` once that is terminated or about to be, `Conflict`
+    for one that was left pending by a rollout that is closed."""
     rollout = find(store, id)
     reason = why or f"rolled back by {actor}"
     entry = Entry(event="TurnedBack", actor=actor, detail={"why": reason})
@@ -800,7 +801,8 @@ def _ask(
 def _turn(
     store: Store, row: Row, to: Callable[[Upgrade, float], Upgrade], entry: Entry, *, always: bool = False
 ) -> tuple[Row, bool]:
-    """The record moved on, and due at once. `always`: made due even where nothing of it changes."""
+    """The record moved on, and due at once. `always`: made due even where nothing of it changes. Raises `Conflict` when
+    its rollout is closed: another one may have its servers by now."""
     for _ in range(TRIES):
         now = store.now()
         moved = to(row.upgrade, now)
@@ -810,6 +812,13 @@ def _turn(
         stored = store.turn(row, moved, entry=entry, due=None if at_rest else now)
         if stored is not None:
             return stored, True
+        if find(store, row.upgrade.rollout).closed:
+            raise Conflict(
+                f"rollout {row.upgrade.rollout} is closed, and {row.upgrade.server} stays as it left it: "
+                f"{row.upgrade.state}",
+                traffic="unchanged",
+                next="changeover plan FILE",
+            )
         row = _row(store, row.upgrade.rollout, row.upgrade.server)
     raise _contended(row.upgrade.server, f"changeover explain {row.upgrade.server}")
 

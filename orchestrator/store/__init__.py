@@ -273,8 +273,10 @@ class Store(Protocol):
         failure: Failure = "",
         stop: str = "",
     ) -> Row | None:
-        """`to` is stored though somebody may hold the lease, if the record is still `row.version`; else None. The
-        holder is fenced at its next call; it is due at `due`, or when that lease ends if that is later."""
+        """`to` is stored though somebody may hold the lease, if the record is still `row.version` and the rollout not
+        closed; else None. The holder is fenced at its next call; it is due at `due`, or when that lease ends if that is
+        later. Where an upgrade that had ended moves again the rollout's version rises, so that nobody closes it, or
+        moves it on, who has not seen that."""
         ...
 
     # -- waits -------------------------------------------------------------------------------------------------------

@@ -438,11 +438,15 @@ class MemoryStore:
             record = self._record(to.rollout, to.server)
             if record is None or record.version != row.version:
                 return None
+            stored = self._rollouts[to.rollout]
+            if stored.rollout.closed:
+                return None
             if not self._live(record):
                 record.owner, record.lease = "", 0.0
             elif due is not None:
                 due = max(due, record.lease)
-            stored = self._rollouts[to.rollout]
+            if record.upgrade.terminal and not to.terminal:
+                stored.rollout = replace(stored.rollout, version=stored.rollout.version + 1)
             record.sent, record.lost = None, ()
             self._change(stored, record, to, doc, entry=entry, ledger=ledger)
             self._place(record, due, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -433,6 +433,40 @@ def test_a_retry_keeps_others_from_ending_the_wave_without_it(store: MemoryStore
     assert row(store, id, "web-1").upgrade.state == "pending"
     late = replace(seen, state="failed")
     assert store.change(seen, late, entry=ENTRY) is None, "a decision made before the retry is void"
+
+
+def close(store: MemoryStore, id: str) -> None:
+    was = operations.find(store, id)
+    store.change(was, replace(was, state="aborted", closed=True, ended_at=3.0), entry=ENTRY)
+
+
+def test_a_server_that_a_closed_rollout_left_pending_is_not_turned_back(store: MemoryStore, id: str) -> None:
+    close(store, id)
+    before = row(store, id, "web-1")
+    with pytest.raises(Conflict, match=f"rollout {id} is closed, and web-1 stays as it left it: pending") as refused:
+        operations.rollback_server(store, id, "web-1", actor="ann")
+    assert refused.value.next and refused.value.traffic
+    assert row(store, id, "web-1") == before
+    assert not operations.retry(store, id, ["web-1"], actor="ann").changed
+
+
+@pytest.mark.parametrize("verb", [operations.rollback_server, operations.retry])
+def test_a_rollout_that_closes_between_the_look_and_the_write_keeps_its_records(
+    store: MemoryStore, id: str, verb: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if verb is operations.retry:
+        u = put(store, id, "web-1", row(store, id, "web-1").upgrade.after(Admitted(at=1.0)))
+        put(store, id, "web-1", u.after(TurnedBack(why="smoke", at=2.0, asked=False)))
+    before, turn = row(store, id, "web-1").upgrade, store.turn
+
+    def closes_first(*args: Any, **more: Any) -> Any:
+        close(store, id)
+        return turn(*args, **more)
+
+    monkeypatch.setattr(store, "turn", closes_first)
+    with pytest.raises(Conflict, match="closed"):
+        verb(store, id, "web-1" if verb is operations.rollback_server else ["web-1"], actor="ann")
+    assert row(store, id, "web-1").upgrade == before
 
 
 def test_a_retry_that_comes_after_the_rollout_closed_changes_nothing(store: MemoryStore, id: str) -> None:

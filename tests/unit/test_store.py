@@ -1043,6 +1043,31 @@ def test_a_turn_from_an_older_record_does_nothing(site: Site) -> None:
     assert site.row().upgrade.state == "running"
 
 
+def test_nothing_of_a_closed_rollout_is_turned(site: Site) -> None:
+    site.create()
+    row = site.row()
+    site.become(lambda r: replace(r, state="aborted", closed=True))
+    to = row.upgrade.after(TurnedBack(why="x", at=START, asked=True))
+    assert site.store.turn(row, to, entry=DID, due=None, ledger=[], failure="after", stop="x") is None
+    assert site.row() == row
+    closed = site.store.rollout("r1")
+    assert closed is not None and closed.stop == "" and site.store.tally("r1").failed_after_swap == 0
+
+
+def test_a_rollout_is_not_closed_by_who_has_not_seen_that_a_server_moves_again(site: Site) -> None:
+    site.create()
+    row = site.row()
+    row = site.store.turn(row, row.upgrade.after(TurnedBack(why="x", at=START, asked=False)), entry=DID, due=None)
+    seen = site.store.rollout("r1")
+    assert row is not None and seen is not None
+    row = site.store.turn(row, row.upgrade.after(Released(at=START)), entry=DID, due=None)
+    assert row is not None and row.upgrade.state == "pending"
+    assert site.store.change(seen, replace(seen, closed=True), entry=DID) is None
+    now = site.store.rollout("r1")
+    assert now is not None and not now.closed
+    assert site.store.change(now, replace(now, closed=True), entry=DID) is not None
+
+
 def test_a_pending_server_is_turned_back_to_rest(site: Site) -> None:
     site.create()
     row = site.row()
