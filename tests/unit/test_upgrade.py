@@ -117,7 +117,7 @@ APPLY = {
     "old gone": {"Ailed", "Repaired"},
     "swapping": {"Doubted", "Finished", "AttemptEnded", "Held", "Shifted", "Ailed", "Repaired", "Waits", *ANY_TURN},
     "swapped": {"Began", "Held", "Shifted", "Ailed", "Repaired", *ANY_TURN},
-    "ailing": {"Began", "Ailed", "Recovered", "Repaired", *ANY_TURN},
+    "ailing": {"Ailed", "Recovered", "Repaired", "Settled", *ANY_TURN},
     "failed": {"TurnedBack", "Released"},
     "rolled back": {"TurnedBack", "Released"},
     "settled on A": {"TurnedBack", "Released"},
@@ -315,7 +315,8 @@ class AnyHistory(RuleBasedStateMachine):
         if now.direction == "undo":
             assert now.ailing is None, "a B that is given up needs no alarm"
         if was.terminal and now.state != was.state:
-            assert isinstance(event, Released | TurnedBack)
+            by_hand = isinstance(event, Settled) and was.keeps_old
+            assert by_hand or isinstance(event, Released | TurnedBack)
         if was.direction == "undo" and now.direction == "forward":
             assert anew or isinstance(event, Settled)
         if was.beyond_return:
