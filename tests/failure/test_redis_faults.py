@@ -20,6 +20,8 @@ from tests.support.redis_servers import HOST, Place, Program, redis_place
 
 pytestmark = pytest.mark.timeout(300)  # a busy machine takes its time
 LEASE, AWAY = 3.0, 5.0  # seconds
+# Seconds: what was renewed right before may still be called for half a lease, and then be under way for a moment.
+ENDS = LEASE / 2 + 2.0
 # A minute each: `.ci/run` runs them.
 patient = pytest.mark.skipif(not os.environ.get("CHANGEOVER_REQUIRE_ALL"), reason="CHANGEOVER_REQUIRE_ALL is not set")
 
@@ -112,7 +114,7 @@ def test_without_redis_for_longer_than_a_lease_nothing_begins_and_it_goes_on_by_
         server.kill()
     else:
         server.send(signal.SIGSTOP)
-    waiting(plane, 1.0)  # a call that had begun ends
+    waiting(plane, ENDS)
     calls = changes(run)
     waiting(plane, AWAY)
     assert changes(run) == calls
@@ -161,7 +163,7 @@ def test_a_redis_that_refuses_writes_changes_nothing_and_costs_no_server(
         rollout = plane.store.rollout(run.id)
         with pytest.raises(UnsafeStore, match=says):
             operations.pause(plane.store, run.id, actor="anna")
-        waiting(plane, 1.0)
+        waiting(plane, ENDS)
         calls = changes(run)
         waiting(plane, 4.0)
         assert changes(run) == calls
@@ -191,7 +193,7 @@ def test_a_store_that_forgot_everything_is_followed_by_no_act(plane: ControlPlan
     run.under_way("swap")
     with server.client() as client:
         client.flushall()
-    waiting(plane, 1.0)
+    waiting(plane, ENDS)
     calls = changes(run)
     waiting(plane, AWAY)
     assert changes(run) == calls
