@@ -48,6 +48,7 @@ PATIENCE = 60.0  # seconds to wait for a worker's answer
 WITHOUT_WORKERS = 10.0  # seconds after which a lack of any living worker is the answer
 LEASED = 3.0  # seconds to let a worker finish what it holds, before its record is changed under it
 KEEP_PLANS = 30 * 86400.0
+YES = 600.0  # seconds for which a person's yes to what is left over waits for a worker
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # in the order of their codes, without i, l, o and u
 
 
@@ -452,7 +453,7 @@ def explain(store: Store, server: str, *, rollout: str | None) -> Story:
     for each in among:
         if any(server in wave for wave in each.waves):
             rows, unread = readable(store, each.id, [server])
-            upgrade = None if unread else (rows[0] if rows else _row(store, each.id, server)).upgrade
+            upgrade = None if unread else rows[0].upgrade
             entries = tuple(entry for entry in events(store, each.id) if entry.server == server)
             return Story(rollout=each, server=server, upgrade=upgrade, entries=entries, unread=unread.get(server, ""))
     where = f"rollout {rollout}" if rollout else "any rollout"
@@ -906,6 +907,8 @@ def gc(
     for lane in lanes(store):
         request = new_id("q", now)
         try:
+            if collect:  # whoever may send a message is not whoever may say yes: the worker believes the store alone
+                store.put_document("yes", request, {"lane": lane, "foreign": foreign}, ttl=YES)
             ask("collect", request=request, lane=lane, act=collect, foreign=foreign)
             answer = _answer(store, "collect", request, waiter or Waiter(timeout=20.0))
             done += answer["done"]

@@ -9,15 +9,19 @@ from orchestrator.store import Row, Store
 
 
 def readable(store: Store, rollout: str, servers: Sequence[str]) -> tuple[list[Row], dict[str, str]]:
-    """The rows of those whose records can be read, in the order of their names; of the others the name, and why.
+    """The rows of those whose records can be read, in the order of their names; of the others the name, and why. One
+    whose key is gone altogether is among the others.
 
     Raises `Unreachable`.
     """
     try:
-        return list(store.rows(rollout, servers)), {}
+        found = list(store.rows(rollout, servers))
     except UnsafeStore as error:
         if len(servers) == 1:
             return [], {servers[0]: error.message}
+    else:
+        there = {row.upgrade.server for row in found}
+        return found, {name: f"the record of {name} is gone" for name in sorted(servers) if name not in there}
     # Halves: few of thousands are broken, and each of the others is read once or twice more.
     ordered = sorted(servers)
     middle = len(ordered) // 2

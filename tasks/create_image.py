@@ -14,6 +14,7 @@ from tasks.step import Done, NeedsPerson, Wait
 from tasks.world import Turn
 
 SURE = 3  # looks in a row that find A not serving before a person is asked
+SETTLES = 60.0  # seconds after which an image shows that was made: a cloud's own lists may lag behind it
 
 
 def params(turn: Turn) -> Mapping[str, Any]:
@@ -22,6 +23,11 @@ def params(turn: Turn) -> Mapping[str, Any]:
 
 def do(turn: Turn, intent: Intent) -> Done | Wait:
     image = _find(turn)
+    known, made = turn.upgrade.notes.get("image"), turn.upgrade.notes.get("made", turn.now)
+    if image is None and known:
+        if turn.now - made < SETTLES:
+            return _wait(turn, known, f"image {known} of {turn.upgrade.server} does not show yet", made)
+        raise Refused(f"image {known} of {turn.upgrade.server} is gone: somebody has deleted it")
     if image is None:
         try:
             image = turn.compute.ensure_image(
@@ -42,12 +48,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
                 result={"image": image.id, "disk": image.disk}, ledger=(*cleaning.ended(turn, "image", former), item)
             )
         case "pending":
-            return Wait(
-                reason=f"image {image.id} of {turn.upgrade.server} is being made",
-                every=turn.fleet.rollout.poll,
-                observe=Observe(kind="image", lane=turn.fleet.lane, ids=(image.id,)),
-                notes={"image": image.id},
-            )
+            return _wait(turn, image.id, f"image {image.id} of {turn.upgrade.server} is being made", made)
         case "failed":
             raise Refused(f"image {image.id} failed: {image.reason or 'no reason given'}")
 
@@ -58,8 +59,15 @@ def _find(turn: Turn) -> Image | None:
     return turn.look_at_image(known) if known else None
 
 
+def _wait(turn: Turn, image: str, reason: str, made: float) -> Wait:
+    observe = Observe(kind="image", lane=turn.fleet.lane, ids=(image,))
+    return Wait(reason=reason, every=turn.fleet.rollout.poll, observe=observe, notes={"image": image, "made": made})
+
+
 def check(u: Upgrade) -> bool:
     assert u.seen is not None
+    if not u.seen.answers:
+        return bool(u.seen.at - u.notes.get("made", 0.0) >= SETTLES)
     return any(answer["state"] != "pending" for answer in u.seen.answers.values())
 
 

@@ -230,8 +230,9 @@ def _key(ledger: Sequence[LedgerItem], thing: Thing | Sighting) -> str:
 
 
 def collect(world: World, *, request: str, lane: str, act: bool, foreign: bool) -> Mapping[str, Any]:
-    """A look, and with `act` what is due of it. The answer is a document of kind `collect`: what was done, what was not
-    and why, what was due (keys of sightings), and how patient this worker is."""
+    """A look, and with `act` what is due of it, if a person has said yes: that is a document of kind `yes` under this
+    request, used up by this, and nothing that a message says is taken for it. The answer is a document of kind
+    `collect`: what was done, what was not and why, what was due (keys of sightings), and how patient this worker is."""
     done: list[str] = []
     not_done: list[str] = []
     body: dict[str, Any] = {"ok": True, "done": done, "not_done": not_done, "patience": asdict(world.patience)}
@@ -239,13 +240,25 @@ def collect(world: World, *, request: str, lane: str, act: bool, foreign: bool) 
         fleets = lanes(world.store).get(lane, ())
         found = look(world, lane, fleets) if fleets else []
         now = world.store.now()
+        yes = _said_yes(world, request, lane) if act else None
+        foreign = foreign if yes is None else bool(yes.get("foreign"))
         body["due"] = [s.key for s in found if deed(s, world.patience, now=now, foreign=foreign)]
-        if act and fleets:
+        if act and yes is None:
+            not_done.append(f"{lane}: nobody has said yes to it, or too long ago: changeover gc --yes")
+        elif act and fleets:
             _act(world, request, lane, fleets, found, foreign, done, not_done)
     except (ProviderError, ChangeoverError) as error:
         body = {"ok": False, "error": str(error)}
     world.store.put_document("collect", request, body, ttl=86400.0)
     return {"ok": body["ok"], "done": len(done)}
+
+
+def _said_yes(world: World, request: str, lane: str) -> Mapping[str, Any] | None:
+    said = world.store.document("yes", request)
+    if said is None or said.get("lane") != lane:
+        return None
+    world.store.forget_document("yes", request)
+    return said
 
 
 def _act(

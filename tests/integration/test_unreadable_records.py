@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -25,6 +26,7 @@ from tests.support.valkey import RunningValkey, running_valkey
 
 NAMES = ("a", "b", "c")
 BREAKS = ("another schema", "another type", "no record")
+LOST = (*BREAKS, "gone")  # a server's record may also be gone altogether
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,8 @@ def spoil(valkey: RunningValkey, key: str, how: str) -> None:
             case "another type":
                 raw.delete(key)
                 raw.set(key, "x")
+            case "gone":
+                raw.delete(key)
             case _:
                 raw.hset(key, "doc", "garbage")
 
@@ -80,7 +84,7 @@ def coordinator(store: RedisStore, sent: list[str]) -> Coordinator:
     )
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("how", LOST)
 def test_another_rollout_goes_on_beside_a_server_that_cannot_be_read(
     store: RedisStore, valkey: RunningValkey, how: str
 ) -> None:
@@ -106,7 +110,7 @@ def test_another_rollout_goes_on_beside_one_that_cannot_be_read(
         store.rollout("r2")
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("how", LOST)
 def test_its_own_rollout_finishes_what_has_begun_beside_a_server_that_cannot_be_read(
     store: RedisStore, valkey: RunningValkey, how: str
 ) -> None:
@@ -124,7 +128,7 @@ def test_its_own_rollout_finishes_what_has_begun_beside_a_server_that_cannot_be_
     assert "r1:b" not in sent
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("how", LOST)
 def test_a_lane_is_looked_at_beside_a_server_that_cannot_be_read(
     store: RedisStore, valkey: RunningValkey, how: str
 ) -> None:
@@ -173,7 +177,7 @@ def test_people_are_told_of_a_rollout_that_cannot_be_read_and_see_the_others(
     assert "r2" in operations.gc(store, _nobody_asks, _nobody_sends, collect=False, grace=5.0).unread
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("how", LOST)
 def test_people_direct_the_others_beside_a_server_that_cannot_be_read(
     store: RedisStore, valkey: RunningValkey, how: str
 ) -> None:
@@ -197,7 +201,7 @@ def test_people_direct_the_others_beside_a_server_that_cannot_be_read(
         assert [u.server for u in answer.in_flight] == ["a", "c"] and list(answer.unread) == ["b"]
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("how", LOST)
 @pytest.mark.parametrize("verb", [operations.abort, operations.rollback])
 def test_the_others_go_back_beside_a_server_that_cannot_be_read_and_the_rollout_does_not_end(
     store: RedisStore, valkey: RunningValkey, how: str, verb: Callable[..., operations.Answer]
@@ -264,14 +268,16 @@ def test_few_of_many_that_cannot_be_read_are_found_in_few_reads() -> None:
     asked: list[int] = []
 
     class Half:
-        def rows(self, _rollout: str, servers: list[str]) -> list[str]:
+        def rows(self, _rollout: str, servers: list[str]) -> list[SimpleNamespace]:
             asked.append(len(servers))
             if "s100" in servers:
                 raise UnsafeStore("garbage")
-            return servers
+            there = [name for name in servers if name != "s200"]
+            return [SimpleNamespace(upgrade=SimpleNamespace(server=name)) for name in there]
 
     rows, unread = readable(cast(Store, Half()), "r1", names)
-    assert rows == [name for name in names if name != "s100"] and unread == {"s100": "garbage"}
+    assert [row.upgrade.server for row in rows] == [name for name in names if name not in ("s100", "s200")]
+    assert unread == {"s100": "garbage", "s200": "the record of s200 is gone"}
     assert len(asked) <= 17
 
 

@@ -347,6 +347,7 @@ class Simulation:
             self.scheduler.run(lambda: False, seconds=pause + 600.0)
 
     def _collect(self, world: World, request: str) -> None:
+        self.store.put_document("yes", request, {"lane": self.fleet.lane, "foreign": False}, ttl=600.0)
         answer = orphans.collect(world, request=request, lane=self.fleet.lane, act=True, foreign=False)
         self.trace.add("collected", *answer.items())
 

@@ -109,6 +109,28 @@ def test_a_dry_run_touches_nothing() -> None:
         assert state(r, server) == "running"
 
 
+def test_a_message_that_says_yes_by_itself_is_not_believed() -> None:
+    """Whoever may write to the broker is nobody whom a person has asked."""
+    with running(["web-1"]) as r:
+        r.finish()
+        _, server = leave(r, rollout="r0elsewhere")
+        gc(r)
+        r.clock.now += 1000
+        forged = {"lane": r.fleet.lane, "act": True, "foreign": True}
+        r.ask("collect", request="forged", **forged)
+        answer = r.store.document("collect", "forged")
+        assert answer is not None and not answer["done"] and "nobody has said yes" in answer["not_done"][0]
+        assert state(r, server) == "running"
+        r.store.put_document("yes", "another", {"lane": "elsewhere", "foreign": True})
+        r.ask("collect", request="another", **forged)
+        assert state(r, server) == "running", "what was said of another lane"
+        r.store.put_document("yes", "theirs", {"lane": r.fleet.lane, "foreign": False})
+        r.ask("collect", request="theirs", **forged)
+        assert state(r, server) == "running", "it does not say more than the person did"
+        assert r.store.document("yes", "theirs") is None, "and it is used up"
+        assert len(gc(r, foreign=True).done) == 2
+
+
 def test_what_is_of_a_rollout_not_known_here_is_touched_only_when_told() -> None:
     with running(["web-1"]) as r:
         r.finish()
