@@ -47,6 +47,7 @@ TRIES = 20  # of a compare-and-set that others keep winning
 PATIENCE = 60.0  # seconds to wait for a worker's answer
 WITHOUT_WORKERS = 10.0  # seconds after which a lack of any living worker is the answer
 LEASED = 3.0  # seconds to let a worker finish what it holds, before its record is changed under it
+OTHERS = ("valkey", "coordinator", "flower")  # what `up` runs beside workers
 KEEP_PLANS = 30 * 86400.0
 YES = 600.0  # seconds for which a person's yes to what is left over waits for a worker
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # in the order of their codes, without i, l, o and u
@@ -111,14 +112,14 @@ def _request(store: Store, ask: Asker, kind: str, fleet: Fleet) -> str:
 
 
 def _answer(store: Store, kind: str, request: str, waiter: Waiter) -> Mapping[str, Any]:
-    start = waiter.monotonic()
+    start, before = waiter.monotonic(), store.workers()
     while True:
         found = store.document(kind, request)
         if found is not None:
             break
         waited = waiter.monotonic() - start
         if waited >= waiter.timeout or (waited >= WITHOUT_WORKERS and not store.workers()):
-            raise _unanswered(store, kind, waited)
+            raise _unanswered(store, kind, waited, before)
         waiter.sleep(min(waiter.every, max(0.001, waiter.timeout - waited)))
     if not found.get("ok"):
         raise ChangeoverError(
@@ -129,8 +130,13 @@ def _answer(store: Store, kind: str, request: str, waiter: Waiter) -> Mapping[st
     return found
 
 
-def _unanswered(store: Store, kind: str, waited: float) -> WaitTimeout:
+def _unanswered(store: Store, kind: str, waited: float, before: Collection[str]) -> WaitTimeout:
     workers = store.workers()
+    if not workers and before:
+        return WaitTimeout(
+            f"{', '.join(sorted(before))} fell silent, so the {kind} was not answered in {waited:.0f} s",
+            next="changeover doctor FILE   says which processes they are",
+        )
     if not workers:
         return WaitTimeout(
             f"no worker is alive, so the {kind} was not answered in {waited:.0f} s", next="changeover up"
@@ -954,8 +960,17 @@ class Check:
     fix: str = ""
 
 
-def doctor(store: Store, ask: Asker, fleet: Fleet, *, dev: bool, waiter: Waiter | None = None) -> tuple[Check, ...]:
-    """Store, workers, and what a worker sees of the fleet. Raises nothing that it can tell as a check."""
+def doctor(
+    store: Store,
+    ask: Asker,
+    fleet: Fleet,
+    *,
+    dev: bool,
+    up: Mapping[str, Any] | None = None,
+    waiter: Waiter | None = None,
+) -> tuple[Check, ...]:
+    """Store, workers, and what a worker sees of the fleet. `up` is what the `up` that runs here has written down of
+    itself, if one does. Raises nothing that it can tell as a check."""
     checks: list[Check] = []
     try:
         store.check(dev=dev)
@@ -966,10 +981,9 @@ def doctor(store: Store, ask: Asker, fleet: Fleet, *, dev: bool, waiter: Waiter 
             return tuple(checks)
     workers = store.workers()
     if not workers:
-        checks.append(
-            Check(name="workers", ok=False, detail="none is alive", fix="changeover up, or changeover worker")
-        )
-        return tuple(checks)
+        started = {name: {"pid": pid} for name, pid in (up or {}).get("processes", {}).items() if name not in OTHERS}
+        none = Check(name="workers", ok=False, detail="none is alive", fix="changeover up, or changeover worker")
+        return (*checks, _silent(started, up, told="were started here") if started else none)
     checks.append(Check(name="workers", ok=True, detail=", ".join(sorted(workers))))
     frozen = store.frozen()
     if frozen is not None:
@@ -979,6 +993,8 @@ def doctor(store: Store, ask: Asker, fleet: Fleet, *, dev: bool, waiter: Waiter 
     try:
         answer = _answer(store, "doctor", _request(store, ask, "doctor", fleet), waiter or Waiter())
     except ChangeoverError as error:
+        if isinstance(error, WaitTimeout) and not store.workers():  # all of them fell silent while we waited
+            return (*(c for c in checks if c.name != "workers"), _silent(workers, up, told="are registered"))
         again = error.next.startswith("changeover doctor")  # which is where we are
         return (*checks, Check(name="providers", ok=False, detail=error.message, fix="" if again else error.next))
     checks += [
@@ -986,3 +1002,16 @@ def doctor(store: Store, ask: Asker, fleet: Fleet, *, dev: bool, waiter: Waiter 
         for c in answer["checks"]
     ]
     return tuple(checks)
+
+
+def _silent(workers: Mapping[str, Mapping[str, Any]], up: Mapping[str, Any] | None, *, told: str) -> Check:
+    """Workers that hang. A start of anything else beside them would be refused, and an end of everything mends less."""
+    names = ", ".join(f"{name} (process {info.get('pid', '?')})" for name, info in sorted(workers.items()))
+    logs = f"{up['logs']}/{min(workers)}.log" if up else "the log of each, on its host"
+    pids = " ".join(str(info["pid"]) for _, info in sorted(workers.items()) if "pid" in info)
+    return Check(
+        name="workers",
+        ok=False,
+        detail=f"{names} {told} and do not answer",
+        fix=f"less {logs}; then kill -9 {pids or 'them'}: `up` starts them again, and no server is touched",
+    )

@@ -17,6 +17,7 @@ from typing import Any
 from orchestrator.errors import BadInput, Conflict
 
 LOG_LIMIT = 8 * 1024 * 1024  # bytes after which a log makes room for the next start; one former log is kept
+ANEW = "changeover down --keep-host, then changeover up: every server and HAProxy go on serving meanwhile"
 _SOCKET_ROOM = 80  # bytes: HAProxy takes paths of 97, Valkey of 107, and a name is still to come
 
 
@@ -66,7 +67,9 @@ class StateFolder:
                 if pid or time.monotonic() > end:
                     os.close(lock)
                     who = f"process {pid}" if pid else "a process that does not end"
-                    raise Conflict(f"{who} already runs on {self.path}", next="changeover down") from None
+                    raise Conflict(
+                        f"{who} already runs on {self.path}; its logs are in {self.path / 'logs'}", next=ANEW
+                    ) from None
             time.sleep(0.02)
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)

@@ -159,6 +159,7 @@ def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> i
 
     from orchestrator import fleet_file, operations
     from orchestrator.operations import Check
+    from orchestrator.state_folder import StateFolder
 
     fleet = fleet_file.load(file)
     found = [Check(name="fleet file", ok=True, detail=f"{fleet.fleet}, {len(fleet.servers)} servers")]
@@ -167,7 +168,9 @@ def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> i
         with session.opened() as s:
             s.check_messages()
             waiter = operations.Waiter(timeout=timeout)
-            found += operations.doctor(s.store, s.ask, fleet, dev=s.settings.dev, waiter=waiter)
+            folder = StateFolder(s.settings.state_dir.expanduser().absolute())
+            up = folder.read_run() if folder.holder() else None
+            found += operations.doctor(s.store, s.ask, fleet, dev=s.settings.dev, up=up, waiter=waiter)
     except (Unreachable, UnsafeStore) as error:
         found.append(Check(name="Redis", ok=False, detail=error.message, fix=error.next))
     ill = [check for check in found if not check.ok]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import select
 import signal
@@ -12,7 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,7 @@ from orchestrator.errors import BadInput, ChangeoverError, Unreachable, WaitTime
 from orchestrator.settings import Settings
 
 HOST_SOCKET, HOST_LOCK = "host.sock", "host.lock"
+_TOLD = 10  # servers that are named before they are stopped
 _READY_WITHIN = 120.0  # seconds; two or three on an idle machine, and a crash loop is noticed long before
 
 
@@ -61,20 +63,28 @@ def up(
         say("stopping: workers finish what they have in hand (Ctrl-C again: at once)")
     finally:
         supervisor.stop()
-    say("stopped; nothing of it runs. Servers and HAProxy live on: `changeover down` ends them")
+    say("stopped; nothing of it runs. Servers and HAProxy live on; `changeover down` ends these too")
 
 
 def down(
     host: Annotated[
         Path | None, typer.Option("--host", help="State folder of the local cloud.", show_default="STATE/host")
     ] = None,
-    keep_host: Annotated[bool, typer.Option(help="Leave servers and HAProxy as they are.")] = False,
-) -> None:
-    """End what `up` started here, and the local cloud with its servers and HAProxy."""
+    keep_host: Annotated[
+        bool, typer.Option("--keep-host", help="Leave servers and HAProxy as they are: they go on serving.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before servers and HAProxy stop.")] = False,
+) -> int:
+    """End what `up` started here, and the local cloud with its servers and HAProxy. Asks before these stop serving."""
     settings = Settings.load()
+    folder = host or host_folder(settings)
+    if not keep_host and not yes and (serving := _serving(folder)) and not _agreed(folder, serving):
+        say("Nothing was ended. Traffic: every server goes on serving.\nNext: changeover down --keep-host")
+        return 1
     _end_up(settings)
     if not keep_host:
-        _end_host(host or host_folder(settings))
+        _end_host(folder)
+    return 0
 
 
 def host(
@@ -101,6 +111,33 @@ def host(
 def host_folder(settings: Settings) -> Path:
     """Where the local cloud lives unless somebody says otherwise."""
     return settings.state_dir.expanduser().absolute() / "host"
+
+
+def _serving(folder: Path) -> str:
+    """What would stop with the local cloud, in words; empty if nothing would."""
+    where = folder / HOST_SOCKET
+    try:
+        servers = [f"{s['name']} ({s['address']})" for s in _ask(where, "GET", "/servers") if s["state"] == "running"]
+        balancers = [f"HAProxy {balancer['config']}" for balancer in _ask(where, "GET", "/haproxy")]
+    except (FileNotFoundError, ConnectionRefusedError):  # no host, or a killed one, whose servers live on
+        return ""
+    except OSError as error:
+        return f"whatever runs there: the host does not answer, {error}"
+    told = servers[:_TOLD] + ([f"{len(servers) - _TOLD} more servers"] if len(servers) > _TOLD else []) + balancers
+    return ", ".join(told)
+
+
+def _agreed(folder: Path, serving: str) -> bool:
+    """Raises `BadInput` where nobody can be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise BadInput(
+            f"this would end the local cloud on {folder} for its users, and nobody is there to say yes (no terminal): "
+            f"{serving}",
+            place="down",
+            next="changeover down --keep-host   ends `up` alone; changeover down --yes   ends all of it",
+        )
+    say(f"This ends the local cloud on {folder}. Users lose: {serving}.")
+    return typer.confirm("End it all? (--keep-host ends `up` alone)", default=False, err=True)
 
 
 def _tell_where(redis_url: str, flower_url: str, credentials: Path | None, settings: Settings) -> None:
@@ -154,7 +191,7 @@ def _end_host(folder: Path) -> None:
     say(f"host on {folder} ended, and its servers and HAProxy with it")
 
 
-def _ask(where: Path, method: str, path: str) -> None:
+def _ask(where: Path, method: str, path: str) -> Any:
     connection = http.client.HTTPConnection("host", timeout=30)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.sock.settimeout(30)
@@ -164,6 +201,7 @@ def _ask(where: Path, method: str, path: str) -> None:
         answer = connection.getresponse()
         if answer.status >= http.client.BAD_REQUEST:
             raise Unreachable(f"the host refused {method} {path}: {answer.status} {answer.read(500).decode()}")
+        return json.loads(answer.read() or b"null")
     finally:
         connection.close()
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 CHANGEOVER = Path(sys.executable).with_name("changeover")
@@ -21,7 +22,7 @@ PATIENCE = 90
 def state() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="co-"))
     yield folder
-    changeover(folder, "down")
+    changeover(folder, "down", "--yes")
     shutil.rmtree(folder)
 
 
@@ -52,6 +53,24 @@ def test_a_detached_host_lives_on_until_down(state: Path) -> None:
     assert not (state / "host" / "host.sock").exists()
     again = changeover(state, "down")
     assert (again.returncode, f"no host runs on {state / 'host'}" in again.stderr) == (0, True)
+
+
+def test_down_ends_what_serves_only_when_told_so(state: Path) -> None:
+    assert changeover(state, "host", "--detach").returncode == 0
+    began = {"name": "web-1", "command": ["sleep", "600"], "port": 8080, "grace": 1.0, "tags": {}, "env": {}}
+    size = {"memory": 64 << 20, "disk": 64 << 20, "type": ""}
+    transport = httpx2.HTTPTransport(uds=str(state / "host" / "host.sock"))
+    with httpx2.Client(transport=transport, base_url="http://host") as host:
+        made = host.post("/servers", json={**began, "size": size, "files_from": ""}).json()
+        refused = changeover(state, "down")
+        assert refused.returncode == 64
+        assert f"web-1 ({made['address']})" in refused.stderr
+        assert "changeover down --yes" in refused.stderr
+        assert "changeover down --keep-host" in refused.stderr
+        assert changeover(state, "down", "--keep-host").returncode == 0
+        assert [server["state"] for server in host.get("/servers").json()] == ["running"]
+    assert changeover(state, "down", "--yes").returncode == 0
+    assert not (state / "host" / "host.sock").exists()
 
 
 def test_a_host_in_a_terminal_ends_with_ctrl_c(state: Path) -> None:

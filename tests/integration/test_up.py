@@ -155,6 +155,7 @@ def test_up_runs_everything_and_sigterm_leaves_nothing(begin: Callable[..., Up],
     second = begin(state)
     assert second.process.wait(PATIENCE) == 1
     assert f"process {up.process.pid} already runs on {state}" in second.errors.read_text()
+    assert "Next: changeover down --keep-host, then changeover up" in second.errors.read_text()
 
     pids = up.everything()
     up.process.send_signal(signal.SIGTERM)

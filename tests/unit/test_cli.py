@@ -23,6 +23,7 @@ from orchestrator.domain.rebuild import Found
 from orchestrator.domain.upgrade import Admitted, Ailed, Held, TurnedBack
 from orchestrator.errors import PointOfNoReturn, UnsafeStore
 from orchestrator.settings import Settings
+from orchestrator.state_folder import StateFolder
 from orchestrator.store import Entry, LedgerItem, Row
 from orchestrator.store.memory import MemoryStore
 from tests.support.valkey import running_valkey
@@ -82,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     @contextmanager
     def opened() -> Iterator[OverMemory]:
-        yield OverMemory(store, Settings(dev=True), world)
+        yield OverMemory(store, Settings(dev=True, state_dir=tmp_path / "state"), world)
 
     monkeypatch.setattr(orchestrator.cli.session, "opened", opened)
     file = tmp_path / "fleet.yaml"
@@ -222,6 +223,30 @@ def test_doctor_lists_its_checks_and_fails_with_the_next_command(place: Place) -
     code, out, _ = place.run("doctor", str(place.file))
     assert code == 0
     assert "pool web" in out
+
+
+def test_doctor_says_how_to_mend_workers_that_hang_and_never_to_end_what_serves(place: Place) -> None:
+    place.store.beat("w1", {"pid": 41, "host": "here"}, ttl=0.2)
+    place.store.beat("w2", {"pid": 42, "host": "here"}, ttl=0.2)
+    place.world.mute = lambda: setattr(place.clock, "now", place.clock.now + 1)
+    code, body = place.json("doctor", str(place.file), "--timeout", "0.1")
+    ill = {check["name"]: check for check in body["checks"] if not check["ok"]}
+    assert (code, list(ill)) == (1, ["workers"])
+    assert ill["workers"]["detail"] == "w1 (process 41), w2 (process 42) are registered and do not answer"
+    assert "kill -9 41 42" in ill["workers"]["fix"]
+
+
+def test_doctor_knows_the_workers_that_hang_from_what_up_has_written(place: Place) -> None:
+    folder = StateFolder.open(place.file.parent / "state")
+    lock = folder.lock()
+    folder.write_run({"logs": str(folder.path / "logs"), "processes": {"valkey": 1, "coordinator": 2, "w1": 43}})
+    _, body = place.json("doctor", str(place.file))
+    os.close(lock)
+    (ill,) = (check for check in body["checks"] if not check["ok"])
+    assert "w1 (process 43)" in ill["detail"]
+    assert f"less {folder.path}/logs/w1.log; then kill -9 43" in ill["fix"]
+    _, body = place.json("doctor", str(place.file))
+    assert body["checks"][-1]["fix"] == "changeover up, or changeover worker", "of an `up` that has ended nothing hangs"
 
 
 # -- looking ---------------------------------------------------------------------------------------------------------
