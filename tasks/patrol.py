@@ -27,7 +27,7 @@ from orchestrator.store import Entry, Row
 from providers.errors import GuardRefused, ProviderError
 from providers.traffic import Guard, Member, MemberView
 from tasks import membership, smoke_test, swap
-from tasks.step import Extras, commit, due_of, lane_of
+from tasks.step import Extras, commit, due_of, lane_of, reckon_with_lost
 from tasks.world import OutOfTime, Spec, Turn, World
 
 log = structlog.get_logger()
@@ -96,6 +96,7 @@ def _mend(world: World, rollout: Rollout, row: Row, wrong: Sequence[Finding], se
     if claim is None:
         return None
     turn = Turn(world, claim, name="patrol")
+    reckon_with_lost(world, turn)
     try:
         event, extras = _act(turn, wrong, seats)
         if event is None:

@@ -149,6 +149,7 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     point = turn.point
     world.crash(f"{point}.claimed")
     try:
+        reckon_with_lost(world, turn)
         event, extras = _poisoned(turn) or _act(world, step, turn)
         try:
             row = commit(world, turn, event, extras)
@@ -156,7 +157,7 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
             event = Held(why=str(error))
             row = commit(world, turn, event, Extras())
     except Fenced:
-        world.store.release(turn.claim)  # if still ours: whoever changed the record need not wait for our lease to end
+        _give_back(world, turn)  # if still ours: whoever changed the record need not wait for our lease to end
         return Ran(result={"ignored": "fenced"}, goes_on=False)
     except (Unreachable, UnsafeStore) as error:
         return _without_store(world, turn, error)
@@ -169,8 +170,15 @@ def _without_store(world: World, turn: Turn, error: ChangeoverError) -> Ran:
     up finds the rest by its token. It was not the upgrade's fault and does not count as one of its tries."""
     log.warning("store away", server=turn.upgrade.server, step=turn.upgrade.step, error=str(error))
     with suppress(ChangeoverError):  # it may be back by now: then nobody has to wait for our lease to end
-        world.store.release(turn.claim)
+        _give_back(world, turn)
     return Ran(result={"ignored": "store away"}, goes_on=False)
+
+
+def _give_back(world: World, turn: Turn) -> None:
+    """Nothing was committed. If a call of this turn was not answered, nothing but this process knows so: then its lease
+    counts as lost, so that whoever takes over reckons with that call."""
+    unkept = turn.upgrade.doubted != turn.claim.row.upgrade.doubted and not turn.claim.lost
+    world.store.release(turn.claim, died=unkept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +205,7 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
         if refused is not None:
             why = f"not begun: {_said(refused)}"
             return Stumbled(why=why, at=turn.now + PARKED_WHILE_REFUSED[refused], counts=False, refused=True), Extras()
-        if turn.claim.lost:
-            _doubt(world, turn)
+        reckon_with_lost(world, turn)  # once more: Redis may have forgotten that they had announced it
         u = turn.upgrade
         if u.direction == "undo":
             _mark(turn)
@@ -213,11 +220,18 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
     return _outcome(turn, answer)
 
 
+def reckon_with_lost(world: World, turn: Turn) -> None:
+    """Whoever had this upgrade and lost it may have been cut off in a call: what is committed now says so, since with it
+    the store forgets them."""
+    if turn.claim.lost:
+        _doubt(world, turn)
+
+
 def _doubt(world: World, turn: Turn) -> None:
     """Somebody's call for what this step makes has not been answered, and may still be under way: an undo looks again
     when it cannot be any more, even if another call has been answered meanwhile."""
     u = turn.upgrade
-    if u.step in MAKES and u.direction == "forward" and u.intent is not None:
+    if u.step in MAKES and u.state in ("running", "waiting") and u.direction == "forward" and u.intent is not None:
         turn.upgrade = u.after(Doubted(until=turn.now + world.settled_after))
 
 

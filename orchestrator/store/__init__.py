@@ -251,9 +251,10 @@ class Store(Protocol):
         coordinators. Raises `Fenced`."""
         ...
 
-    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None) -> None:
+    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None, died: bool = False) -> None:
         """The lease is given back if still held, the upgrade due now, or at `due`, in the agenda of lane `look` if
-        given. Never raises `Fenced`."""
+        given. `died`: it counts as lost all the same, since a call of its holder may still take effect. Never raises
+        `Fenced`."""
         ...
 
     def release_owner(self, prefix: str, *, died: bool = False) -> int:
@@ -276,7 +277,8 @@ class Store(Protocol):
         """`to` is stored though somebody may hold the lease, if the record is still `row.version` and the rollout not
         closed; else None. The holder is fenced at its next call; it is due at `due`, or when that lease ends if that is
         later. Where an upgrade that had ended moves again the rollout's version rises, so that nobody closes it, or
-        moves it on, who has not seen that."""
+        moves it on, who has not seen that. Which leases were lost stays known, unless its direction changes or it was
+        held."""
         ...
 
     # -- waits -------------------------------------------------------------------------------------------------------

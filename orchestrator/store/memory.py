@@ -330,6 +330,7 @@ class MemoryStore:
                 version=record.version,
                 lease_until=record.lease,
                 row=self._row(record),
+                lost=record.lost,
             )
 
     def renew(self, claim: Claim, *, lease: float) -> Claim:
@@ -399,10 +400,12 @@ class MemoryStore:
             self._wake()
             return replace(claim.row, upgrade=to, version=record.version, entry=record.entry, owner="", lease_until=0.0)
 
-    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None) -> None:
+    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None, died: bool = False) -> None:
         with self._lock:
             record = self._record(claim.rollout, claim.server)
             if record is not None and record.owner == claim.owner and record.fence == claim.fence:
+                if died:
+                    _struck(record, self.now())
                 self._give_back(record, self.now() if due is None else due, look or "")
                 self._wake()
 
@@ -442,12 +445,16 @@ class MemoryStore:
             if stored.rollout.closed:
                 return None
             if not self._live(record):
+                if record.owner:
+                    _struck(record, self.now())
                 record.owner, record.lease = "", 0.0
             elif due is not None:
                 due = max(due, record.lease)
             if record.upgrade.terminal and not to.terminal:
                 stored.rollout = replace(stored.rollout, version=stored.rollout.version + 1)
-            record.sent, record.lost = None, ()
+            record.sent = None
+            if record.upgrade.state == "held" or record.upgrade.direction != to.direction:
+                record.lost = ()
             self._change(stored, record, to, doc, entry=entry, ledger=ledger)
             self._place(record, due, "")
             self._fail(stored, failure, stop)

@@ -415,6 +415,7 @@ class RedisStore:
         values = self._run("take", {**_seen(row), "owner": owner, "lease": lease})
         if values is None:
             return None
+        *values, lost = values
         u = row.upgrade
         taken = self._row(self._key("sv", u.rollout, u.server), values)
         return Claim(
@@ -425,6 +426,7 @@ class RedisStore:
             version=taken.version,
             lease_until=taken.lease_until,
             row=taken,
+            lost=tuple(lost.decode().split()),
         )
 
     def renew(self, claim: Claim, *, lease: float) -> Claim:
@@ -495,8 +497,8 @@ class RedisStore:
             raise locked(values[0], values[1])
         return replace(claim.row, upgrade=to, version=int(values[0]), entry=int(values[1]), owner="", lease_until=0.0)
 
-    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None) -> None:
-        self._run("release", {**_claim(claim), **_due(due), "look": look or ""})
+    def release(self, claim: Claim, *, due: float | None = None, look: str | None = None, died: bool = False) -> None:
+        self._run("release", {**_claim(claim), **_due(due), "look": look or "", "died": died})
 
     def release_owner(self, prefix: str, *, died: bool = False) -> int:
         total = 0

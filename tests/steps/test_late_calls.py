@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import structlog
 
+from orchestrator import operations
 from orchestrator.domain.steps import STEPS
+from orchestrator.domain.upgrade import Stumbled
+from orchestrator.errors import Unreachable
 from orchestrator.store import Claim
 from providers import errors
 from providers.compute.fake import FakeCompute
 from tasks import step
+from tasks.world import Turn
 from tests.support.outcome import SERVER, Watch, ends_well, journey, settle, turn_back
 from tests.support.runner import Crashed, Runner, running
 
@@ -106,6 +110,83 @@ def test_what_is_made_late_by_an_attempt_that_was_refused_to_another_is_undone_t
         late[0]()
         settle(r)
         assert ends_well(r, watch).state == "rolled_back"
+
+
+@pytest.mark.parametrize(
+    "how", ["paused and resumed", "looked after", "Redis away", "cut off for longer than its lease", "poisoned"]
+)
+@pytest.mark.parametrize("name", list(CALLS))
+def test_that_a_call_was_not_answered_is_never_forgotten(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows whether it will take effect; the next one with its token is refused, another attempt made. Whatever
+    comes between, the undo waits for it."""
+    with journey("forward") as (r, watch):
+        honest = getattr(FakeCompute, CALLS[name])
+        late: list[Callable[[], Any]] = []
+        refused: list[str] = []
+
+        def ask(compute: FakeCompute, *args: Any, **kwargs: Any) -> Any:
+            if not late:
+                late.append(lambda: honest(compute, *args, **kwargs))
+                if how == "cut off for longer than its lease":
+                    r.clock.now += 1.5 * r.world.lease
+                elif how != "Redis away":
+                    raise Crashed
+                raise errors.Transient("no answer", ambiguous=True)
+            if not refused:
+                refused.append("no")
+                raise errors.NoCapacity("no room")
+            return honest(compute, *args, **kwargs)
+
+        monkeypatch.setattr(FakeCompute, CALLS[name], ask)
+        commit, away = r.store.commit, []
+
+        def committing(*args: Any, **kwargs: Any) -> Any:
+            if late and not away and how == "Redis away":
+                away.append("once")
+                raise Unreachable("away for a moment")
+            return commit(*args, **kwargs)
+
+        monkeypatch.setattr(r.store, "commit", committing)
+        r.until(lambda: bool(late))
+        _meanwhile(r, how)
+        r.until(lambda: len(r.upgrade(SERVER).intents(name)) == 2)
+        turn_back(r)
+        r.until(lambda: r.upgrade(SERVER).undoing == name)
+        at = r.clock() + 5
+        r.until(lambda: r.clock() >= at or r.upgrade(SERVER).terminal)
+        late[0]()
+        settle(r)
+        assert ends_well(r, watch).state == "rolled_back"
+
+
+def _meanwhile(r: Runner, how: str) -> None:
+    """What happens between the end of that worker and the next try."""
+    if how == "paused and resumed":
+        _until_its_lease_ends(r)
+        operations.pause(r.store, r.rollout, actor="a person")
+        operations.resume(r.store, r.rollout, actor="a person")
+    elif how == "looked after":
+        _until_its_lease_ends(r)
+        row = r.store.row(r.rollout, SERVER)
+        assert row is not None
+        taken = r.store.take(row, owner="patrol/1:x", lease=10.0)
+        assert taken is not None
+        turn = Turn(r.world, taken, name="patrol")
+        step.reckon_with_lost(r.world, turn)
+        step.commit(r.world, turn, Stumbled(why="put right", at=r.clock()), step.Extras())
+    elif how == "poisoned":
+        for number in range(2):
+            _until_its_lease_ends(r)
+            row = r.store.row(r.rollout, SERVER)
+            assert row is not None and r.store.take(row, owner=f"w{number}/1:x", lease=10.0) is not None
+        r.until(lambda: r.upgrade(SERVER).state == "held")
+        operations.retry(r.store, r.rollout, [SERVER], actor="a person")
+
+
+def _until_its_lease_ends(r: Runner) -> None:
+    row = r.store.row(r.rollout, SERVER)
+    assert row is not None
+    r.clock.now = max(r.clock.now, row.lease_until + 0.01)
 
 
 def test_an_unanswered_call_of_long_ago_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

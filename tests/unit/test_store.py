@@ -942,14 +942,50 @@ def test_one_that_takes_over_by_the_message_alone_knows_of_the_loss_as_well(site
     assert site.claim(owner="w2/1:x").lost == ("w1/1",)
 
 
-def test_a_persons_word_lets_it_be_tried_as_if_nothing_had_been_lost(site: Site) -> None:
+def test_one_that_gives_back_while_its_call_may_still_take_effect_counts_as_lost(site: Site) -> None:
     site.create()
-    site.admit()
-    lose(site, "w1/1:x", "it ended")
+    site.store.release(site.running(owner="w1/1:x"), died=True)
+    site.issue()
+    overtaken = site.claim(owner="w2/1:x")
     row = site.row()
     assert site.store.turn(row, row.upgrade.after(Stumbled(why="x", at=START)), entry=DID, due=START) is not None
+    site.store.release(overtaken, died=True)
+    taken = site.store.take(site.row(), owner="w3/1:p", lease=5)
+    assert taken is not None and taken.lost == ("w1/1", "w2/1")
+    site.clock.now += 6
+    site.store.release(taken, died=True)
+    again = site.store.take(site.row(), owner="w4/1:p", lease=5)
+    assert again is not None and again.lost == ("w1/1", "w2/1", "w3/1")
+
+
+def test_a_word_that_leaves_it_on_its_way_does_not_end_the_memory_of_who_was_lost(site: Site) -> None:
+    """As a pause and a resume: a call of the lost one may still take effect."""
+    site.create()
+    site.admit()
     site.issue()
-    assert site.claim().lost == ()
+    site.claim(owner="w1/1:x", lease=5)
+    site.clock.now += 6  # nobody has noticed yet
+    for _ in range(2):
+        row = site.row()
+        assert site.store.turn(row, row.upgrade.after(Stumbled(why="x", at=START)), entry=DID, due=START) is not None
+    site.issue()
+    assert site.claim().lost == ("w1/1",)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_person_who_sends_it_on_a_new_way_ends_the_memory_of_who_was_lost(site: Site, held: bool) -> None:
+    site.create()
+    site.began(site.running(owner="w1/1:x", lease=5))
+    site.clock.now += 6
+    back = TurnedBack(why="x", at=START, asked=True)
+    for event in (Held(why="x"), Released(at=START)) if held else (back,):
+        row = site.row()
+        to = row.upgrade.after(event)
+        due = None if to.state == "held" else START
+        assert site.store.turn(row, to, entry=DID, due=due) is not None
+    row = site.row()
+    taken = site.store.take(row, owner="w2/1:p", lease=5)
+    assert taken is not None and taken.lost == ()
 
 
 # -- taking what is not due --------------------------------------------------------------------------------------------

@@ -9,4 +9,6 @@ r.lease = tonumber(stamp(now + a.lease))
 call('HSET', r.key, 'owner', r.owner, 'fence', whole(r.fence), 'lease', stamp(r.lease), 'lane', '', 'lost', r.lost)
 call('ZADD', P .. 'owners', 0, r.owner .. '\n' .. member(r))
 if not r.rest then place(r, r.lease, '') end
-return row(r)
+local found = row(r)
+found[#found + 1] = r.lost
+return found

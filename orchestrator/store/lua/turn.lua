@@ -4,12 +4,16 @@ local ro = P .. 'ro:' .. a.rollout
 if call('HGET', ro, 'closed') == '1' then return false end
 local ENDED = {upgraded = true, rolled_back = true, failed = true}
 local due = a.due
-local more = {'lane', '', 'sent', '', 'lost', ''}
 local held = live(r)
+-- Who was lost may have a call under way: that is known until a record says so. A new way begins without it: what a
+-- person lets go on that was held, and what goes the other way.
+if not held and r.owner ~= '' then struck(r) end
+if r.state == 'held' or r.direction ~= a.to.direction then r.lost = '' end
+local more = {'lane', '', 'sent', '', 'lost', r.lost}
 -- Whoever holds the lease may be in the middle of a call: nobody else begins before it ends.
 if held and due then due = math.max(due, r.lease) end
 if not held then
-  more = {'lane', '', 'sent', '', 'lost', '', 'owner', '', 'lease', '0'}
+  more = {'lane', '', 'sent', '', 'lost', r.lost, 'owner', '', 'lease', '0'}
 end
 change(r, more)
 if not held then
