@@ -221,8 +221,8 @@ def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:
 
 
 def reckon_with_lost(world: World, turn: Turn) -> None:
-    """Whoever had this upgrade and lost it may have been cut off in a call: what is committed now says so, since with it
-    the store forgets them."""
+    """Whoever had this upgrade and lost it may have been cut off in a call: what is committed now says so, since the
+    store forgets them with it."""
     if turn.claim.lost:
         _doubt(world, turn)
 
