@@ -293,7 +293,12 @@ def rebuild(
         told = "".join(f"\n  {line}" for line in found.refusals[:20])
         more = f"\n  and {len(found.refusals) - 20} more" if len(found.refusals) > 20 else ""
         next = "put these right by hand, or leave the server out: changeover rebuild FILE --without NAME"
-        if not found.rollout and found.marks:
+        if any(thing.quarantined for thing in findings.marked):
+            next = (
+                "lift the quarantine of what is to serve (start it, take its tag changeover:phase off, put it back "
+                "into its pools); then changeover rebuild FILE"
+            )
+        elif not found.rollout and found.marks:
             next = f"changeover rebuild FILE --rollout {found.marks[-1]}"
         elif not found.rollout and len(found.refusals) == 1:
             next = "changeover plan FILE: there is nothing to rebuild"
@@ -857,8 +862,8 @@ class Inventory:
     """`due`: (rollout, server) whose old server's time is up; `sent`: those sent on their way now; `kept_on`: those
     whose old server is kept though its time is up, and why. `orphans` carry our mark and nobody accounts for them;
     something is due for the `ripe` among them (keys), as the workers' `patience` has it. `done` is what became of some
-    now, `not_done` what did not, and why. `unread`: lanes that could not be asked, and rollouts that could not be read,
-    and why."""
+    now, `not_done` what did not, and why. `searched`: the lanes that this Redis knows of. `unread`: lanes that could
+    not be asked, and rollouts that could not be read, and why."""
 
     kept: tuple[Kept, ...]
     due: tuple[tuple[str, str], ...]
@@ -870,6 +875,7 @@ class Inventory:
     done: tuple[str, ...] = ()
     not_done: tuple[str, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
+    searched: tuple[str, ...] = ()
 
 
 def gc(
@@ -880,12 +886,13 @@ def gc(
     collect: bool,
     grace: float,
     foreign: bool = False,
+    only: Sequence[str] = (),
     waiter: Waiter | None = None,
 ) -> Inventory:
     """Every billable thing that we know of, what is due to go, and what nobody accounts for. With `collect` the
     retirements that are due are sent on their way now, and of the orphans those that were seen for long enough go into
-    quarantine, and those that were in it for long enough are deleted; `foreign` ones only when told. Nothing else is
-    touched."""
+    quarantine, and those that were in it for long enough are deleted; `foreign` ones only when told, and a server among
+    them only when `only` has its id. Nothing else is touched, and with `only` nothing that it does not name."""
     rollouts = store.rollouts()
     kept: list[Kept] = []
     due: list[Row] = []
@@ -903,19 +910,21 @@ def gc(
                 unread |= {f"{rollout.id}/{server}": why for server, why in those.items()}
         except UnsafeStore as error:  # it holds up nothing else
             unread[rollout.id] = error.message
-    sent = [row for row in due if collect and _send(store, publish, row, grace)]
+    sent = [row for row in due if collect and not only and _send(store, publish, row, grace)]
     from orchestrator.lanes import lanes
 
     done: list[str] = []
     not_done: list[str] = []
     ripe: set[str] = set()
     patience: Patience | None = None
-    for lane in lanes(store):
+    named = {"only": list(only)} if only else {}  # a worker of the version before knows no such thing
+    searched = lanes(store)
+    for lane in searched:
         request = new_id("q", now)
         try:
             if collect:  # whoever may send a message is not whoever may say yes: the worker believes the store alone
-                store.put_document("yes", request, {"lane": lane, "foreign": foreign}, ttl=YES)
-            ask("collect", request=request, lane=lane, act=collect, foreign=foreign)
+                store.put_document("yes", request, {"lane": lane, "foreign": foreign, **named}, ttl=YES)
+            ask("collect", request=request, lane=lane, act=collect, foreign=foreign, **named)
             answer = _answer(store, "collect", request, waiter or Waiter(timeout=20.0))
             done += answer["done"]
             not_done += answer["not_done"]
@@ -934,6 +943,7 @@ def gc(
         done=tuple(done),
         not_done=tuple(not_done),
         unread=unread,
+        searched=tuple(searched),
     )
 
 

@@ -3,7 +3,7 @@ and never what another installation may own. What it decides by is `orchestrator
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from orchestrator.domain.fleet import Fleet
-from orchestrator.domain.orphans import Sighting, Thing, deed, doubt, explained, forgotten, remembered, sighted
+from orchestrator.domain.orphans import Deed, Sighting, Thing, deed, doubt, explained, forgotten, remembered, sighted
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import ChangeoverError, UnsafeStore
@@ -229,7 +229,9 @@ def _key(ledger: Sequence[LedgerItem], thing: Thing | Sighting) -> str:
 # -- what a person has said yes to -------------------------------------------------------------------------------------
 
 
-def collect(world: World, *, request: str, lane: str, act: bool, foreign: bool) -> Mapping[str, Any]:
+def collect(
+    world: World, *, request: str, lane: str, act: bool, foreign: bool, only: Collection[str] | None = None
+) -> Mapping[str, Any]:
     """A look, and with `act` what is due of it, if a person has said yes: that is a document of kind `yes` under this
     request, used up by this, and nothing that a message says is taken for it. The answer is a document of kind
     `collect`: what was done, what was not and why, what was due (keys of sightings), and how patient this worker is."""
@@ -242,11 +244,12 @@ def collect(world: World, *, request: str, lane: str, act: bool, foreign: bool) 
         now = world.store.now()
         yes = _said_yes(world, request, lane) if act else None
         foreign = foreign if yes is None else bool(yes.get("foreign"))
-        body["due"] = [s.key for s in found if deed(s, world.patience, now=now, foreign=foreign)]
+        only = only if yes is None else yes.get("only")
+        body["due"] = [s.key for s in found if deed(s, world.patience, now=now, foreign=foreign, only=only)]
         if act and yes is None:
             not_done.append(f"{lane}: nobody has said yes to it, or too long ago: changeover gc --yes")
         elif act and fleets:
-            _act(world, request, lane, fleets, found, foreign, done, not_done)
+            _act(world, request, lane, fleets, found, foreign, only, done, not_done)
     except (ProviderError, ChangeoverError) as error:
         body = {"ok": False, "error": str(error)}
     world.store.put_document("collect", request, body, ttl=86400.0)
@@ -268,6 +271,7 @@ def _act(
     fleets: Sequence[Fleet],
     found: Sequence[Sighting],
     foreign: bool,
+    only: Collection[str] | None,
     done: list[str],
     not_done: list[str],
 ) -> None:
@@ -276,13 +280,16 @@ def _act(
         not_done.append(f"{lane}: somebody else is at it at this moment")
         return
     try:
-        now = store.now()
-        due = [s for s in sorted(found, key=lambda s: s.first) if deed(s, world.patience, now=now, foreign=foreign)]
+
+        def due_of(s: Sighting) -> Deed:
+            return deed(s, world.patience, now=store.now(), foreign=foreign, only=only)
+
+        due = [s for s in sorted(found, key=lambda s: s.first) if due_of(s)]
         for sighting in due[: world.patience.at_once]:
             try:
                 # Once more, all of it: minutes may have passed, and this is the moment that counts.
                 fresh = next((s for s in look(world, lane, fleets) if s.key == sighting.key), None)
-                what = deed(fresh, world.patience, now=store.now(), foreign=foreign) if fresh is not None else ""
+                what = due_of(fresh) if fresh is not None else ""
                 if fresh is None or not what:
                     not_done.append(f"{sighting.kind} {sighting.id}: it is no orphan any more")
                     continue

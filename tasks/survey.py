@@ -78,6 +78,7 @@ def _found(thing: Server | Image) -> Found:
         attempt=int(attempt) if _ATTEMPT.match(attempt) else 0,  # anybody may have written a tag
         undoing=tags.get(keys.UNDOING, ""),
         disposable=tags.get(keys.DISPOSABLE) == "1",
+        quarantined=tags.get(keys.PHASE) == keys.QUARANTINE,
     )
     if isinstance(thing, Image):
         return replace(found, disk=thing.disk)
@@ -186,7 +187,8 @@ def _strangers(world: World, fleet: Fleet, made: Sequence[Server | Image]) -> li
         if not known[rollout]:
             lines.append(
                 f"{name}: the server {thing.id} was made for it by the rollout {rollout}, of which this Redis knows "
-                "nothing. If it was lost: changeover rebuild FILE; if nobody needs it: changeover gc --foreign"
+                "nothing: it may be serving users. If it was lost: changeover rebuild FILE; if you have looked, and no "
+                f"balancer sends users to it: changeover gc --foreign --yes --only {thing.id}"
             )
     return sorted(lines)
 

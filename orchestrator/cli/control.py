@@ -230,13 +230,18 @@ def gc(
         bool, typer.Option("--yes", "-y", help="Act: end what is due, put orphans into quarantine, delete old ones.")
     ] = False,
     foreign: Annotated[bool, typer.Option("--foreign", help="Also what may be somebody else's. With --yes.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="ID", help="Nothing but this server or image. May be repeated."),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds to wait for a worker's answer.")] = 20.0,
     form: Output = Format.text,
 ) -> int:
     """List what we made and keep, what is due to go, and what nobody accounts for. A dry run unless --yes.
 
     What nobody accounts for is stopped and kept in quarantine once it was seen for a quarter of an hour, and deleted a
-    day later, each with --yes only; take its tag changeover:managed off to keep it.
+    day later, each with --yes only; take its tag changeover:managed off to keep it. A server that may be somebody
+    else's goes only when it is named: --foreign --only ID. Look first whether a balancer sends users to it.
     """
     from orchestrator import operations
     from orchestrator.cli import pictures, words
@@ -249,6 +254,7 @@ def gc(
             collect=yes,
             grace=s.settings.grace,
             foreign=foreign,
+            only=tuple(only or ()),
             waiter=operations.Waiter(timeout=timeout),
         )
         now = s.store.now()
@@ -264,10 +270,19 @@ def gc(
                 "done": list(found.done),
                 "not_done": list(found.not_done),
                 "unread": dict(found.unread),
+                "searched": list(found.searched),
             },
         )
-        return 0
+        return NEEDS_YOU if found.unread else 0
     output.console().print(pictures.inventory(found, now))
+    if not found.searched and not found.unread:
+        output.say(
+            "This Redis knows of no rollout, so nothing was searched. If it has lost what it knew, it is found in the "
+            "world again, and nothing of ours is to be ended before that.\nNext: changeover rebuild FILE"
+        )
+        return 0
+    named = set(only or ())
+    unnamed = [o.id for o in found.orphans if o.may_serve and not o.pools and o.id not in named]
     waiting = [o for o in found.orphans if o.key not in found.ripe and not o.pools and not o.unsure]
     if waiting and found.patience is not None:
         seen, kept = words.span(found.patience.seen), words.span(found.patience.kept)
@@ -275,9 +290,18 @@ def gc(
             f"gc --yes puts into quarantine what was seen for {seen}, and deletes it {kept} later; "
             "what may be somebody else's only with --foreign."
         )
-    if (found.due or found.ripe) and not yes:
-        output.say(f"Nothing was touched.\nNext: changeover gc --yes{' --foreign' if foreign else ''}")
-    return 0
+    if foreign and unnamed:
+        output.say(
+            "What may be serving users is not touched by --foreign alone. Look at the balancers first; what none of "
+            f"them sends users to: changeover gc --foreign --yes --only {unnamed[0]}"
+        )
+    due = found.ripe or (found.due and not named)
+    if due and not yes:
+        options = [*(["--foreign"] if foreign else []), *(f"--only {id}" for id in only or ())]
+        output.say(f"Nothing was touched.\nNext: {' '.join(['changeover gc --yes', *options])}")
+    elif yes and not (found.done or found.sent or found.not_done):
+        output.say("Nothing was touched: of what is listed nothing is due.")
+    return NEEDS_YOU if found.unread else 0
 
 
 def _flying(upgrades: tuple[Upgrade, ...]) -> str:

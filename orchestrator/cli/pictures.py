@@ -528,6 +528,8 @@ def _standing(o: Sighting, now: float) -> str:
     if o.unsure:
         return f"nobody may touch it: {o.unsure}"
     whose = f"{o.doubt or 'of a rollout not known here'}; " if o.foreign else ""
+    if o.may_serve and o.quarantined_at is None and o.state == "running":
+        whose += "may be serving users: its pools are not known here; "
     if o.quarantined_at is not None:
         return f"{whose}in quarantine for {words.span(now - o.quarantined_at)}"
     return f"{whose}seen for {words.span(o.last - o.first)}"

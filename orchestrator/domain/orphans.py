@@ -59,6 +59,11 @@ class Sighting:
     quarantined_at: float | None = None
 
     @property
+    def may_serve(self) -> bool:
+        """Whether it may have users without our seeing it: of somebody else's server no pool is known here."""
+        return self.foreign and self.kind == "server"
+
+    @property
     def key(self) -> str:
         return f"{self.lane} {self.kind} {self.id}"
 
@@ -156,9 +161,12 @@ def sighted(
     return fresh
 
 
-def deed(s: Sighting, patience: Patience, *, now: float, foreign: bool) -> Deed:
-    """What is due for it. `foreign`: a person has said that what is not known here is ours all the same."""
+def deed(s: Sighting, patience: Patience, *, now: float, foreign: bool, only: Collection[str] | None = None) -> Deed:
+    """What is due for it. `foreign`: a person has said that what is not known here is ours all the same. `only`: the
+    ids that they have named: nothing is due for others then, nor ever for what `may_serve` unless it is named."""
     if s.pools or s.unsure or (s.foreign and not foreign):
+        return ""
+    if s.id not in only if only is not None else s.may_serve:
         return ""
     if s.quarantined_at is not None:
         return "delete" if now - s.quarantined_at >= patience.kept else ""

@@ -45,7 +45,8 @@ MOST_ATTEMPTS = 50  # of one step: among so many the one is looked for that a ma
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """A server or an image as a provider shows it, with what its tags say. Bytes. `undoing` and `disposable` are marks
-    on A: the name of the image of the life that is being undone, and that its end had been decided."""
+    on A: the name of the image of the life that is being undone, and that its end had been decided. `quarantined`: a
+    `gc --yes` has stopped it."""
 
     kind: Literal["image", "server"]
     id: str
@@ -60,9 +61,10 @@ class Found:
     boot: str = ""
     memory: int = 0
     disk: int = 0
+    quarantined: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.id} ({self.state})"
+        return f"{self.kind} {self.id} ({self.state}{', in quarantine' if self.quarantined else ''})"
 
 
 @dataclass(frozen=True, kw_only=True)

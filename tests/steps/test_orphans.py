@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -45,8 +45,9 @@ def leave(r: Runner, *, rollout: str = "", server: str = "web-1", attempt: int =
     return image.id, made.id
 
 
-def gc(r: Runner, *, yes: bool = True, foreign: bool = False) -> operations.Inventory:
-    return operations.gc(r.store, r.ask, lambda: r.queue.append, collect=yes, grace=5.0, foreign=foreign, waiter=None)
+def gc(r: Runner, *, yes: bool = True, foreign: bool = False, only: Sequence[str] = ()) -> operations.Inventory:
+    how = {"collect": yes, "foreign": foreign, "only": only}
+    return operations.gc(r.store, r.ask, lambda: r.queue.append, grace=5.0, **how)  # type: ignore[arg-type] # as named
 
 
 def state(r: Runner, id: str) -> str:
@@ -128,7 +129,10 @@ def test_a_message_that_says_yes_by_itself_is_not_believed() -> None:
         r.ask("collect", request="theirs", **forged)
         assert state(r, server) == "running", "it does not say more than the person did"
         assert r.store.document("yes", "theirs") is None, "and it is used up"
-        assert len(gc(r, foreign=True).done) == 2
+        r.store.put_document("yes", "all", {"lane": r.fleet.lane, "foreign": True})
+        r.ask("collect", request="all", only=[server], **forged)
+        assert state(r, server) == "running", "a message names nobody"
+        assert len(gc(r, foreign=True, only=[server]).done) == 1
 
 
 def test_what_is_of_a_rollout_not_known_here_is_touched_only_when_told() -> None:
@@ -140,7 +144,10 @@ def test_what_is_of_a_rollout_not_known_here_is_touched_only_when_told() -> None
         found = gc(r)
         assert not found.done and all(s.foreign for s in found.orphans)
         assert state(r, server) == "running"
-        assert len(gc(r, foreign=True).done) == 2
+        assert [line.split()[0] for line in gc(r, foreign=True).done] == ["image"]
+        assert state(r, server) == "running", "which pools it is in nobody knows here: it may have users"
+        assert not gc(r, foreign=True, only=["srv-other"]).done and not gc(r, only=[server]).done
+        assert len(gc(r, foreign=True, only=[server]).done) == 1
         assert state(r, server) == "stopped"
 
 
@@ -170,6 +177,8 @@ def test_a_strangers_server_that_carries_our_tags_is_never_touched(name: str, se
         assert (state(r, stranger), state(r, image)) == ("running", "gone"), "what is ours goes all the same"
         assert stranger not in {item.id for item in r.store.ledger(r.rollout)}
         gc(r, foreign=True)
+        assert state(r, stranger) == "running", "it may have users: it has to be named"
+        gc(r, foreign=True, only=[stranger])
         assert state(r, stranger) == "stopped", "a person has said that it is ours"
 
 

@@ -649,6 +649,34 @@ def test_gc_says_what_becomes_of_orphans_and_names_the_command_once_it_would_do_
     assert "only with --foreign" in (foreign := told(seen(900.0, foreign=True))) and "Next:" not in foreign
     assert "Next: changeover gc --yes --foreign" in told(seen(900.0, foreign=True), "--foreign")
     assert told(seen(900.0, pools=("web",))) == "", "it stays as long as it is in a pool"
+    serves = seen(900.0, foreign=True, kind="server", state="running")
+    assert "--foreign --yes --only img-1" in (unnamed := told(serves, "--foreign")) and "Next:" not in unnamed
+    assert "Next: changeover gc --yes --foreign --only img-1" in told(serves, "--foreign", "--only", "img-1")
+    assert "may be serving users: its pools are not known here" in " ".join(place.run("gc")[1].split())
+    assert "Nothing was touched: of what is listed nothing is due" in told(seen(60.0), "--yes")
+
+
+def test_gc_on_an_empty_redis_says_that_it_knows_nothing(place: Place) -> None:
+    code, _, err = place.run("gc", "--foreign", "--yes")
+    assert code == 0
+    assert "knows of no rollout, so nothing was searched" in err and "changeover rebuild FILE" in err
+
+
+def test_gc_that_could_not_read_something_ends_with_3(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.applied()
+    spoil(place, monkeypatch, "web-2")
+    code, out, _ = place.run("gc")
+    assert code == 3 and "web-2 could not be read" in out
+    assert place.json("gc")[0] == 3
+
+
+def test_a_refused_rebuild_says_how_to_lift_a_quarantine(place: Place) -> None:
+    about = {"rollout": "r7", "server": "web-2", "name": "co-x", "state": "stopped", "quarantined": True}
+    place.world.marked = (Found(kind="server", id="srv-9", **about),)  # type: ignore[arg-type] # words only
+    code, _, err = place.run("rebuild", str(place.file))
+    assert code == 1
+    assert "server srv-9 (stopped, in quarantine)" in err
+    assert "lift the quarantine" in err and "changeover:phase" in err
 
 
 def test_an_unknown_rollout_is_a_usage_error(place: Place) -> None:

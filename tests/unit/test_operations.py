@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -129,6 +129,7 @@ class World:
         rollout: str = "",
         server: str = "",
         foreign: bool = False,
+        only: Sequence[str] | None = None,
         **_about: Any,
     ) -> None:
         self.asked.append(task)
@@ -154,7 +155,7 @@ class World:
             body["findings"] = asdict(self.findings(self.survey(fleet)))
         elif task == "collect":
             self.store.sighted("fake/default/default", self.orphans)
-            due = [s.key for s in self.orphans if deed(s, Patience(), now=s.last, foreign=foreign)]
+            due = [s.key for s in self.orphans if deed(s, Patience(), now=s.last, foreign=foreign, only=only)]
             body |= {"done": [], "not_done": [], "due": due, "patience": asdict(Patience())}
         else:
             body["checks"] = [{"name": "pool web", "ok": True, "detail": "3 serve", "fix": ""}]

@@ -26,8 +26,8 @@ def see(before: list[Sighting], now: float, *things: Thing, **more: Any) -> list
     return sighted(before, things or [THING], lane=LANE, now=now, **about)
 
 
-def due(s: Sighting, now: float, *, foreign: bool = False) -> str:
-    return deed(s, PATIENCE, now=now, foreign=foreign)
+def due(s: Sighting, now: float, *, foreign: bool = False, only: list[str] | None = None) -> str:
+    return deed(s, PATIENCE, now=now, foreign=foreign, only=only)
 
 
 def test_one_look_is_never_enough_and_two_only_when_they_are_far_apart() -> None:
@@ -77,7 +77,10 @@ def test_one_that_was_seen_in_a_pool_is_looked_at_anew_from_when_it_has_left() -
 def test_what_another_installation_may_own_is_touched_only_when_told() -> None:
     (s,) = see(see([], 0.0, foreign={"r1"}), 900.0, foreign={"r1"})
     assert due(s, 900.0) == ""
-    assert due(s, 900.0, foreign=True) == "quarantine"
+    assert due(s, 900.0, foreign=True) == "", "which pools it is in is not known here: it may have users"
+    assert due(s, 900.0, only=["srv-9"]) == due(s, 900.0, foreign=True, only=["srv-8"]) == ""
+    assert due(s, 900.0, foreign=True, only=["srv-9"]) == "quarantine"
+    assert due(replace(s, kind="image"), 900.0, foreign=True) == "quarantine", "an image serves nobody"
 
 
 @pytest.mark.parametrize("state", ["running", "waiting", "held"])
