@@ -18,22 +18,27 @@ from __future__ import annotations
 
 
 class ProviderError(Exception):
-    """Base of the list. `request_id` is the vendor's, for the audit."""
+    """Base of the list. `code` and `request_id` are the vendor's own, for the audit; None where it gave none."""
 
-    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+    def __init__(self, message: str, *, code: str | None = None, request_id: str | None = None) -> None:
         super().__init__(message)
+        self.code = code
         self.request_id = request_id
 
 
 class Throttled(ProviderError):
-    def __init__(self, message: str, *, retry_after: float = 1.0, request_id: str | None = None) -> None:
-        super().__init__(message, request_id=request_id)
+    def __init__(
+        self, message: str, *, retry_after: float = 1.0, code: str | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(message, code=code, request_id=request_id)
         self.retry_after = retry_after
 
 
 class Transient(ProviderError):
-    def __init__(self, message: str, *, ambiguous: bool, request_id: str | None = None) -> None:
-        super().__init__(message, request_id=request_id)
+    def __init__(
+        self, message: str, *, ambiguous: bool, code: str | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(message, code=code, request_id=request_id)
         self.ambiguous = ambiguous
 
 
