@@ -1,0 +1,170 @@
+"""One cloud: its clock, its tables, its machines, and the server that speaks for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from simcloud.faults import Troubles
+from simcloud.machines import Machines, claim_block
+
+ACCOUNT = "123456789012"  # whoever has no role
+
+
+@dataclass(kw_only=True)
+class Timings:
+    """How long things take, in seconds. `lag`: for so long after it was made an id is not found."""
+
+    image: float = 0.1
+    pending: float = 0.05
+    checks: float = 0.05
+    stopping: float = 0.05
+    shutting_down: float = 0.05
+    lag: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What a fleet needs to begin with. A subnet for each zone."""
+
+    vpc: str
+    subnets: Mapping[str, str]
+    group: str
+    image: str
+
+
+@dataclass
+class Ledgers:
+    """What AWS keeps in mind beside the resources themselves."""
+
+    tokens: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)  # -> fingerprint, reservation
+    born: dict[str, float] = field(default_factory=dict)
+    capacity: dict[tuple[str, str], int] = field(default_factory=dict)  # (zone, type) -> how many may run there
+    vcpus: dict[tuple[str, str], int] = field(default_factory=dict)  # (account, region) -> quota
+    impaired: set[str] = field(default_factory=set)
+    unhurried: dict[str, str] = field(default_factory=dict)  # instance -> the mode in which its next clone boots
+    revoked: set[str] = field(default_factory=set)  # access keys
+
+
+class SimCloud:
+    """The cloud, served on `url` until `close`. One a process, since moto's tables are. `port`: where the machines'
+    sites listen; without `machines` instances are entries in a table alone. `page`: how many a page of an answer holds
+    at most. With `corrected` off it is plain moto, for tests that show the difference."""
+
+    alive: ClassVar[SimCloud | None] = None
+
+    def __init__(
+        self,
+        *,
+        timings: Timings | None = None,
+        machines: bool = True,
+        port: int = 8080,
+        page: int = 1000,
+        corrected: bool = True,
+    ) -> None:
+        if SimCloud.alive is not None:
+            raise RuntimeError("one cloud a process: close the other one first")
+        os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
+        from moto.moto_api._internal.models import moto_api_backend
+
+        from simcloud.wire import serve
+
+        moto_api_backend.reset()
+        self.timings = timings or Timings()
+        self.page = page
+        self.corrected = corrected
+        self.troubles = Troubles()
+        self.calls: Counter[str] = Counter()  # "service:Action" -> calls
+        self.ledgers = Ledgers()
+        self.lock = threading.RLock()  # moto's tables are not safe to write from several threads
+        self.folder = Path(tempfile.mkdtemp(prefix="simcloud-"))
+        self.machines = Machines(self._under("machines"), port=port) if machines else None
+        self.disks = self._under("disks")
+        self._claims: list[socket.socket] = []
+        self._stop = serve(self)
+        SimCloud.alive = self
+
+    url: str = ""
+
+    def _under(self, name: str) -> Path:
+        made = self.folder / name
+        made.mkdir()
+        return made
+
+    def close(self) -> None:
+        self._stop()
+        if self.machines is not None:
+            self.machines.close()
+        for claim in self._claims:
+            claim.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        SimCloud.alive = None
+
+    def __enter__(self) -> SimCloud:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    def visible(self, id: str) -> bool:
+        """Whether describe calls show it already."""
+        return self.now() - self.ledgers.born.get(id, float("-inf")) >= self.timings.lag
+
+    # -- what is there ------------------------------------------------------------------------------------------------
+
+    def network(self, *, account: str = ACCOUNT, region: str = "eu-west-1", zones: int = 2) -> Network:
+        """A VPC with a subnet in each of the first zones, and an image of 8 GiB to launch from."""
+        from simcloud.ec2 import base_image, ec2
+
+        with self.lock:
+            backend = ec2(account, region)
+            vpc = backend.create_vpc("127.66.0.0/16")
+            subnets = {}
+            for letter in "abcdef"[:zones]:
+                block, claim = claim_block()
+                self._claims.append(claim)
+                zone = f"{region}{letter}"
+                subnets[zone] = backend.create_subnet(vpc.id, f"127.66.{block}.0/24", availability_zone=zone).id
+            group = backend.create_security_group("fleet", "fleet", vpc_id=vpc.id)
+            return Network(vpc=vpc.id, subnets=subnets, group=group.id, image=base_image(self, backend).id)
+
+    def billable(self, account: str = ACCOUNT, region: str = "eu-west-1") -> Mapping[str, Mapping[str, Any]]:
+        """Everything that costs money, from the cloud's own tables: kind -> id -> tags."""
+        from simcloud.ec2 import ec2
+
+        with self.lock:
+            backend = ec2(account, region)
+            instances = {each.id: each for each in backend.all_instances() if each.state != "terminated"}
+            tables = {
+                "instance": instances,
+                "image": backend.amis,
+                "snapshot": backend.snapshots,
+                "volume": backend.volumes,
+                "address": {each.allocation_id: each for each in backend.addresses},
+            }
+            return {
+                kind: {id: {tag["key"]: tag["value"] for tag in thing.get_tags()} for id, thing in table.items()}
+                for kind, table in tables.items()
+            }
+
+    def revoke_credentials(self) -> None:
+        """All credentials of roles that were given out so far are expired from now on."""
+        from moto.sts.models import sts_backends
+
+        accounts = [backend for account in sts_backends.values() for backend in account.values()]
+        self.ledgers.revoked |= {role.access_key_id for backend in accounts for role in backend.assumed_roles}

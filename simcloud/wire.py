@@ -1,0 +1,183 @@
+"""The outermost layer: what a call is, what goes wrong with it, and then moto."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote
+
+from moto.iam.models import get_account_id_from
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.test import run_wsgi_app
+
+from simcloud.ec2 import make_app
+from simcloud.faults import EXPIRIES, EXPIRY, THROTTLE, THROTTLES, Fault, error_body, fault_of
+
+if TYPE_CHECKING:
+    from simcloud.cloud import SimCloud
+
+_SCOPE = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/aws4_request")
+_ROUTE53 = (
+    ("POST", re.compile(r"/hostedzone/[^/]+/rrset/?$"), "ChangeResourceRecordSets"),
+    ("GET", re.compile(r"/hostedzone/[^/]+/rrset/?$"), "ListResourceRecordSets"),
+    ("GET", re.compile(r"/change/"), "GetChange"),
+    ("POST", re.compile(r"/hostedzone/?$"), "CreateHostedZone"),
+    ("GET", re.compile(r"/hostedzonesbyname/?$"), "ListHostedZonesByName"),
+    ("GET", re.compile(r"/hostedzone/?$"), "ListHostedZones"),
+    ("GET", re.compile(r"/hostedzone/[^/]+$"), "GetHostedZone"),
+)
+Start = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    key: str
+    account: str
+    region: str
+    service: str
+    action: str
+    request: str
+
+
+class Wire:
+    def __init__(self, cloud: SimCloud) -> None:
+        self._cloud = cloud
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._ec2 = make_app(cloud)
+
+    def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        if environ["PATH_INFO"].startswith("/sim/"):
+            return self._told(environ["PATH_INFO"], body, start)
+        call = _call_of(environ, body)
+        self._cloud.calls[f"{call.service}:{call.action}"] += 1
+        if self._expired(call):
+            code, status = EXPIRIES.get(call.service, EXPIRY)
+            return _refuse(call, start, code, "the credentials have expired", status)
+        if self._cloud.troubles.too_often(call.account, call.region, call.service, call.action):
+            code, status = THROTTLES.get(call.service, THROTTLE)
+            return _refuse(call, start, code, "Rate exceeded", status)
+        fault = self._cloud.troubles.fault(call.service, call.action)
+        if fault is None:
+            return self._answer(environ, body, call, start)
+        return self._spoiled(fault, environ, body, call, start)
+
+    def _spoiled(self, fault: Fault, environ: dict[str, Any], body: bytes, call: Call, start: Start) -> Iterable[bytes]:
+        done: list[bytes] = []
+        said: list[Any] = []
+        if fault.after or not (fault.drop or fault.code):
+            done = list(self._answer(environ, body, call, lambda *heads: said.extend(heads)))
+        if fault.delay:
+            time.sleep(fault.delay)
+        if fault.drop:
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionError("dropped as asked for")
+        if fault.code:
+            return _refuse(call, start, fault.code, fault.message, fault.http)
+        start(*said)
+        return done
+
+    def _answer(self, environ: dict[str, Any], body: bytes, call: Call, start: Start) -> Iterable[bytes]:
+        inner = {**environ, "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        ours = self._cloud.corrected and call.service == "ec2"
+        app = self._ec2 if ours else self._moto
+        try:
+            # moto's tables are dictionaries that its own calls change while others walk through them
+            with self._cloud.lock:
+                said, status, headers = run_wsgi_app(app, inner)
+                whole = b"".join(said)
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            return _refuse(call, start, "InternalError", "an error of the simulated cloud itself", 500)
+        kept = [(name, value) for name, value in headers if name.lower() not in ("content-length", "x-amzn-requestid")]
+        start(status, [*kept, ("Content-Length", str(len(whole))), ("x-amzn-RequestId", call.request)])
+        return [whole]
+
+    def _expired(self, call: Call) -> bool:
+        return call.key in self._cloud.ledgers.revoked and call.service != "sts"
+
+    def _told(self, path: str, body: bytes, start: Start) -> Iterable[bytes]:
+        """What a test or an operator asks of the cloud itself, in JSON."""
+        cloud, asked = self._cloud, json.loads(body or b"{}")
+        said: Any = {}
+        status = "200 OK"
+        try:
+            match path.removeprefix("/sim/"):
+                case "faults":
+                    cloud.troubles.add(fault_of(asked))
+                case "limits":
+                    cloud.troubles.limit(asked["pattern"], size=asked["size"], refill=asked["refill"])
+                case "timings":
+                    cloud.timings = replace(cloud.timings, **asked)
+                case "calm":
+                    cloud.troubles.clear()
+                case "calls":
+                    said = dict(cloud.calls)
+                case "billable":
+                    said = cloud.billable(**asked)
+                case "revoke":
+                    cloud.revoke_credentials()
+                case unknown:
+                    status, said = "404 Not Found", {"error": f"there is no {unknown}"}
+        except (KeyError, TypeError, ValueError) as error:
+            status, said = "400 Bad Request", {"error": repr(error)}
+        whole = json.dumps(said).encode()
+        start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(whole)))])
+        return [whole]
+
+
+def _call_of(environ: dict[str, Any], body: bytes) -> Call:
+    scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
+    key, region, service = scope.groups() if scope is not None else ("", "", "")
+    service = {"elasticloadbalancing": "elbv2"}.get(service, service)
+    target = environ.get("HTTP_X_AMZ_TARGET", "")
+    path = unquote(environ["PATH_INFO"])
+    if target:
+        action = target.rpartition(".")[2]
+    elif service == "route53":
+        method = environ["REQUEST_METHOD"]
+        action = next((name for verb, at, name in _ROUTE53 if verb == method and at.search(path)), "Other")
+    else:
+        action = parse_qs(body.decode(errors="replace")).get("Action", [""])[0]
+    account = get_account_id_from(key) if key else ""
+    return Call(key=key, account=account, region=region, service=service, action=action, request=str(uuid.uuid4()))
+
+
+def _refuse(call: Call, start: Start, code: str, message: str, status: int) -> Iterable[bytes]:
+    kind, body = error_body(call.service, code, message, call.request)
+    headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("x-amzn-RequestId", call.request)]
+    start(f"{status} Refused", headers)
+    return [body]
+
+
+class _Handler(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"  # clients keep their connections
+    disable_nagle_algorithm = True  # else each answer waits for the acknowledgement of its own headers
+
+    def log(self, type: str, message: str, *args: Any) -> None: ...
+
+
+def serve(cloud: SimCloud) -> Callable[[], None]:
+    """Serves it on an address of its own; what ends that. Sets `cloud.url`."""
+    server = make_server("127.0.0.1", 0, Wire(cloud), threaded=True, request_handler=_Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    cloud.url = f"http://127.0.0.1:{server.server_port}"
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
