@@ -51,7 +51,7 @@ class Ledgers:
     capacity: dict[tuple[str, str], int] = field(default_factory=dict)  # (zone, type) -> how many may run there
     vcpus: dict[tuple[str, str], int] = field(default_factory=dict)  # (account, region) -> quota
     impaired: set[str] = field(default_factory=set)
-    unhurried: dict[str, str] = field(default_factory=dict)  # instance -> the mode in which its next clone boots
+    clones: dict[str, str] = field(default_factory=dict)  # instance -> the mode in which its clones come up
     revoked: set[str] = field(default_factory=set)  # access keys
 
 
@@ -80,7 +80,7 @@ class SimCloud:
 
         moto_api_backend.reset()
         self.timings = timings or Timings()
-        self.page = page
+        self.page, self.port = page, port
         self.corrected = corrected
         self.troubles = Troubles()
         self.calls: Counter[str] = Counter()  # "service:Action" -> calls

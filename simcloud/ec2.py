@@ -317,7 +317,7 @@ class Corrected(EC2Response):
                     iam_instance_profile_arn=profile.get("Arn"),
                 )
             if cloud.machines is not None:
-                mode = cloud.ledgers.unhurried.get(str(image.instance_id), "")
+                mode = cloud.ledgers.clones.get(str(image.instance_id), "")
                 cloud.machines.create(instance.id, instance.private_ip, disk=cloud.disks / image_id, mode=mode)
                 cloud.machines.start(instance.id)
         return reservation
