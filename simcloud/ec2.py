@@ -87,6 +87,10 @@ class SimInstance(Instance):
         self.current_instance_boot_mode = "legacy-bios" if self.architecture == "x86_64" else "uefi"
         cloud.ledgers.born[self.id] = cloud.now()
 
+    @property
+    def instance_id(self) -> str:  # moto finds it by the name of its own class
+        return self.id
+
     def start(self) -> InstanceState:
         was = copy.copy(self._state)
         if was.name == "stopped":
@@ -161,6 +165,7 @@ class SimAmi(Ami):
     ) -> None:
         self.cloud, self.ec2_backend = cloud, backend
         self.id = random_ami_id()
+        self.image_id = self.id  # moto finds it by the name of its own class
         self.name, self.disks = name, disks
         self.description = more.get("description", "")
         self.instance_id = more.get("instance_id")

@@ -11,10 +11,14 @@ from typing import Literal, Protocol
 
 from providers import Key
 from providers.compute import Compute, Size
+from providers.compute.aws import AwsCompute
 from providers.compute.fake import FakeCloud, FakeCompute
 from providers.compute.local import LocalCompute
 from providers.fake_host import Operator
 from providers.probe.fake import FakeSites
+from simcloud.cloud import SimCloud
+from simcloud.faults import Fault
+from tests.support.aws import REGION, credentials, launch
 from tests.support.fake_cloud import running_cloud
 from tests.support.local_host import MIB, SITE, LocalHost
 from tests.support.lossy import LossyWire
@@ -123,3 +127,37 @@ def fake_world_of_its_own() -> Iterator[ComputeWorld]:
         compute = FakeCompute(running.settings("contract", **TIMES))
         operator = running.operator("contract", **TIMES)
         yield FakeWorld(compute, operator, lambda: operator.fault("ensure_*", "silent"))
+
+
+class AwsWorld:
+    """EC2 of a simulated cloud, reached over the wire."""
+
+    size = Size(memory=2048 * MIB, disk=8 * 1024 * MIB, type="t3.small")
+    bigger = Size(memory=4096 * MIB, disk=16 * 1024 * MIB, type="t3.medium")
+
+    def __init__(self, cloud: SimCloud) -> None:
+        self._cloud, self._network = cloud, cloud.network(region=REGION)
+        self.compute: Compute = AwsCompute({"region": REGION, "endpoint": cloud.url})
+
+    def server(self, tags: Mapping[str, str] | None = None) -> str:
+        id = launch(self._cloud, self._network, tags=tags or {})
+        self.settle(id, "running")
+        return id
+
+    def settle(self, id: str, state: str) -> None:
+        end = time.monotonic() + 20
+        while True:
+            found = {**self.compute.servers([id]), **self.compute.images([id])}
+            if id in found and found[id].state == state:
+                return
+            assert time.monotonic() < end, f"{id} is {found.get(id)}"
+            time.sleep(0.01)
+
+    def lose_next_answer(self) -> None:
+        self._cloud.troubles.add(Fault(service="ec2", after=True, drop=True, writes=True))
+
+
+@contextmanager
+def aws_world() -> Iterator[ComputeWorld]:
+    with credentials(), SimCloud(machines=False) as cloud:
+        yield AwsWorld(cloud)

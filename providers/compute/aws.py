@@ -1,0 +1,484 @@
+"""Servers and images of EC2: instances and AMIs of one account and region."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from providers import Caps, Key
+from providers.clients.aws import SETTINGS, aws
+from providers.compute import Given, Image, ImageState, Server, ServerState, Size
+from providers.compute.aws_spec import (
+    GIB,
+    disk_of,
+    launch_request,
+    memory_of,
+    misfits,
+    owner_of,
+    tag_list,
+    tags_of,
+    too_small,
+    unlike,
+)
+from providers.errors import Conflict, GuardRefused, NotFound, NotYetVisible, ProviderError, Refused
+
+BATCH = 100  # ids that one DescribeInstanceStatus takes, and half of what a filter does
+MANAGED, DISPOSABLE = "changeover:managed", "changeover:disposable"
+NAME, MADE_OF = "changeover:name", "changeover:made-of"
+CHECKED = 3600.0  # seconds after a start in which the status checks decide whether an instance runs
+GRACE = 300.0  # seconds after a start in which a failed check is not believed
+LAG = 120.0  # seconds in which a thing that we made may not show yet
+FRESH = 300.0  # seconds for which the size of a volume is remembered
+_OURS = SETTINGS | {"leave_tags", "user_data"}
+_INSTANCE = re.compile(r"i-[0-9a-f]{8,17}")
+_IMAGE = re.compile(r"ami-[0-9a-f]{8,17}")
+_STATES: Mapping[str, ServerState] = {
+    "pending": "pending",
+    "running": "running",
+    "stopping": "stopping",
+    "stopped": "stopped",
+    "shutting-down": "terminated",  # nothing brings it back
+    "terminated": "terminated",
+}
+_IMAGE_STATES: Mapping[str, ImageState] = {"pending": "pending", "available": "available"}
+Raw = Mapping[str, Any]
+
+
+class AwsCompute:
+    """`settings`: those of `providers.clients.aws`, `leave_tags` (patterns of tags of A, with commas between, that B
+    does not have) and `user_data` (`keep` or `empty`). See `providers.compute.Compute` for the contract, and
+    docs/aws.md for what EC2 makes of it.
+
+    EC2 cannot compare tags by itself: `given` is compared by a look right before the call, and an IAM condition on the
+    same tags holds the moment between. It tells of the protection of one server at a time: in a look at several
+    `protected` is False.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(settings) - _OURS):
+            raise Refused(f"provider settings: unknown {', '.join(unknown)}; known: {', '.join(sorted(_OURS))}")
+        self._user_data = str(settings.get("user_data", "keep"))
+        if self._user_data not in ("keep", "empty"):
+            raise Refused(f"provider settings: user_data is keep or empty, not {self._user_data!r}")
+        self._leave = tuple(each.strip() for each in str(settings.get("leave_tags", "")).split(",") if each.strip())
+        self._aws = aws({name: value for name, value in settings.items() if name in SETTINGS})
+        self._types: dict[str, Raw] = {}
+        self._volumes: dict[str, tuple[float, int]] = {}  # volume -> until when its size is believed, bytes
+        self._unseen: dict[str, float] = {}  # what this process made and no look has shown yet, and when
+
+    @property
+    def caps(self) -> Caps:
+        return Caps(
+            batch=BATCH,
+            notes=(
+                "an image is taken without a reboot: it is crash-consistent, like a disk after a power cut",
+                "B has another private address than A, and another public one where A's is not an elastic one",
+                "B's first boot runs cloud-init and user data again, unless user_data is empty",
+                "B has A's tags but those of AWS, of controllers that choose servers by tags, and leave_tags",
+                "B's volumes are deleted with it and it is not protected against termination, whatever A's are",
+                "while A and B both exist, both are paid for; A's volumes are until it is terminated",
+                "a stopped A may find no room to start in again, and loses a public address that is not elastic",
+            ),
+        )
+
+    # -- looks --------------------------------------------------------------------------------------------------------
+
+    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
+        found: dict[str, Server] = {}
+        wanted = [id for id in dict.fromkeys(ids) if _INSTANCE.fullmatch(id)]
+        for start in range(0, len(wanted), BATCH):
+            found |= self._servers(self._instances("instance-id", wanted[start : start + BATCH]))
+        if len(wanted) == 1 and found and found[wanted[0]].state != "terminated":
+            found = {wanted[0]: self._with_protection(found[wanted[0]])}
+        return found
+
+    def images(self, ids: Sequence[str]) -> Mapping[str, Image]:
+        found: dict[str, Image] = {}
+        wanted = [id for id in dict.fromkeys(ids) if _IMAGE.fullmatch(id)]
+        for start in range(0, len(wanted), BATCH):
+            found |= {each["ImageId"]: _image(each) for each in self._amis("image-id", wanted[start : start + BATCH])}
+        return found
+
+    def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]:
+        filters = [{"Name": f"tag:{name}", "Values": [_literal(value)]} for name, value in tags.items()]
+        alive = [state for state, ours in _STATES.items() if ours != "terminated"]
+        up = [*filters, {"Name": "instance-state-name", "Values": alive}]
+        pages = self._aws.pages("ec2", "describe_instances", "Reservations", Filters=up, MaxResults=1000)
+        instances = [each for reservation in pages for each in reservation["Instances"]]
+        images = self._aws.pages("ec2", "describe_images", "Images", Owners=["self"], Filters=filters)
+        return [*self._servers(instances).values(), *map(_image, images)]
+
+    def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:
+        found: dict[str, list[str]] = {}
+        wanted = [id for id in dict.fromkeys(ids) if _INSTANCE.fullmatch(id)]
+        for start in range(0, len(wanted), BATCH):
+            for instance in self._instances("instance-id", wanted[start : start + BATCH]):
+                if problems := self._obstacles(instance, sizes):
+                    found[instance["InstanceId"]] = problems
+        return found
+
+    def _obstacles(self, instance: Raw, sizes: Sequence[Size]) -> list[str]:
+        problems = [each for each in (owner_of(instance), unlike(instance)) if each]
+        # GetLaunchTemplateData takes one instance a call: what it alone tells is looked at when B is made.
+        for size in sizes:
+            try:
+                kind = self._type(size.type)
+                problems += [each for each in [too_small(kind, size)] if each]
+                problems += misfits(instance, self._type(instance["InstanceType"]), kind, {})
+                problems += self._offered(size.type, instance["Placement"]["AvailabilityZone"])
+            except Refused as error:
+                problems.append(str(error))
+        return problems
+
+    # -- making -------------------------------------------------------------------------------------------------------
+
+    def ensure_image(self, key: Key, *, source: str) -> Image:
+        if (made := self._image_named(key.name)) is not None:
+            return self._ours(made, source)
+        instance = self._instance(source)
+        if why := owner_of(instance) or unlike(instance):
+            raise Refused(why)
+        tags = tag_list({**key.tags, MANAGED: "1", NAME: key.name, MADE_OF: source})
+        specs = [{"ResourceType": kind, "Tags": tags} for kind in ("image", "snapshot")]
+        try:
+            answer = self._aws.write(
+                "ec2", "create_image", InstanceId=source, Name=key.name, NoReboot=True, TagSpecifications=specs
+            )
+        except Refused as error:
+            if error.code != "InvalidAMIName.Duplicate":
+                raise
+            made = self._image_named(key.name)  # somebody else's call for the same key was first
+            if made is None:
+                raise NotYetVisible(f"the image {key.name} exists and does not show yet", code=error.code) from None
+            return self._ours(made, source)
+        self._unseen[answer["ImageId"]] = time.monotonic()
+        disk = sum(self._disks([instance]).values())
+        return Image(id=answer["ImageId"], name=key.name, state="pending", disk=disk, tags=tags_of({"Tags": tags}))
+
+    def _image_named(self, name: str) -> Raw | None:
+        return next(iter(self._amis("name", [name])), None)
+
+    @staticmethod
+    def _ours(found: Raw, source: str) -> Image:
+        was = tags_of(found).get(MADE_OF) or found.get("SourceInstanceId")
+        if was != source:
+            raise Conflict(f"the image {found['ImageId']} has this key's name and was made of {was}, not of {source}")
+        return _image(found)
+
+    def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
+        made_of = f"{image} {like} {size.type} {size.disk}"
+        if (made := self._instance_of(key)) is not None:
+            return self._adopted(made, made_of)
+        request = self._request(key, image=image, like=like, size=size, made_of=made_of)
+        try:
+            answer = self._aws.write("ec2", "run_instances", ClientToken=key.token, **request)
+        except Conflict as error:
+            # A was changed between two tries of the same key: what the first try made is it.
+            made = self._instance_of(key)
+            if made is None:
+                raise NotYetVisible("the server of this key exists and does not show yet", code=error.code) from None
+            return self._adopted(made, made_of)
+        instance = answer["Instances"][0]
+        self._unseen[instance["InstanceId"]] = time.monotonic()
+        return self._adopted(instance, made_of)
+
+    def _instance_of(self, key: Key) -> Raw | None:
+        return next(iter(self._instances("client-token", [key.token])), None)
+
+    def _adopted(self, instance: Raw, made_of: str) -> Server:
+        id = instance["InstanceId"]
+        server = self._servers([instance])[id]
+        if server.tags.get(MADE_OF) != made_of:
+            raise Conflict(f"{id} was made by the same key of {server.tags.get(MADE_OF)!r}, not of {made_of!r}")
+        if server.state == "terminated":
+            raise Refused(f"{id}, which this key made, is terminated: {server.reason or 'no reason given'}")
+        return server
+
+    def _request(self, key: Key, *, image: str, like: str, size: Size, made_of: str) -> dict[str, Any]:
+        old = self._instance(like)
+        found = next(iter(self._amis("image-id", [image])), None) if _IMAGE.fullmatch(image) else None
+        if found is None:
+            raise NotFound(f"there is no image {image} in {self._aws.lane}")
+        if size.disk < disk_of(found):
+            raise Refused(f"the image {image} needs {disk_of(found) // GIB} GiB of disk, the size has less")
+        if why := owner_of(old) or unlike(old):
+            raise Refused(why)
+        kind = self._type(size.type)
+        template = self._aws.read("ec2", "get_launch_template_data", InstanceId=like)["LaunchTemplateData"]
+        problems = [
+            *(each for each in [too_small(kind, size)] if each),
+            *misfits(old, self._type(old["InstanceType"]), kind, template),
+        ]
+        if problems:
+            raise Refused(f"{like} cannot become a {size.type}: {'; '.join(problems)}")
+        volumes = self._aws.pages("ec2", "describe_volumes", "Volumes", Filters=[_attached([like])])
+        return launch_request(
+            template=template,
+            image=found,
+            volumes={at["Device"]: each for each in volumes for at in each["Attachments"]},
+            kind=kind,
+            size=size,
+            tags={**key.tags, MANAGED: "1", NAME: key.name, MADE_OF: made_of},
+            old_tags=tags_of(old),
+            leave_tags=self._leave,
+            user_data=self._user_data == "keep",
+        )
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def stop(self, id: str, *, given: Given | None = None) -> None:
+        instance = self._instance(id)
+        if _STATES[instance["State"]["Name"]] in ("stopping", "stopped"):
+            return
+        _compare(instance, given)
+        self._aws.write("ec2", "stop_instances", InstanceIds=[id])
+
+    def start(self, id: str, *, given: Given | None = None) -> None:
+        instance = self._instance(id)
+        if _STATES[instance["State"]["Name"]] in ("pending", "running"):
+            return
+        _compare(instance, given)
+        self._aws.write("ec2", "start_instances", InstanceIds=[id])
+
+    def terminate(self, id: str) -> None:
+        instance = next(iter(self._instances("instance-id", [id])), None) if _INSTANCE.fullmatch(id) else None
+        if instance is None:
+            self._not_too_new(id)
+            return
+        if _STATES[instance["State"]["Name"]] == "terminated":
+            return
+        tags = tags_of(instance)
+        if "1" not in (tags.get(MANAGED), tags.get(DISPOSABLE)):
+            raise GuardRefused(f"{id} carries neither {MANAGED}=1 nor {DISPOSABLE}=1")
+        try:
+            self._aws.write("ec2", "terminate_instances", InstanceIds=[id])
+        except NotFound:
+            self._not_too_new(id)
+
+    def delete_image(self, id: str) -> None:
+        found = next(iter(self._amis("image-id", [id])), None) if _IMAGE.fullmatch(id) else None
+        if found is None:
+            self._not_too_new(id)
+            if _IMAGE.fullmatch(id):
+                self._delete_leftovers(id)
+            return
+        if tags_of(found).get(MANAGED) != "1":
+            raise GuardRefused(f"{id} does not carry {MANAGED}=1")
+        try:
+            self._aws.write("ec2", "deregister_image", ImageId=id, DeleteAssociatedSnapshots=True)
+        except NotFound:
+            self._not_too_new(id)
+
+    def _delete_leftovers(self, image: str) -> None:
+        """Snapshots outlive their image where EC2 could not delete them together. One a call, as everywhere."""
+        filters = [
+            {"Name": "description", "Values": [f"*for {image}*"]},
+            {"Name": f"tag:{MANAGED}", "Values": ["1"]},
+        ]
+        left = self._aws.pages("ec2", "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
+        for snapshot in left:
+            try:
+                self._aws.write("ec2", "delete_snapshot", SnapshotId=snapshot["SnapshotId"])
+            except NotFound:
+                continue
+
+    def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:
+        _compare(self._instance(id), given)
+        for attribute in ("DisableApiStop", "DisableApiTermination"):  # one a call
+            self._aws.write("ec2", "modify_instance_attribute", InstanceId=id, **{attribute: {"Value": on}})
+
+    def tag(self, id: str, tags: Mapping[str, str | None], *, given: Given | None = None) -> None:
+        instance = self._instance(id)
+        _compare(instance, given)
+        was = tags_of(instance)
+        # What is taken away first: it is a right, if it is anything.
+        if gone := [name for name, value in tags.items() if value is None and name in was]:
+            self._aws.write("ec2", "delete_tags", Resources=[id], Tags=[{"Key": name} for name in gone])
+        if new := {name: value for name, value in tags.items() if value is not None and was.get(name) != value}:
+            self._aws.write("ec2", "create_tags", Resources=[id], Tags=tag_list(new))
+
+    # -- reading EC2 --------------------------------------------------------------------------------------------------
+
+    def _instances(self, filter: str, values: Sequence[str]) -> Iterator[Raw]:
+        """A filter leaves out what is not there; a list of ids would be refused for one of them."""
+        filters = [{"Name": filter, "Values": list(values)}]
+        for reservation in self._aws.pages("ec2", "describe_instances", "Reservations", Filters=filters):
+            for instance in reservation["Instances"]:
+                self._unseen.pop(instance["InstanceId"], None)
+                yield instance
+
+    def _instance(self, id: str) -> Raw:
+        """One that is not terminated. `NotFound`, or `NotYetVisible` while that may be the reason."""
+        found = next(iter(self._instances("instance-id", [id])), None) if _INSTANCE.fullmatch(id) else None
+        if found is None:
+            self._not_too_new(id)
+            raise NotFound(f"there is no server {id} in {self._aws.lane}")
+        if _STATES[found["State"]["Name"]] == "terminated":
+            raise NotFound(f"the server {id} in {self._aws.lane} is terminated")
+        return found
+
+    def _amis(self, filter: str, values: Sequence[str]) -> Iterator[Raw]:
+        filters = [{"Name": filter, "Values": list(values)}]
+        for image in self._aws.pages("ec2", "describe_images", "Images", Owners=["self"], Filters=filters):
+            self._unseen.pop(image["ImageId"], None)
+            yield image
+
+    def _not_too_new(self, id: str) -> None:
+        """Raises `NotYetVisible` for what this process made a moment ago: not to be found is no proof yet."""
+        if time.monotonic() - self._unseen.get(id, float("-inf")) < LAG:
+            raise NotYetVisible(f"{id} was made a moment ago and does not show yet")
+
+    def _servers(self, instances: Sequence[Raw] | Iterator[Raw]) -> dict[str, Server]:
+        found = list(instances)
+        self._load_types({each["InstanceType"] for each in found})
+        disks, ready = self._disks(found), self._readiness(found)
+        made: dict[str, Server] = {}
+        for instance in found:
+            id, tags = instance["InstanceId"], tags_of(instance)
+            state, reason = ready.get(id, (_STATES[instance["State"]["Name"]], ""))
+            launched = instance["LaunchTime"].timestamp()
+            made[id] = Server(
+                id=id,
+                name=tags.get(NAME) or tags.get("Name") or id,
+                state=state,
+                address=instance.get("PrivateIpAddress") or "",
+                size=Size(
+                    memory=memory_of(self._types[instance["InstanceType"]]),
+                    disk=disks.get(id, 0),
+                    type=instance["InstanceType"],
+                ),
+                tags=tags,
+                boot=f"{id}@{int(launched)}",  # a start has a launch time of its own, in whole seconds
+                launched=launched,
+                reason=reason or (instance.get("StateReason") or {}).get("Message", ""),
+            )
+        return made
+
+    def _disks(self, instances: Sequence[Raw]) -> Mapping[str, int]:
+        """Bytes of all volumes of each."""
+        volumes = {
+            each["InstanceId"]: [at["Ebs"]["VolumeId"] for at in each.get("BlockDeviceMappings", ()) if "Ebs" in at]
+            for each in instances
+        }
+        now = time.monotonic()
+        unknown = {id for all in volumes.values() for id in all if self._volumes.get(id, (0.0, 0))[0] < now}
+        asked = sorted({instance for instance, all in volumes.items() if unknown & set(all)})
+        for start in range(0, len(asked), BATCH):
+            filters = [_attached(asked[start : start + BATCH])]
+            for volume in self._aws.pages("ec2", "describe_volumes", "Volumes", Filters=filters):
+                self._volumes[volume["VolumeId"]] = (now + FRESH, int(volume["Size"]) * GIB)
+        return {id: sum(self._volumes.get(each, (0.0, 0))[1] for each in all) for id, all in volumes.items()}
+
+    def _readiness(self, instances: Sequence[Raw]) -> Mapping[str, tuple[ServerState, str]]:
+        """State and reason of those that run and whose checks have not been passed for long."""
+        ages = {
+            each["InstanceId"]: time.time() - each["LaunchTime"].timestamp()
+            for each in instances
+            if each["State"]["Name"] == "running"
+        }
+        young = [id for id, age in ages.items() if age < CHECKED]
+        told: dict[str, tuple[ServerState, str]] = {}
+        for start in range(0, len(young), BATCH):
+            told |= dict.fromkeys(young[start : start + BATCH], ("pending", "its status checks have not been made"))
+            for status in self._statuses(young[start : start + BATCH]):
+                id = status["InstanceId"]
+                told[id] = _checked(status, ages[id])
+        return told
+
+    def _statuses(self, ids: Sequence[str]) -> Sequence[Raw]:
+        asked = list(ids)
+        for _ in range(2):
+            try:
+                return (
+                    list(self._aws.pages("ec2", "describe_instance_status", "InstanceStatuses", InstanceIds=asked))
+                    if asked
+                    else []
+                )
+            except NotFound as error:  # ended since, and one that is not there spoils the call: it is named in it
+                asked = [id for id in asked if id not in str(error)]
+        return []
+
+    def _with_protection(self, server: Server) -> Server:
+        on = []
+        for attribute in ("disableApiTermination", "disableApiStop"):
+            try:
+                told = self._aws.read("ec2", "describe_instance_attribute", InstanceId=server.id, Attribute=attribute)
+            except NotFound:
+                return server
+            on.append(bool(told[attribute[0].upper() + attribute[1:]].get("Value")))
+        return Server(**{**vars(server), "protected": any(on)})
+
+    def _type(self, name: str) -> Raw:
+        if not name:
+            raise Refused("aws needs the type of the new servers: write target: {size: {type: m7i.large, ...}}")
+        self._load_types({name})
+        return self._types[name]
+
+    def _load_types(self, names: set[str]) -> None:
+        unknown = sorted(names - set(self._types))
+        for start in range(0, len(unknown), BATCH):
+            asked = unknown[start : start + BATCH]
+            try:
+                for kind in self._aws.pages("ec2", "describe_instance_types", "InstanceTypes", InstanceTypes=asked):
+                    self._types[kind["InstanceType"]] = kind
+            except ProviderError as error:
+                if error.code in ("InvalidInstanceType", "InvalidInstanceType.NotFound", "InvalidParameterValue"):
+                    raise Refused(
+                        f"EC2 knows no type {', '.join(asked)} in {self._aws.lane}", code=error.code
+                    ) from None
+                raise
+
+    def _offered(self, kind: str, zone: str) -> list[str]:
+        """Why the type cannot be had in that zone."""
+        found = self._aws.pages(
+            "ec2",
+            "describe_instance_type_offerings",
+            "InstanceTypeOfferings",
+            LocationType="availability-zone",
+            Filters=[{"Name": "instance-type", "Values": [kind]}],
+        )
+        zones = sorted({each["Location"] for each in found})
+        return [] if zone in zones else [f"{kind} is not offered in {zone}, but in {', '.join(zones) or 'no zone'}"]
+
+
+def _checked(status: Raw, age: float) -> tuple[ServerState, str]:
+    checks = {
+        "instance": status["InstanceStatus"]["Status"],
+        "system": status["SystemStatus"]["Status"],
+        "EBS": (status.get("AttachedEbsStatus") or {"Status": "ok"})["Status"],
+    }
+    failed = [f"the {name} status check is {said}" for name, said in checks.items() if said == "impaired"]
+    if failed and age > GRACE:
+        return "failed", "; ".join(failed)
+    waiting = [f"the {name} status check is {said}" for name, said in checks.items() if said != "ok"]
+    return ("pending", "; ".join(waiting)) if waiting else ("running", "")
+
+
+def _image(found: Raw) -> Image:
+    return Image(
+        id=found["ImageId"],
+        name=found.get("Name", ""),
+        state=_IMAGE_STATES.get(found["State"], "failed"),
+        disk=disk_of(found),
+        tags=tags_of(found),
+        reason=(found.get("StateReason") or {}).get("Message", ""),
+    )
+
+
+def _compare(instance: Raw, given: Given | None) -> None:
+    """Raises `GuardRefused` unless it carries these tags."""
+    tags = tags_of(instance)
+    for name, value in (given or {}).items():
+        if tags.get(name) != value:
+            raise GuardRefused(f"{instance['InstanceId']}: {name} is {tags.get(name)!r}: that was decided before")
+
+
+def _attached(instances: Sequence[str]) -> dict[str, Any]:
+    return {"Name": "attachment.instance-id", "Values": list(instances)}
+
+
+def _literal(value: str) -> str:
+    """A value for a filter, where * and ? would match anything."""
+    return re.sub(r"([\\*?])", r"\\\1", value)
