@@ -47,7 +47,7 @@ class Ledgers:
     """What AWS keeps in mind beside the resources themselves."""
 
     tokens: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)  # -> fingerprint, reservation
-    born: dict[str, float] = field(default_factory=dict)
+    shows: dict[str, float] = field(default_factory=dict)  # id -> from when on describe calls show it
     capacity: dict[tuple[str, str], int] = field(default_factory=dict)  # (zone, type) -> how many may run there
     vcpus: dict[tuple[str, str], int] = field(default_factory=dict)  # (account, region) -> quota
     impaired: set[str] = field(default_factory=set)
@@ -123,7 +123,7 @@ class SimCloud:
 
     def visible(self, id: str) -> bool:
         """Whether describe calls show it already."""
-        return self.now() - self.ledgers.born.get(id, float("-inf")) >= self.timings.lag
+        return self.now() >= self.ledgers.shows.get(id, 0.0)
 
     # -- what is there ------------------------------------------------------------------------------------------------
 

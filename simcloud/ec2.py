@@ -85,7 +85,7 @@ class SimInstance(Instance):
         self.disable_api_termination = bool(asked.get("DisableApiTermination", False))
         self.ena_support = True
         self.current_instance_boot_mode = "legacy-bios" if self.architecture == "x86_64" else "uefi"
-        cloud.ledgers.born[self.id] = cloud.now()
+        cloud.ledgers.shows[self.id] = cloud.now() + cloud.timings.lag
 
     @property
     def instance_id(self) -> str:  # moto finds it by the name of its own class
@@ -491,7 +491,7 @@ class Corrected(EC2Response):
             root=instance.root_device_name,
             seconds=cloud.timings.image,
         )
-        cloud.ledgers.born[image.id] = cloud.now()
+        cloud.ledgers.shows[image.id] = cloud.now() + cloud.timings.lag
         image.disks = [
             self._snapshot(image, device, block, tags) for device, block in instance.get_block_device_mapping
         ]
@@ -658,7 +658,7 @@ def _template(backend: Any, instance: Any) -> dict[str, Any]:
         "InstanceType": instance.instance_type,
         "KeyName": instance.key_name,
         "UserData": instance.user_data,
-        "IamInstanceProfile": {"Arn": association.instance_profile.arn} if association is not None else None,
+        "IamInstanceProfile": {"Arn": association.iam_instance_profile.arn} if association is not None else None,
         "Monitoring": {"Enabled": instance.monitored},
         "EbsOptimized": bool(instance.ebs_optimized),
         "DisableApiTermination": bool(instance.disable_api_termination),

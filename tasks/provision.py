@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.domain.fleet import TargetSize
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
 from providers.compute import Size
@@ -17,7 +16,7 @@ from tasks.world import Turn
 
 def params(turn: Turn) -> Mapping[str, Any]:
     image = turn.upgrade.results["create_image"]
-    sizes: tuple[TargetSize, ...] = (turn.fleet.target.size, *turn.fleet.target.fallback)
+    sizes = turn.fleet.target.sizes
     rung = min(len(turn.upgrade.intents("provision")), len(sizes) - 1)  # one further with every refusal of this life
     size = sizes[rung]
     if size.disk < image["disk"]:

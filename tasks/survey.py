@@ -13,7 +13,7 @@ from orchestrator.domain.rebuild import Findings, Found, Place
 from orchestrator.domain.settlement import SeenMember, SeenThing, Whereabouts
 from orchestrator.domain.upgrade import Side
 from orchestrator.errors import UnsafeStore
-from providers.compute import Image, Server
+from providers.compute import Image, Server, Size
 from providers.errors import ProviderError
 from providers.guest import Facts
 from providers.traffic import MemberView, PoolCounters
@@ -141,8 +141,11 @@ def look(world: World, fleet: Fleet) -> Survey:
     ids = [fleet.id_of(server) for server in fleet.servers]
     servers: dict[str, Server] = {}
     facts: dict[str, Facts] = {}
+    obstacles: dict[str, Sequence[str]] = {}
+    sizes = [Size(memory=each.memory, disk=each.disk, type=each.type or "") for each in fleet.target.sizes]
     for batch in _batched(ids):
         servers |= compute.servers(batch)
+        obstacles |= compute.obstacles(batch, sizes=sizes)
         running = [id for id in batch if id in servers and servers[id].state == "running"]
         facts |= guest.facts(running, paths=paths(fleet))
     pools: list[FoundPool] = []
@@ -157,7 +160,14 @@ def look(world: World, fleet: Fleet) -> Survey:
             members[pool] = ()
             pools.append(FoundPool(pool=pool, lane="", serving=0, problem=str(error)))
     found = tuple(
-        _server(spec, fleet, servers.get(fleet.id_of(spec)), facts.get(fleet.id_of(spec)), members)
+        _server(
+            spec,
+            fleet,
+            servers.get(fleet.id_of(spec)),
+            facts.get(fleet.id_of(spec)),
+            members,
+            obstacles.get(fleet.id_of(spec), ()),
+        )
         for spec in fleet.servers
     )
     return Survey(
@@ -210,12 +220,15 @@ def _server(
     server: Server | None,
     facts: Facts | None,
     members: Mapping[str, Sequence[MemberView]],
+    obstacles: Sequence[str],
 ) -> FoundServer:
     id = fleet.id_of(spec)
     if server is None:
         return FoundServer(name=spec.name, id=id, problem=f"there is no server {id} at {fleet.lane}")
     seats = []
     problem = "" if server.state == "running" else f"server {id} is {server.state}: it cannot be imaged while it serves"
+    if not problem and obstacles:
+        problem = "; ".join(obstacles)
     if not problem and facts is None:
         problem = f"server {id} does not answer from inside"
     for pool, port in seats_of(spec, fleet):

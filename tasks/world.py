@@ -134,12 +134,10 @@ class World:
         return now is None or now.plan == plan
 
     def compute(self, fleet: Fleet) -> Compute:
-        return cast(Compute, self._provider("compute", fleet.provider.name, fleet.provider.settings))
+        return cast(Compute, self._provider("compute", fleet.provider.name, _lane_settings(fleet)))
 
     def guest(self, fleet: Fleet) -> Guest:
-        return cast(
-            Guest, self._provider("guest", fleet.provider.guest or fleet.provider.name, fleet.provider.settings)
-        )
+        return cast(Guest, self._provider("guest", fleet.provider.guest or fleet.provider.name, _lane_settings(fleet)))
 
     def traffic(self, fleet: Fleet) -> Traffic:
         pools = {name: {"backend": pool.backend or name} for name, pool in fleet.traffic.pools.items()}
@@ -166,6 +164,12 @@ class World:
 class Spec:
     plan: Plan
     fleet: Fleet
+
+
+def _lane_settings(fleet: Fleet) -> Mapping[str, Any]:
+    """The provider's settings, with account and region where the file names them."""
+    where = {"account": fleet.provider.account, "region": fleet.provider.region}
+    return {**{name: value for name, value in where.items() if value != "default"}, **fleet.provider.settings}
 
 
 def read_fleet(canonical: Mapping[str, Any]) -> Fleet:

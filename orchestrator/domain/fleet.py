@@ -103,7 +103,7 @@ class Provider(Model):
 class TargetSize(Model):
     memory: Bytes
     disk: Bytes
-    type: Word | None = None
+    type: Ident | None = None
 
 
 class Target(Model):
@@ -111,6 +111,11 @@ class Target(Model):
 
     size: TargetSize
     fallback: tuple[TargetSize, ...] = Field(default=(), max_length=10)
+
+    @property
+    def sizes(self) -> tuple[TargetSize, ...]:
+        """In the order in which they are tried."""
+        return (self.size, *self.fallback)
 
 
 class FleetServer(Model):

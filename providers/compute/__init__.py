@@ -24,7 +24,7 @@ class Size:
 @dataclass(frozen=True, kw_only=True)
 class Server:
     """A server as the provider sees it now. `boot` changes whenever it starts anew. `launched` is epoch seconds.
-    `protected`: see `Compute.protect`."""
+    `protected`: see `Compute.protect`; some providers tell it only where one server alone is looked at."""
 
     id: str
     name: str
@@ -76,6 +76,11 @@ class Compute(Protocol):
 
     def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]:
         """Everything that carries all these tags, in any state but terminated or deleted; eventually consistent."""
+        ...
+
+    def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:
+        """Why some of these servers cannot be made anew in one of the sizes, one line each; the others are left out.
+        Only looks. What it cannot see beforehand is `Refused` when it is made."""
         ...
 
     def ensure_image(self, key: Key, *, source: str) -> Image:

@@ -50,6 +50,7 @@ class FakeCloud:
     made: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     pools: dict[str, dict[str, Any]] = field(default_factory=dict)
+    obstacles: dict[str, tuple[str, ...]] = field(default_factory=dict)  # server -> why it cannot be made anew
     sick: set[str] = field(default_factory=set)  # addresses that run and fail the balancer's check
     lock: threading.RLock = field(default_factory=threading.RLock)
     addresses: dict[str, str] = field(default_factory=dict)  # address -> server: a thousand servers are looked up in it
@@ -152,6 +153,12 @@ class FakeCompute:
             self.cloud.call("inventory")
             views = [self.cloud.now(thing) for thing in self.cloud.things.values()]
             return [v for v in views if v.state != "terminated" and all(v.tags.get(k) == t for k, t in tags.items())]
+
+    def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:
+        with self.cloud.lock:
+            self.cloud.call("obstacles")
+            assert all(size.disk > 0 for size in sizes)
+            return {id: self.cloud.obstacles[id] for id in ids if id in self.cloud.obstacles}
 
     def ensure_image(self, key: Key, *, source: str) -> Image:
         with self.cloud.lock:

@@ -40,6 +40,9 @@ class LocalCompute:
         servers, images = self._client.servers(tags=tags), self._client.images(tags=tags)
         return [*map(_server, servers), *map(_image, images)]
 
+    def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:  # noqa: ARG002
+        return {}  # any server fits into any size that has its disk, which the plan compares
+
     def ensure_image(self, key: Key, *, source: str) -> Image:
         body = {"name": key.name, "tags": _tags(key), "source": source}
         return _image(self._client.call("PUT", f"/images/by-token/{quote(key.token, safe='')}", body))

@@ -131,6 +131,12 @@ def test_more_ids_than_one_call_takes_are_all_found(compute_world: ComputeWorld,
     assert set(compute_world.compute.servers([*many, pair.old, pair.old])) == {pair.old}
 
 
+def test_nothing_stands_in_the_way_of_a_server_that_can_be_made_anew(compute_world: ComputeWorld, pair: Pair) -> None:
+    sizes = [compute_world.size, compute_world.bigger]
+    assert compute_world.compute.obstacles([ABSENT, pair.old], sizes=sizes) == {}
+    assert compute_world.compute.obstacles([], sizes=sizes) == {}
+
+
 def test_an_image_of_a_server_that_is_not_there_is_not_found(compute_world: ComputeWorld) -> None:
     with pytest.raises(NotFound):
         compute_world.compute.ensure_image(new_key(), source=ABSENT)

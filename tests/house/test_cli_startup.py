@@ -8,7 +8,20 @@ import sys
 
 import pytest
 
-HEAVY = ("celery", "kombu", "redis", "pydantic", "rich", "yaml", "jinja2", "structlog", "asyncio")
+HEAVY = (
+    "boto3",
+    "botocore",
+    "moto",
+    "celery",
+    "kombu",
+    "redis",
+    "pydantic",
+    "rich",
+    "yaml",
+    "jinja2",
+    "structlog",
+    "asyncio",
+)
 
 
 def imported_by(code: str) -> set[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator import operations
+from orchestrator.domain.plan import make_plan
+from tasks.survey import look
 from tests.support.runner import PORT, running
 
 
@@ -56,3 +58,11 @@ def test_a_server_that_died_by_itself_is_never_said_to_serve() -> None:
         operations.retry(r.store, r.rollout, ["web-1"], actor="test")
         r.until(lambda: r.upgrade("web-1").state == "failed")
         assert "web-1" in r.serving()
+
+
+def test_what_a_provider_cannot_make_anew_is_told_before_anything_is_made() -> None:
+    with running(["web-1", "web-2"]) as r:
+        r.cloud.obstacles["web-2"] = ("it belongs to a group", "its zone has no such type")
+        blockers = make_plan(r.fleet, look(r.world, r.fleet)).blockers
+        assert [each for each in blockers if "web-2" in each and "belongs to a group; its zone has no" in each]
+        assert not any("web-1" in each for each in blockers)
