@@ -20,7 +20,7 @@ import pytest
 from orchestrator.store.redis import RedisStore
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("orchestrator", "providers", "tasks", "workers")
+PACKAGES = ("orchestrator", "providers", "simcloud", "tasks", "workers")
 BINARIES = Path(sys.executable).parent
 FLEET = """\
 version: 1
