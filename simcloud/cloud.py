@@ -22,13 +22,15 @@ ACCOUNT = "123456789012"  # whoever has no role
 
 @dataclass(kw_only=True)
 class Timings:
-    """How long things take, in seconds. `lag`: for so long after it was made an id is not found."""
+    """How long things take, in seconds. `lag`: for so long after it was made an id is not found.
+    `agent`: from running until the agent of Systems Manager is online."""
 
     image: float = 0.1
     pending: float = 0.05
     checks: float = 0.05
     stopping: float = 0.05
     shutting_down: float = 0.05
+    agent: float = 0.05
     lag: float = 0.0
 
 
@@ -52,6 +54,7 @@ class Ledgers:
     vcpus: dict[tuple[str, str], int] = field(default_factory=dict)  # (account, region) -> quota
     impaired: set[str] = field(default_factory=set)
     clones: dict[str, str] = field(default_factory=dict)  # instance -> the mode in which its clones come up
+    commands: dict[str, Any] = field(default_factory=dict)  # of Systems Manager
     revoked: set[str] = field(default_factory=set)  # access keys
 
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from flask import Flask
 from moto.core.responses import ActionResult
-from moto.core.utils import convert_to_flask_response, utcnow
+from moto.core.utils import utcnow
 from moto.ec2.exceptions import (
     EC2ClientError,
     InvalidAMIIdError,
@@ -28,7 +27,6 @@ from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS, INSTANCE_TYP
 from moto.ec2.models.instances import Instance, InstanceState
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import convert_tag_spec, filter_reservations, parse_user_data, random_ami_id
-from moto.moto_server.werkzeug_app import HTTP_METHODS, BackendRequest
 
 if TYPE_CHECKING:
     from simcloud.cloud import SimCloud
@@ -216,17 +214,7 @@ def base_image(cloud: SimCloud, backend: Any, *, gib: int = 8, architecture: str
     return image
 
 
-def make_app(cloud: SimCloud) -> Flask:
-    """The application that answers EC2's calls for this cloud."""
-    ours = cast(type[Corrected], type("SimEC2", (Corrected,), {"cloud": cloud}))
-    app = Flask("simcloud")
-    app.debug = True
-    app.request_class = BackendRequest
-    app.add_url_rule("/", endpoint="ec2", methods=HTTP_METHODS, view_func=convert_to_flask_response(ours.dispatch))
-    return app
-
-
-class Corrected(EC2Response):
+class CorrectedEC2(EC2Response):
     cloud: SimCloud
 
     RESPONSE_KEY_PATH_TO_TRANSFORMER = {  # noqa: RUF012 - as moto declares it
@@ -323,7 +311,14 @@ class Corrected(EC2Response):
                 )
             if cloud.machines is not None:
                 mode = cloud.ledgers.clones.get(str(image.instance_id), "")
-                cloud.machines.create(instance.id, instance.private_ip, disk=cloud.disks / image_id, mode=mode)
+                cloud.machines.create(
+                    instance.id,
+                    instance.private_ip,
+                    copy=cloud.disks / image_id,
+                    memory=INSTANCE_TYPES[kind]["MemoryInfo"]["SizeInMiB"] * 1024**2,
+                    disk=sum(int(disk["ebs"]["VolumeSize"]) for disk in disks) * 1024**3,
+                    mode=mode,
+                )
                 cloud.machines.start(instance.id)
         return reservation
 

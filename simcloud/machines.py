@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +31,39 @@ def claim_block() -> tuple[int, socket.socket]:
     raise RuntimeError("all blocks of 127.66.0.0/16 are in use by clouds of other processes")
 
 
+# What stands for the programs of a machine: an absolute path means the machine's own root, which is its folder.
+PROGRAM = """#!/bin/sh
+count=$#
+while [ "$count" -gt 0 ]; do
+  word=$1; shift
+  case $word in /*) if [ -e "$SIM_ROOT$word" ] || [ "${0##*/}" = stat ]; then word=$SIM_ROOT$word; fi ;; esac
+  set -- "$@" "$word"
+  count=$((count - 1))
+done
+PATH=$SIM_PATH exec "${0##*/}" "$@"
+"""
+DF = """#!/bin/sh
+PATH=$SIM_PATH
+echo "Filesystem Type 1024-blocks Used Available Capacity Mounted"
+echo "/dev/root ext4 $(cat "$SIM_ROOT/proc/disk") $(du -sk "$SIM_ROOT" | cut -f1) 0 0% /"
+"""
+SYSTEMCTL = """#!/bin/sh
+PATH=$SIM_PATH exec cat "$SIM_ROOT/proc/failed"
+"""
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
 @dataclass
 class Machine:
+    """`memory` and `disk` in bytes are what its programs say that it has."""
+
     id: str
     address: str
     folder: Path
+    memory: int
+    disk: int
     mode: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    boots: int = 0
 
 
 class Machines:
@@ -45,26 +71,32 @@ class Machines:
 
     def __init__(self, folder: Path, *, port: int) -> None:
         self._folder, self._port = folder, port
+        self._programs = folder / ".programs"
+        self._programs.mkdir()
+        for name in ("awk", "cat", "stat"):
+            _program(self._programs / name, PROGRAM)
+        _program(self._programs / "df", DF)
+        _program(self._programs / "systemctl", SYSTEMCTL)
         self._lock = threading.Lock()
         self._all: dict[str, Machine] = {}
 
-    def create(self, id: str, address: str, *, disk: Path | None, mode: str = "") -> None:
-        """A machine whose disk is a copy of that folder; it is off."""
+    def create(self, id: str, address: str, *, copy: Path, memory: int, disk: int, mode: str = "") -> None:
+        """A machine whose disk is a copy of that folder, or new if there is none; it is off."""
         folder = self._folder / id
-        if disk is not None and disk.is_dir():
-            shutil.copytree(disk, folder)
+        if copy.is_dir():
+            shutil.copytree(copy, folder)
         else:
             folder.mkdir()
             (folder / "index.html").write_text("hello\n")
         with self._lock:
-            self._all[id] = Machine(id=id, address=address, folder=folder, mode=mode)
+            self._all[id] = Machine(id=id, address=address, folder=folder, memory=memory, disk=disk, mode=mode)
 
     def start(self, id: str) -> None:
         with self._lock:
             machine = self._all.get(id)
             if machine is None or machine.process is not None:
                 return
-            machine.boots += 1
+            self._boot(machine)
             if machine.mode == "dead":  # a kernel that panics: nothing ever answers
                 return
             argv = [sys.executable, "-S", str(SITE), machine.address, str(self._port), str(machine.folder)]
@@ -77,6 +109,46 @@ class Machines:
                 env=_plain_environment(),
                 start_new_session=True,
             )
+
+    def _boot(self, machine: Machine) -> None:
+        """What its kernel tells."""
+        told = machine.folder / "proc"
+        number = int.from_bytes(socket.inet_aton(machine.address), "little")
+        for name, text in {
+            "meminfo": f"MemTotal: {machine.memory // 1024} kB\nMemAvailable: {machine.memory // 2048} kB\n",
+            "disk": str(machine.disk // 1024),
+            "failed": "",
+            "sys/kernel/random/boot_id": f"{uuid.uuid4()}\n",
+            "net/tcp": f"  0: {number:08X}:{self._port:04X} 0 0A\n",
+            "net/tcp6": "",
+        }.items():
+            (told / name).parent.mkdir(parents=True, exist_ok=True)
+            (told / name).write_text(text)
+
+    def run(self, id: str, script: str, *, seconds: float) -> tuple[bool, str]:
+        """Runs a shell script inside a machine that is on: whether it ended well, and what it said."""
+        with self._lock:
+            machine = self._all[id]
+        own = {"SIM_ROOT": str(machine.folder), "SIM_PATH": SYSTEM_PATH}
+        try:
+            ended = subprocess.run(  # noqa: S603 - whoever may send a command may run it, on a machine of ours
+                ["/bin/sh", "-c", script],
+                cwd=machine.folder,
+                env={**own, "PATH": f"{self._programs}:{SYSTEM_PATH}"},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return False, str(error)
+        return ended.returncode == 0, ended.stdout
+
+    def folder(self, id: str) -> Path:
+        """Its disk."""
+        with self._lock:
+            return self._all[id].folder
 
     def stop(self, id: str) -> None:
         with self._lock:
@@ -118,3 +190,8 @@ class Machines:
 
 def _plain_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)

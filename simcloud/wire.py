@@ -13,16 +13,25 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, unquote
 
+from flask import Flask
+from moto.core.responses import BaseResponse
+from moto.core.utils import convert_to_flask_response
 from moto.iam.models import get_account_id_from
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import (
+    HTTP_METHODS,
+    BackendRequest,
+    DomainDispatcherApplication,
+    create_backend_app,
+)
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import run_wsgi_app
 
-from simcloud.ec2 import make_app
+from simcloud.ec2 import CorrectedEC2
 from simcloud.faults import EXPIRIES, EXPIRY, THROTTLE, THROTTLES, Fault, error_body, fault_of
+from simcloud.ssm import CorrectedSSM
 
 if TYPE_CHECKING:
     from simcloud.cloud import SimCloud
@@ -54,7 +63,7 @@ class Wire:
     def __init__(self, cloud: SimCloud) -> None:
         self._cloud = cloud
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._ec2 = make_app(cloud)
+        self._ours = {"ec2": _app(CorrectedEC2, cloud), "ssm": _app(CorrectedSSM, cloud)} if cloud.corrected else {}
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -90,8 +99,7 @@ class Wire:
 
     def _answer(self, environ: dict[str, Any], body: bytes, call: Call, start: Start) -> Iterable[bytes]:
         inner = {**environ, "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-        ours = self._cloud.corrected and call.service == "ec2"
-        app = self._ec2 if ours else self._moto
+        app = self._ours.get(call.service, self._moto)
         try:
             # moto's tables are dictionaries that its own calls change while others walk through them
             with self._cloud.lock:
@@ -159,6 +167,17 @@ def _refuse(call: Call, start: Start, code: str, message: str, status: int) -> I
     headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("x-amzn-RequestId", call.request)]
     start(f"{status} Refused", headers)
     return [body]
+
+
+def _app(answers: type[BaseResponse], cloud: SimCloud) -> Flask:
+    """A service of this cloud, answered by our class in place of moto's."""
+    ours = type(answers.__name__, (answers,), {"cloud": cloud})
+    app = Flask("simcloud")
+    app.debug = True  # an error of ours is raised, not shown as a page
+    app.request_class = BackendRequest
+    view = convert_to_flask_response(cast(type[BaseResponse], ours).dispatch)
+    app.add_url_rule("/", endpoint="all", methods=HTTP_METHODS, view_func=view)
+    return app
 
 
 class _Handler(WSGIRequestHandler):

@@ -178,7 +178,7 @@ def test_an_instance_is_a_process_on_its_own_address(real: Sim) -> None:
 def test_a_clone_has_the_disk_that_its_image_saw(real: Sim) -> None:
     id = real.running()
     assert real.cloud.machines is not None
-    folder = real.cloud.folder / "machines" / id
+    folder = real.cloud.machines.folder(id)
     (folder / "note.txt").write_text("before")
     image = real.image(id, "the-disk")
     (folder / "note.txt").write_text("after")

@@ -1,0 +1,160 @@
+"""A look inside EC2 instances through the agent of Systems Manager: one read-only script, many servers a call."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from providers import Caps
+from providers.clients.aws import SETTINGS, aws
+from providers.errors import NotFound
+from providers.guest import Facts, PathFacts
+
+BATCH = 50  # ids that one SendCommand takes
+PATIENCE = 8.0  # seconds in which an agent that is online has usually answered; who has not is asked again later
+END = "end-of-facts"
+PAUSE = 0.5  # seconds between two looks at the answers
+KINDS = {"regular file": "file", "regular empty file": "file", "directory": "directory", "symbolic link": "link"}
+
+# POSIX sh, and of other programs only what every Linux has. A fact a line, its words between tabs. It writes nothing.
+SCRIPT = r"""
+exec 2>/dev/null
+LC_ALL=C; export LC_ALL; t='	'
+printf 'boot\t%s\n' "$(cat /proc/sys/kernel/random/boot_id)"
+printf 'clock\t%s\n' "$(date +%s.%N)"
+awk '
+  /^MemTotal:/ {t = $2} /^MemAvailable:/ {a = $2}
+  END {printf "memory\t%.0f\t%.0f\n", t * 1024, (t - a) * 1024}' /proc/meminfo
+df -PkT | awk '
+  $1 ~ /^\/dev\// && $2 !~ /^(squashfs|iso9660)$/ && !seen[$1]++ {t += $3; u += $4}
+  END {printf "disk\t%.0f\t%.0f\n", t * 1024, u * 1024}'
+awk '$4 == "0A" {n = split($2, p, ":"); print "listen\t" p[n]}' /proc/net/tcp /proc/net/tcp6 | sort -u
+if command -v systemctl >/dev/null; then
+  systemctl list-units --state=failed --plain --no-legend --no-pager | awk '{print "failed\t" $1}'
+fi
+look() { stat -c "path${t}$1${t}%F${t}%a${t}%U${t}%G" -- "$2" || printf 'path\t%s\tmissing\n' "$1"; }
+"""
+
+
+class AwsGuest:
+    """`settings` are those of `providers.clients.aws`. Paths that do not begin with / are looked at from /.
+
+    `disk_total` and `disk_used` are of all file systems on the server's volumes together; swap and volumes without
+    one do not count. The servers need the agent and the role AmazonSSMManagedInstanceCore.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._aws = aws({name: value for name, value in settings.items() if name in SETTINGS})
+
+    @property
+    def caps(self) -> Caps:
+        return Caps(batch=BATCH)
+
+    def facts(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
+        found: dict[str, Facts] = {}
+        wanted = [id for id in dict.fromkeys(ids) if id.startswith("i-")]
+        for start in range(0, len(wanted), BATCH):
+            online = self._online(wanted[start : start + BATCH])
+            if online:
+                found |= self._ask(online, paths)
+        return found
+
+    def _online(self, ids: Sequence[str]) -> list[str]:
+        """Those whose agent answers: SendCommand refuses all of them for one whose does not."""
+        told = self._aws.pages(
+            "ssm",
+            "describe_instance_information",
+            "InstanceInformationList",
+            Filters=[{"Key": "InstanceIds", "Values": list(ids)}],
+            MaxResults=BATCH,
+        )
+        return [each["InstanceId"] for each in told if each["PingStatus"] == "Online"]
+
+    def _ask(self, ids: Sequence[str], paths: Sequence[str]) -> dict[str, Facts]:
+        asked = time.time()
+        try:
+            command = self._aws.write(
+                "ssm",
+                "send_command",
+                DocumentName="AWS-RunShellScript",
+                InstanceIds=list(ids),
+                Comment="changeover reads facts",
+                TimeoutSeconds=30,
+                Parameters={"commands": script(paths).splitlines(), "executionTimeout": ["20"]},
+            )["Command"]["CommandId"]
+        except NotFound:  # the agent of one of them went away meanwhile
+            return {}
+        answers: dict[str, Facts] = {}
+        over: set[str] = set()
+        end = time.monotonic() + PATIENCE
+        while True:
+            for told in self._answers(command):
+                id = told["InstanceId"]
+                if id in over or told["Status"] in ("Pending", "InProgress", "Delayed", "Cancelling"):
+                    continue
+                over.add(id)
+                heard = time.time()
+                if told["Status"] == "Success" and (output := self._output(command, told)):
+                    answers[id] = read(id, output, paths, asked=asked, heard=heard)
+            if len(over) == len(ids) or time.monotonic() + PAUSE > end:
+                return answers
+            time.sleep(PAUSE)
+
+    def _answers(self, command: str) -> Iterator[Mapping[str, Any]]:
+        return self._aws.pages(
+            "ssm", "list_command_invocations", "CommandInvocations", CommandId=command, Details=True, MaxResults=BATCH
+        )
+
+    def _output(self, command: str, told: Mapping[str, Any]) -> str:
+        """What the script said; empty if it did not come to its end. A list of answers cuts each after 2,500
+        characters, and a single one after 24,000 (API reference of Systems Manager, CommandPlugin and
+        GetCommandInvocation)."""
+        said = "".join(str(plugin.get("Output", "")) for plugin in told.get("CommandPlugins") or ())
+        if said.rstrip().endswith(END):
+            return said
+        whole = self._aws.read("ssm", "get_command_invocation", CommandId=command, InstanceId=told["InstanceId"])
+        said = str(whole.get("StandardOutputContent", ""))
+        return said if said.rstrip().endswith(END) else ""
+
+
+def script(paths: Sequence[str]) -> str:
+    """The whole script. A path is quoted for the shell, and never part of a program."""
+    looks = [f"look {number} {shlex.quote('/' + path.lstrip('/'))}" for number, path in enumerate(paths)]
+    return SCRIPT + "\n".join([*looks, f"echo {END}"])
+
+
+def read(id: str, output: str, paths: Sequence[str], *, asked: float, heard: float) -> Facts:
+    """The facts that the script's output tells. What it does not tell of a path is missing."""
+    rows: dict[str, list[list[str]]] = {}
+    for line in output.splitlines():
+        name, *words = line.split("\t")
+        rows.setdefault(name, []).append(words)
+    seen = {int(words[0]): words[1:] for words in rows.get("path", ()) if words and words[0].isdigit()}
+    disk, memory = _first(rows, "disk", 2), _first(rows, "memory", 2)
+    clock = float(_first(rows, "clock", 1)[0] or asked)
+    return Facts(
+        server=id,
+        boot=_first(rows, "boot", 1)[0],
+        disk_total=int(disk[0] or 0),
+        disk_used=int(disk[1] or 0),
+        memory_total=int(memory[0] or 0),
+        memory_used=int(memory[1] or 0),
+        paths=tuple(_path(path, seen.get(number, ["missing"])) for number, path in enumerate(paths)),
+        listening=tuple(sorted({int(words[0], 16) for words in rows.get("listen", ()) if words})),
+        failed_units=tuple(words[0] for words in rows.get("failed", ()) if words),
+        clock_offset=min(0.0, clock - asked) + max(0.0, clock - heard),
+    )
+
+
+def _first(rows: Mapping[str, list[list[str]]], name: str, least: int) -> list[str]:
+    words = rows.get(name, [[]])[0]
+    return [*words, *[""] * (least - len(words))]
+
+
+def _path(path: str, words: Sequence[str]) -> PathFacts:
+    kind, mode, owner, group = [*words, "", "", "", ""][:4]
+    if kind == "missing":
+        return PathFacts(path=path, kind="missing")
+    return PathFacts(path=path, kind=KINDS.get(kind, "other"), mode=mode.zfill(4), owner=owner, group=group)
