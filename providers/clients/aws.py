@@ -141,12 +141,14 @@ class Aws:
 
     @cached_property
     def identity(self) -> str:
-        """The account's number, as AWS itself says. `Unauthorized` if the settings name another one."""
-        found = str(self.read("sts", "get_caller_identity")["Account"])
+        """The number of the account that these credentials belong to, as AWS itself says."""
+        return str(self.read("sts", "get_caller_identity")["Account"])
+
+    def right_account(self) -> None:
+        """Raises `Unauthorized` if the settings name another account by its number than the credentials belong to."""
         named = self.place.account
-        if named.isdigit() and named != found:
-            raise Unauthorized(f"these credentials belong to the account {found}, the fleet file says {named}")
-        return found
+        if named.isdigit() and named != self.identity:
+            raise Unauthorized(f"these credentials belong to the account {self.identity}, the fleet file says {named}")
 
     def _call(self, service: str, operation: str, params: Mapping[str, Any], *, writes: bool) -> dict[str, Any]:
         try:

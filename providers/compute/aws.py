@@ -65,6 +65,7 @@ class AwsCompute:
         self._leave = tuple(each.strip() for each in str(settings.get("leave_tags", "")).split(",") if each.strip())
         self._aws = aws({name: value for name, value in settings.items() if name in SETTINGS})
         self._types: dict[str, Raw] = {}
+        self._zones: dict[str, tuple[str, ...]] = {}  # type -> the zones that offer it
         self._volumes: dict[str, tuple[float, int]] = {}  # volume -> until when its size is believed, bytes
         self._unseen: dict[str, float] = {}  # what this process made and no look has shown yet, and when
 
@@ -111,6 +112,7 @@ class AwsCompute:
         return [*self._servers(instances).values(), *map(_image, images)]
 
     def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:
+        self._aws.right_account()
         found: dict[str, list[str]] = {}
         wanted = [id for id in dict.fromkeys(ids) if _INSTANCE.fullmatch(id)]
         for start in range(0, len(wanted), BATCH):
@@ -137,6 +139,7 @@ class AwsCompute:
     def ensure_image(self, key: Key, *, source: str) -> Image:
         if (made := self._image_named(key.name)) is not None:
             return self._ours(made, source)
+        self._aws.right_account()
         instance = self._instance(source)
         if why := owner_of(instance) or unlike(instance):
             raise Refused(why)
@@ -171,6 +174,7 @@ class AwsCompute:
         made_of = f"{image} {like} {size.type} {size.disk}"
         if (made := self._instance_of(key)) is not None:
             return self._adopted(made, made_of)
+        self._aws.right_account()
         request = self._request(key, image=image, like=like, size=size, made_of=made_of)
         try:
             answer = self._aws.write("ec2", "run_instances", ClientToken=key.token, **request)
@@ -432,14 +436,16 @@ class AwsCompute:
 
     def _offered(self, kind: str, zone: str) -> list[str]:
         """Why the type cannot be had in that zone."""
-        found = self._aws.pages(
-            "ec2",
-            "describe_instance_type_offerings",
-            "InstanceTypeOfferings",
-            LocationType="availability-zone",
-            Filters=[{"Name": "instance-type", "Values": [kind]}],
-        )
-        zones = sorted({each["Location"] for each in found})
+        if kind not in self._zones:
+            found = self._aws.pages(
+                "ec2",
+                "describe_instance_type_offerings",
+                "InstanceTypeOfferings",
+                LocationType="availability-zone",
+                Filters=[{"Name": "instance-type", "Values": [kind]}],
+            )
+            self._zones[kind] = tuple(sorted({each["Location"] for each in found}))
+        zones = self._zones[kind]
         return [] if zone in zones else [f"{kind} is not offered in {zone}, but in {', '.join(zones) or 'no zone'}"]
 
 

@@ -381,6 +381,11 @@ def test_another_account_is_reached_by_its_role(stage: Stage) -> None:
     )
     stage.until(lambda: there.servers([id])[id].state == "running")
     assert stage.compute.servers([id]) == {}
+    wrong = stage.anew(role=role, account="333333333333")
+    with pytest.raises(errors.Unauthorized, match="belong to the account 222222222222"):
+        wrong.obstacles([id], sizes=[SMALL])
+    with pytest.raises(errors.Unauthorized):
+        wrong.ensure_image(new_key(), source=id)
     stage.cloud.revoke_credentials()  # they are asked for anew
     assert there.servers([id])[id].state == "running"
 

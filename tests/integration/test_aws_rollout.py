@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.haproxy import CHECK, HAProxy
 from tests.support.local_host import until
 from tests.support.runner import fleet_file
+
+POLICY = Path(__file__).parents[2] / "docs" / "aws-policy.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,15 @@ def stage(tmp_path: Path, *, servers: int) -> Iterator[tuple[Fleet, Run]]:
                 yield fleet, fleet.on(plane, haproxy)
 
 
+def allowed() -> set[str]:
+    """What the policy that we ship lets Changeover call."""
+    told: set[str] = set()
+    for statement in json.loads(POLICY.read_text())["Statement"]:
+        actions = statement["Action"]
+        told |= {actions} if isinstance(actions, str) else set(actions)
+    return told
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("faults", [0.0, 0.1], ids=["calm", "a tenth of all answers faulty"])
 def test_ec2_servers_are_replaced_and_nothing_is_left_over(tmp_path: Path, faults: float) -> None:
@@ -115,5 +127,6 @@ def test_ec2_servers_are_replaced_and_nothing_is_left_over(tmp_path: Path, fault
         images = [tags for tags in fleet.cloud.billable()["image"].values() if "changeover:managed" in tags]
         assert sorted(tags["changeover:server"] for tags in images) == sorted(fleet.ids)
         assert len(fleet.cloud.billable()["volume"]) == 2 * servers
+        assert {name for name in made if name.startswith(("ec2:", "ssm:", "sts:"))} <= allowed()
         if not faults:
             assert sum(made.values()) / servers <= 40, made
