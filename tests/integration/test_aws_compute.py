@@ -221,7 +221,7 @@ def test_what_does_not_show_yet_is_made_once_all_the_same(stage: Stage) -> None:
 def test_a_lost_answer_and_an_old_server_that_changed_meanwhile_still_make_one(stage: Stage) -> None:
     old, key = stage.server(), new_key()
     image = stage.image(old)
-    stage.cloud.timings.lag = 0.5
+    stage.cloud.timings.lag = 3.0
     stage.cloud.troubles.add(Fault(service="ec2", action="RunInstances", after=True, drop=True))
     with pytest.raises(Transient):
         stage.compute.ensure_server(key, image=image, like=old, size=SMALL)
@@ -316,10 +316,11 @@ def test_a_stopped_server_may_find_no_room_to_start_in(stage: Stage) -> None:
 def test_a_server_runs_once_its_checks_pass_and_has_failed_when_they_go_on_failing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.cloud.timings.checks = 0.5
+    stage.cloud.timings.checks = 600.0
     id = launch(stage.cloud, stage.network)
     stage.until(lambda: "initializing" in stage.compute.servers([id])[id].reason)
     assert stage.compute.servers([id])[id].state == "pending"
+    stage.cloud.timings.checks = 0.0
     stage.becomes(id, "running")
     stage.cloud.ledgers.impaired.add(id)
     assert "impaired" in stage.becomes(id, "pending").reason
