@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from orchestrator.domain.orphans import Made, gives
-from orchestrator.domain.upgrade import Intent
+from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import Kind, LedgerItem
 from providers.compute import Image, Server
 from tasks import keys
@@ -29,19 +29,39 @@ def end_servers(turn: Turn, *, but: str = "") -> Mapping[str, str]:
     return gone
 
 
-def _made(turn: Turn, kind: type[Image] | type[Server], *, step: str, field: str, but: str) -> Mapping[str, str]:
+def end_others(turn: Turn, *, server: str, image: str) -> None:
+    """All that was made for this upgrade is gone or going, but these two: what was refused may have been made all the
+    same, and the store may have forgotten an attempt with its last second."""
+    found = turn.compute.inventory(keys.ours(turn.upgrade))
+    for id in _made(turn, Server, step="provision", field="server", but=server, found=found):
+        turn.compute.terminate(id)
+    for id in _made(turn, Image, step="create_image", field="image", but=image, found=found):
+        turn.compute.delete_image(id)
+
+
+def _made(
+    turn: Turn,
+    kind: type[Image] | type[Server],
+    *,
+    step: str,
+    field: str,
+    but: str,
+    found: Sequence[Server | Image] | None = None,
+) -> Mapping[str, str]:
     """What was found by its tags, which a provider may show late, and what the record itself remembers. Many may write
     a tag: what has another name than we would have given it is somebody else's."""
     u = turn.upgrade
     what: Made = "image" if kind is Image else "server"
-    found = {
+    if found is None:
+        found = turn.compute.inventory(keys.ours(u))
+    named = {
         thing.id: thing.name
-        for thing in turn.compute.inventory(keys.ours(u))
+        for thing in found
         if isinstance(thing, kind)
         and gives(thing.name, kind=what, rollout=u.rollout, server=u.server, fleet=turn.fleet, upgrade=u)
     }
     remembered = [str(known[field]) for known in (u.results.get(step, {}), u.notes) if known.get(field)]
-    return {id: name for id, name in {**dict.fromkeys(remembered, ""), **found}.items() if id != but}
+    return {id: name for id, name in {**dict.fromkeys(remembered, ""), **named}.items() if id != but}
 
 
 def still_to_come(turn: Turn, step: str, gone: Mapping[str, str]) -> Wait | None:
@@ -62,6 +82,11 @@ def still_to_come(turn: Turn, step: str, gone: Mapping[str, str]) -> Wait | None
         every=until - turn.now,
         notes={**u.notes, "settles": until},
     )
+
+
+def doubted_until(u: Upgrade) -> float:
+    """Until when an unanswered call of any of its steps may still take effect, epoch seconds; 0 when none may."""
+    return max(u.doubted.values(), default=0.0)
 
 
 def ended(turn: Turn, kind: Kind, intents: Sequence[Intent]) -> tuple[LedgerItem, ...]:

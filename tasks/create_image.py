@@ -42,7 +42,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
                 key=f"image:{intent.token}", kind="image", server=turn.upgrade.server, state="live", id=image.id
             )
             former = turn.upgrade.intents("create_image")[:-1]
-            if former:  # attempts that were refused may have left something all the same
+            if former:  # what the store has forgotten of is ended with the next look at all that was made
                 cleaning.end_images(turn, but=image.id)
             return Done(
                 result={"image": image.id, "disk": image.disk}, ledger=(*cleaning.ended(turn, "image", former), item)

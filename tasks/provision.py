@@ -55,8 +55,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         key=f"server:{intent.token}", kind="server", server=turn.upgrade.server, state="live", id=server.id
     )
     former = turn.upgrade.intents("provision")[:-1]
-    if former:  # attempts that were refused may have left something all the same
-        cleaning.end_servers(turn, but=server.id)
+    cleaning.end_others(turn, server=server.id, image=wanted["image"])
     return Done(
         result={"server": server.id, "address": server.address, "state": server.state},
         ledger=(*cleaning.ended(turn, "server", former), item),

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
 from providers.errors import GuardRefused, NotFound
-from tasks import keys, membership
+from tasks import cleaning, keys, membership
 from tasks.step import Done, Wait
 from tasks.world import Turn
 
@@ -36,6 +36,11 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         turn.compute.delete_image(wanted["image"])
         made = turn.upgrade.intents("create_image")[-1].token
         ledger.append(LedgerItem(key=f"image:{made}", kind="image", server=name, state="deleted", id=wanted["image"]))
+    if until := cleaning.doubted_until(turn.upgrade):
+        if turn.now < until:
+            return Wait(reason="a call that was never answered may still make something", every=until - turn.now)
+        new = turn.upgrade.results["provision"]["server"]
+        cleaning.end_others(turn, server=new, image="" if wanted["delete_image"] else wanted["image"])
     return Done(result={"terminated": wanted["server"]}, ledger=tuple(ledger))
 
 

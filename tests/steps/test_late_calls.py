@@ -18,6 +18,7 @@ from providers import errors
 from providers.compute.fake import FakeCompute
 from tasks import step
 from tasks.world import Turn
+from tests.simulation.loss import bring_back, keep
 from tests.support.outcome import SERVER, Watch, ends_well, journey, settle, turn_back
 from tests.support.runner import Crashed, Runner, running
 
@@ -93,15 +94,7 @@ def test_what_is_made_late_by_an_attempt_that_was_refused_to_another_is_undone_t
     with journey("forward") as (r, watch):
         late = _ask_and_die(r, CALLS[name], monkeypatch)
         r.until(lambda: bool(late))
-        asked, told = getattr(FakeCompute, CALLS[name]), []
-
-        def refuse(*args: Any, **kwargs: Any) -> Any:
-            if not told:
-                told.append("no")
-                raise errors.NoCapacity("no room")
-            return asked(*args, **kwargs)
-
-        monkeypatch.setattr(FakeCompute, CALLS[name], refuse)
+        _refused_once(CALLS[name], monkeypatch)
         r.until(lambda: r.upgrade(SERVER).attempt(name) == 1 and len(r.upgrade(SERVER).intents(name)) == 2)
         turn_back(r)
         r.until(lambda: r.upgrade(SERVER).undoing == name)
@@ -187,6 +180,57 @@ def _until_its_lease_ends(r: Runner) -> None:
     row = r.store.row(r.rollout, SERVER)
     assert row is not None
     r.clock.now = max(r.clock.now, row.lease_until + 0.01)
+
+
+@pytest.mark.parametrize("name", list(CALLS))
+def test_what_is_made_late_by_a_former_attempt_does_not_outlive_the_way_forward(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with journey("forward") as (r, watch):
+        late = _ask_and_die(r, CALLS[name], monkeypatch)
+        r.until(lambda: bool(late))
+        _refused_once(CALLS[name], monkeypatch)
+        r.until(lambda: "provision" in r.upgrade(SERVER).results)
+        late[0]()
+        settle(r)
+        assert ends_well(r, watch).state == "upgraded"
+
+
+@pytest.mark.parametrize("name", list(CALLS))
+def test_what_an_attempt_made_that_the_store_has_forgotten_is_ended(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt is refused and the next one is made, all in the second that Redis loses; the first is repeated."""
+    with journey("forward") as (r, watch):
+        _refused_once(CALLS[name], monkeypatch)
+        kept: list[Any] = []
+        back: list[int] = []
+
+        def lose_a_second(point: str) -> None:
+            if point == f"{name}.announced" and not kept:
+                kept.append(keep(r.store))
+            if point == f"{name}.after compute.{CALLS[name]}" and not back:
+                back.append(r.upgrade(SERVER).attempt(name))
+                bring_back(r.store, kept[0])
+
+        r.crash = lose_a_second
+        r.until(lambda: bool(back))
+        assert back == [1] and r.upgrade(SERVER).attempt(name) == 0
+        r.until(lambda: r.upgrade(SERVER).has_begun("poll_readiness"))
+        assert len(r.alive("target")) == len(r.alive("image")) == 1
+        settle(r)
+        assert ends_well(r, watch).state == "upgraded"
+
+
+def _refused_once(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next of these calls is refused for good."""
+    asked, told = getattr(FakeCompute, call), []
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        if not told:
+            told.append("no")
+            raise errors.NoCapacity("no room")
+        return asked(*args, **kwargs)
+
+    monkeypatch.setattr(FakeCompute, call, refuse)
 
 
 def test_an_unanswered_call_of_long_ago_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
