@@ -245,7 +245,7 @@ class Coordinator:
 
     def _admit(self, rollout: Rollout, row: Row, now: float) -> None:
         to = row.upgrade.after(Admitted(at=now))
-        admitted = self.store.admit(
+        version = self.store.admit(
             rollout.id,
             to.server,
             to=to,
@@ -254,9 +254,9 @@ class Coordinator:
             domain=to.domain,
             entry=Entry(event="Admitted", actor=self.name),
         )
-        if admitted:
+        if version is not None:
             # If it was changed since it was read, this sends nothing: it is due at once, and read anew.
-            fresh = replace(row, upgrade=to, version=row.version + 1)
+            fresh = replace(row, upgrade=to, version=version)
             dispatch.send(self.store, self.publish, fresh, grace=self.grace)
 
     def _turn(self, row: Row, why: str, now: float) -> None:

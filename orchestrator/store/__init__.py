@@ -26,8 +26,9 @@ RefusedReason = Literal["frozen", "paused", "aborting", "stopped"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """An upgrade as stored. `version` rises with every change of the record and every `issue`; `epoch` with every new
-    chain; `lease_until` is 0 when nobody holds it. `entry` counts its audit entries, without a gap."""
+    """An upgrade as stored. `version` rises with every change of the record and every `issue`, to the microsecond of
+    the store's clock at least: no number is given twice, though the store forgot its last second. `epoch` counts
+    chains; `lease_until` is 0 when nobody holds it. `entry` counts its audit entries, without a gap."""
 
     upgrade: Upgrade
     version: int
@@ -165,7 +166,7 @@ class Store(Protocol):
         ...
 
     def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
-        """`now` is stored with `version` one up if the stored version is still `was.version`; else None. Setting
+        """`now` is stored, with a greater `version`, if the stored version is still `was.version`; else None. Setting
         `closed` releases every lock of the rollout. Wakes the coordinators."""
         ...
 
@@ -189,11 +190,11 @@ class Store(Protocol):
 
     def admit(
         self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
-    ) -> bool:
+    ) -> int | None:
         """`to` is stored and due at once if the upgrade is still pending, the rollout is running, neither paused,
         stopped nor aborting, nor everything frozen, its wave is the rollout's, fewer than `limit` of the rollout are in
-        flight, and, where `domain` is not empty, none of another domain is. One script: any number of coordinators
-        never overshoot."""
+        flight, and, where `domain` is not empty, none of another domain is: the version it is stored as, else None. One
+        script: any number of coordinators never overshoot."""
         ...
 
     def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
@@ -307,7 +308,7 @@ class Store(Protocol):
 
     def looked(self, row: Row, to: Upgrade, *, due: float) -> Row | None:
         """`to`, which differs only by its observation, is stored, due at `due` in its lane, if the record is still
-        `row.version` and unleased; else None. No audit entry, and `version` rises by one."""
+        `row.version` and unleased; else None. No audit entry; `version` rises."""
         ...
 
     def put_off(self, due: Sequence[tuple[str, str]], *, seconds: float) -> None:

@@ -170,19 +170,19 @@ class MemoryStore:
         return [rollout for rollout in self.rollouts() if not rollout.closed]
 
     def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
-        after = replace(now, version=was.version + 1)
-        doc = codec.ROLLOUT.dump(after)
+        doc = codec.ROLLOUT.dump(now)
         with self._lock:
             stored = self._rollouts.get(was.id)
             if stored is None or stored.rollout.version != was.version:
                 return None
             before = stored.rollout.state
-            stored.rollout = codec.ROLLOUT.load(doc, key=was.id)
+            after = replace(codec.ROLLOUT.load(doc, key=was.id), version=_version_after(was.version, self.now()))
+            stored.rollout = after
             if after.closed:
                 self._locks = {lock: owner for lock, owner in self._locks.items() if owner != was.id}
             self._audit(stored, entry, doc, was=before, now=after.state)
             self._wake()
-        return after
+            return after
 
     def freeze(self, on: bool, *, actor: str, reason: str = "") -> None:
         with self._lock:
@@ -224,28 +224,28 @@ class MemoryStore:
 
     def admit(
         self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
-    ) -> bool:
+    ) -> int | None:
         check_goes_on(to)
         doc = codec.UPGRADE.dump(to)
         with self._lock:
             record = self._record(rollout, server)
             if record is None or record.upgrade.state != "pending" or attempts(record.upgrade) != attempts(to):
-                return False
+                return None
             stored = self._rollouts[rollout]
             now = stored.rollout
             if self._frozen is not None or now.state != "running" or now.stop or now.closed:
-                return False
+                return None
             if now.wave != wave or record.upgrade.wave != wave:
-                return False
+                return None
             if sum(stored.counts.get(state, 0) for state in _FLYING) >= limit:
-                return False
+                return None
             if domain and any(other != domain for other in stored.domains):
-                return False
+                return None
             record.lane, record.sent = "", None
             self._change(stored, record, to, doc, entry=entry)
             self._place(record, self.now(), "")
             self._wake()
-            return True
+            return record.version
 
     def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
         with self._lock:
@@ -259,13 +259,13 @@ class MemoryStore:
                 return None
             now = self.now()
             if record.owner:
-                record.version += 1
+                record.version = _version_after(record.version, now)
                 again = _struck(record, now)
                 record.owner, record.lease = "", 0.0
                 if again > now:
                     self._place(record, again, "")
                     return None
-            record.version += 1
+            record.version = _version_after(record.version, now)
             if record.sent is None:
                 record.epoch += 1
                 record.sent = now
@@ -451,7 +451,7 @@ class MemoryStore:
             elif due is not None:
                 due = max(due, record.lease)
             if record.upgrade.terminal and not to.terminal:
-                stored.rollout = replace(stored.rollout, version=stored.rollout.version + 1)
+                self._outdate(stored)
             record.sent = None
             if record.upgrade.state == "held" or record.upgrade.direction != to.direction:
                 record.lost = ()
@@ -728,7 +728,7 @@ class MemoryStore:
 
     def _store(self, record: _Record, to: Upgrade, doc: bytes) -> None:
         record.upgrade = codec.UPGRADE.load(doc, key=to.server)
-        record.version += 1
+        record.version = _version_after(record.version, self.now())
 
     def _change(
         self,
@@ -757,7 +757,13 @@ class MemoryStore:
             name = f"failed:{failure}"
             stored.counts[name] = stored.counts.get(name, 0) + 1
         if stop and not stored.rollout.stop:
-            stored.rollout = replace(stored.rollout, stop=stop, version=stored.rollout.version + 1)
+            stored.rollout = replace(stored.rollout, stop=stop)
+            self._outdate(stored)
+
+    def _outdate(self, stored: _Rollout) -> None:
+        """Nobody moves it on who has not seen what has just changed."""
+        version = _version_after(stored.rollout.version, self.now())
+        stored.rollout = replace(stored.rollout, version=version)
 
     def _place(self, record: _Record, due: float | None, lane: str) -> None:
         who = (record.upgrade.rollout, record.upgrade.server)
@@ -818,8 +824,12 @@ def _struck(record: _Record, now: float) -> float:
     return now + record.fence % 2000 / 1000 if before else now
 
 
-def _fence_after(previous: int, now: float) -> int:
+def _number_after(previous: int, now: float) -> int:
+    """See `number_after` of common.lua."""
     return max(previous + 1, int(now * 1_000_000 + 0.5))
+
+
+_fence_after = _version_after = _number_after
 
 
 def _miscounted(was: Mapping[str, int], wanted: Mapping[str, int]) -> list[str]:

@@ -260,20 +260,19 @@ class RedisStore:
         return [replace(stored, version=_int(version, key), stop=(stop or b"").decode())]
 
     def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
-        after = replace(now, version=was.version + 1)
-        doc = codec.ROLLOUT.dump(after)
-        done = self._run(
+        doc = codec.ROLLOUT.dump(now)
+        version = self._run(
             "change",
-            {"rollout": was.id, "version": was.version, "entry": _entry(entry), **_rollout(after)},
+            {"rollout": was.id, "version": was.version, "entry": _entry(entry), **_rollout(now)},
             doc,
             codec.text(entry.detail),
             codec.pack(doc),
         )
-        if not done:
+        if version is None:
             return None
-        if after.closed:
-            self._unlock(after.id)
-        return after
+        if now.closed:
+            self._unlock(now.id)
+        return replace(now, version=int(version))
 
     def freeze(self, on: bool, *, actor: str, reason: str = "") -> None:
         with self._told:
@@ -355,23 +354,22 @@ class RedisStore:
 
     def admit(
         self, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Entry
-    ) -> bool:
+    ) -> int | None:
         check_goes_on(to)
-        return bool(
-            self._change(
-                "admit",
-                to,
-                entry,
-                {
-                    "rollout": rollout,
-                    "server": server,
-                    "limit": limit,
-                    "wave": wave,
-                    "domain": domain,
-                    "from": attempts(to),
-                },
-            )
+        version = self._change(
+            "admit",
+            to,
+            entry,
+            {
+                "rollout": rollout,
+                "server": server,
+                "limit": limit,
+                "wave": wave,
+                "domain": domain,
+                "from": attempts(to),
+            },
         )
+        return None if version is None else int(version)
 
     def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
         epoch = self._run(

@@ -71,6 +71,7 @@ class Invariants:
     announced: set[tuple[str, str]] = field(default_factory=set)
     tokens: set[str] = field(default_factory=set)
     fences: dict[tuple[str, str], int] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
     serving_since: dict[tuple[str, str], float] = field(default_factory=dict)
     late_made: set[str] = field(default_factory=set)
     made_by: dict[str, str] = field(default_factory=dict)
@@ -301,14 +302,31 @@ class Invariants:
         self.must(to.state in LEGAL[shadow.state], "I3", f"{who} went from {shadow.state} to {to.state}")
         self.must(entry == shadow.entry + 1, "I6", f"{who}: audit entry {entry} follows {shadow.entry}")
         self.must(version > shadow.version, "I6", f"{who}: version {version} follows {shadow.version}")
+        self._given_once(who, version)
         shadow.version, shadow.entry, shadow.state = version, entry, to.state
 
+    def _given_once(self, who: str, version: int) -> None:
+        """Whatever the store has forgotten: whoever saw the forgotten one may still change what he saw."""
+        before = self.versions.get(who, -1)
+        self.must(version > before, "I3", f"{who}: version {version} follows {before}")
+        self.versions[who] = version
+
     def stored_admit(
-        self, answer: bool, rollout: str, server: str, *, to: Upgrade, limit: int, wave: int, domain: str, entry: Any
+        self,
+        answer: int | None,
+        rollout: str,
+        server: str,
+        *,
+        to: Upgrade,
+        limit: int,
+        wave: int,
+        domain: str,
+        entry: Any,
     ) -> None:
-        if not answer:
+        if answer is None:
             return
         row = self.store.row(rollout, server)
+        self.must(answer == row.version, "I3", f"{server} is at {row.version}, and {answer} was told")
         self._moved(to, version=row.version, entry=row.entry)
         now: Rollout = self.store.rollout(rollout)
         self.must(self._may_go_on(now, "running"), "admission", f"{server} was admitted while {now.state}")
@@ -376,6 +394,7 @@ class Invariants:
     def stored_looked(self, answer: Row | None, row: Row, to: Upgrade, **_how: Any) -> None:
         if answer is not None:
             self._compared(to, row.version)
+            self._given_once(f"{to.server} of {to.rollout}", answer.version)
             self._believe(to, answer)
 
     def stored_note(self, _answer: None, rollout: str, _entry: Any, *, server: str = "") -> None:
@@ -383,11 +402,13 @@ class Invariants:
             self.shadows.setdefault((rollout, server), Shadow()).entry += 1
 
     def stored_change(self, answer: Rollout | None, was: Rollout, now: Rollout, **_how: Any) -> None:
-        """For the trace."""
+        if answer is not None:
+            self._given_once(was.id, answer.version)
 
     def stored_issue(self, answer: int | None, rollout: str, server: str, *, version: int, **_how: Any) -> None:
         if answer is not None:
-            self.shadows.setdefault((rollout, server), Shadow()).version = version + 1
+            self._given_once(f"{server} of {rollout}", now := self.store.row(rollout, server).version)
+            self.shadows.setdefault((rollout, server), Shadow()).version = now
 
     # -- at the end -------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ BUGS: dict[Bug, tuple[str, ...]] = {
     bugs.random_token: ("I4", "I6"),
     bugs.no_intent: ("I6",),
     bugs.counted_fence: ("I8",),
+    bugs.counted_version: ("I3",),
     bugs.commit_without_owner: ("I3", "I4", "I6", "unexpected"),
     bugs.last_smoke_test_wins: ("I2",),
     bugs.in_before_tested: ("I2",),

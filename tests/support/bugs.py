@@ -65,6 +65,11 @@ def counted_fence(patch: Patch) -> None:
     patch.setattr(memory, "_fence_after", lambda previous, _now: previous + 1)
 
 
+def counted_version(patch: Patch) -> None:
+    """The next version is one more than the last that the store remembers."""
+    patch.setattr(memory, "_version_after", lambda previous, _now: previous + 1)
+
+
 def commit_without_owner(patch: Patch) -> None:
     """Whoever has worked on it may store what came of it."""
 

@@ -19,7 +19,7 @@ if reason then
 end
 local before = r.owner
 if before ~= '' and not live(r) then struck(r) end
-r.fence = fence_after(r.fence)
+r.fence = number_after(r.fence)
 r.lease = tonumber(stamp(now + a.lease))
 call('HSET', r.key, 'owner', a.owner, 'fence', whole(r.fence), 'lease', stamp(r.lease), 'sent', '', 'lane', '',
   'lost', r.lost)

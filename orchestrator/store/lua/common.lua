@@ -31,8 +31,9 @@ local MOST_LOST = 6
 
 local function wake() call('XADD', P .. 'wake', 'MAXLEN', '16', '*', 'w', '1') end
 
--- A plain counter would repeat itself after a failover that lost writes.
-local function fence_after(previous)
+-- The next fence, or the next version. A plain counter would repeat itself after a failover that lost writes, and
+-- whoever has seen one of the lost ones would be taken for somebody who has seen the other.
+local function number_after(previous)
   return math.max(previous + 1, math.floor(now * 1000000 + 0.5))
 end
 
@@ -141,7 +142,7 @@ end
 -- record again, compressed, for the entry. `more` are further fields of the hash.
 local function change(r, more)
   local to = a.to
-  r.version = r.version + 1
+  r.version = number_after(r.version)
   r.entry = r.entry + 1
   call('HSET', r.key, 'doc', ARGV[3], 'version', whole(r.version), 'entry', whole(r.entry), 'state', to.state,
     'rest', to.rest, 'direction', to.direction, 'step', to.step, 'attempts', to.attempts, unpack(more))
@@ -152,14 +153,19 @@ local function change(r, more)
   end
 end
 
--- A failure is counted, and the whole rollout stopped, with the change that saw it. The first reason stays. The
--- rollout's version rises, so that nobody moves it on who has not seen the stop.
+-- Nobody moves the rollout on who has not seen what has just changed.
+local function outdate(rid)
+  local ro = P .. 'ro:' .. rid
+  call('HSET', ro, 'version', whole(number_after(tonumber(call('HGET', ro, 'version') or '0'))))
+end
+
+-- A failure is counted, and the whole rollout stopped, with the change that saw it. The first reason stays.
 local function fail(rid)
   if a.failure ~= '' then call('HINCRBY', P .. 'cnt:' .. rid, 'failed:' .. a.failure, 1) end
   local ro = P .. 'ro:' .. rid
   if a.stop ~= '' and (call('HGET', ro, 'stop') or '') == '' then
     call('HSET', ro, 'stop', a.stop)
-    call('HINCRBY', ro, 'version', 1)
+    outdate(rid)
   end
 end
 

@@ -8,14 +8,14 @@ end
 if r.version ~= a.version then return false end
 if r.owner ~= '' then
   local again = struck(r)
-  call('HSET', r.key, 'version', whole(r.version + 1), 'owner', '', 'lease', '0', 'lane', '', 'lost', r.lost)
+  r.version = number_after(r.version)
+  call('HSET', r.key, 'version', whole(r.version), 'owner', '', 'lease', '0', 'lane', '', 'lost', r.lost)
   unown(r)
   r.owner = ''
   if again > now then
     place(r, again, '')
     return false
   end
-  r.version = r.version + 1
 end
 -- The version rises, so that of several coordinators which saw the same, one sends. While a message of the present epoch
 -- is out that nobody has taken, the epoch stays, and the time of its first sending: under a backlog a new epoch would
@@ -25,7 +25,7 @@ if sent == '' then
   r.epoch = r.epoch + 1
   sent = stamp(now)
 end
-call('HSET', r.key, 'version', whole(r.version + 1), 'epoch', whole(r.epoch), 'sent', sent, 'lane', '',
+call('HSET', r.key, 'version', whole(number_after(r.version)), 'epoch', whole(r.epoch), 'sent', sent, 'lane', '',
   'owner', '', 'lease', '0')
 unown(r)
 -- The longer it is out, the longer the next sending waits: with no worker at work, a backlog is not multiplied either.

@@ -6,7 +6,7 @@ local before = held[1] or ''
 if before ~= '' and tonumber(held[3]) > now then
   if before ~= a.owner then return false end
 else
-  fence = fence_after(fence)
+  fence = number_after(fence)
 end
 call('HSET', key, 'owner', a.owner, 'fence', whole(fence), 'until', stamp(now + a.seconds))
 if before ~= a.owner then

@@ -4,7 +4,7 @@ if call('EXISTS', P .. 'frozen') == 1 then return false end
 if r.owner ~= '' then struck(r) end
 unown(r)
 r.owner = a.owner
-r.fence = fence_after(r.fence)
+r.fence = number_after(r.fence)
 r.lease = tonumber(stamp(now + a.lease))
 call('HSET', r.key, 'owner', r.owner, 'fence', whole(r.fence), 'lease', stamp(r.lease), 'lane', '', 'lost', r.lost)
 call('ZADD', P .. 'owners', 0, r.owner .. '\n' .. member(r))

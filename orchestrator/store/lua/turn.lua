@@ -21,7 +21,7 @@ if not held then
   r.owner = ''
   r.lease = 0
 end
-if ENDED[r.state] and not ENDED[a.to.state] then call('HINCRBY', ro, 'version', 1) end
+if ENDED[r.state] and not ENDED[a.to.state] then outdate(a.rollout) end
 place(r, due, '')
 fail(a.rollout)
 wake()
