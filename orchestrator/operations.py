@@ -48,6 +48,7 @@ PATIENCE = 60.0  # seconds to wait for a worker's answer
 WITHOUT_WORKERS = 10.0  # seconds after which a lack of any living worker is the answer
 LEASED = 3.0  # seconds to let a worker finish what it holds, before its record is changed under it
 OTHERS = ("valkey", "coordinator", "flower")  # what `up` runs beside workers
+LOST = "changeover rebuild FILE, which only looks unless --yes"  # of a Redis that is empty, or has lost what it knew
 KEEP_PLANS = 30 * 86400.0
 YES = 600.0  # seconds for which a person's yes to what is left over waits for a worker
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # in the order of their codes, without i, l, o and u
@@ -218,7 +219,7 @@ def refuse_blockers(plan: Plan) -> None:
     raise Conflict(
         f"plan {plan.id} cannot be applied:{told}{more}",
         traffic="unchanged; nothing was created",
-        next="changeover plan FILE",
+        next=LOST if plan.survey.strangers else "changeover plan FILE",
     )
 
 
@@ -408,6 +409,7 @@ class Story:
     upgrade: Upgrade | None
     entries: tuple[AuditEntry, ...]
     unread: str = ""
+    frozen: str | None = None
 
 
 def find(store: Store, id: str) -> Rollout:
@@ -417,7 +419,7 @@ def find(store: Store, id: str) -> Rollout:
         raise NotFound(
             f"there is no rollout {id}" + ("" if known else ", nor any other: if there were some, Redis has lost them"),
             traffic="unchanged; every server goes on serving as it is",
-            next="changeover rollouts" if known else "changeover rebuild FILE, which only looks unless --yes",
+            next="changeover rollouts" if known else LOST,
         )
     return found
 
@@ -466,7 +468,14 @@ def explain(store: Store, server: str, *, rollout: str | None) -> Story:
             rows, unread = readable(store, each.id, [server])
             upgrade = None if unread else rows[0].upgrade
             entries = tuple(entry for entry in events(store, each.id) if entry.server == server)
-            return Story(rollout=each, server=server, upgrade=upgrade, entries=entries, unread=unread.get(server, ""))
+            why, frozen = unread.get(server, ""), store.frozen()
+            return Story(rollout=each, server=server, upgrade=upgrade, entries=entries, unread=why, frozen=frozen)
+    if not among and not store.unread():
+        raise NotFound(
+            f"there is no server {server}, as this Redis knows of no rollout: if there were some, it has lost them",
+            traffic="unchanged; every server goes on serving as it is",
+            next=LOST,
+        )
     where = f"rollout {rollout}" if rollout else "any rollout"
     unknown = ", ".join(store.unread()) if not rollout else ""
     raise NotFound(

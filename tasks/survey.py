@@ -267,14 +267,18 @@ def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:
     """A doctor's checks: name, ok, detail, and how to mend it."""
     found = look(world, fleet)
     ill = [server for server in found.servers if server.problem]
-    checks: list[Mapping[str, Any]] = [
+    checks: list[Mapping[str, Any]] = []
+    if found.strangers:  # first: what they make of servers and pools is not to be mended, but to be known again
+        lost = {"name": "rollouts", "ok": False, "detail": "; ".join(found.strangers[:5])}
+        checks.append({**lost, "fix": "changeover rebuild FILE, which only looks unless --yes"})
+    checks.append(
         {
             "name": f"{fleet.provider.name}: servers",
             "ok": not ill,
             "detail": "; ".join(f"{s.name}: {s.problem}" for s in ill[:5]) or f"{len(found.servers)} run and answer",
             "fix": "mend them, or leave them out of the fleet file" if ill else "",
         }
-    ]
+    )
     for pool in found.pools:
         least = fleet.traffic.pools[pool.pool].min_healthy
         ok = not pool.problem and pool.serving >= least

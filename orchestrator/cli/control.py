@@ -106,12 +106,16 @@ def rollback(id: Id, server: Server = "", why: Why = "", form: Output = Format.t
             answer = operations.rollback_server(s.store, id, server, actor=session.actor(), why=why)
         else:
             answer = operations.rollback(s.store, id, actor=session.actor(), why=why)
+        frozen = s.store.frozen()
     if server:
         u = answer.servers[0]
         going = "is back on its old server" if u.terminal else "goes back to its old server"
-        return _tell(
-            answer, "rollback", form, f"{server} {going}.", traffic=u.traffic, next=f"changeover explain {server}"
-        )
+        if u.terminal and not u.begun:
+            going = "had not begun: its old server serves, and stays"
+        waits = frozen is not None and not u.terminal
+        told = f"{server} {going}" + (f" once it is unfrozen. Nothing begins until then: {frozen}." if waits else ".")
+        next = "changeover unfreeze" if waits else f"changeover explain {server}"
+        return _tell(answer, "rollback", form, told, traffic=u.traffic, next=next)
     return _tell(
         answer,
         "rollback",

@@ -169,13 +169,18 @@ def _head(view: View, now: float) -> RenderableType:
     done = sum(u.state == "upgraded" for u in view.upgrades)
     head = Text.assemble(("Rollout ", "bold"), (clean(r.id), "bold"), "  ", clean(r.fleet), "  ")
     head.append_text(state(r.state))
-    head.append(f"  wave {r.wave + 1} of {len(r.waves)}, {done} of {total} upgraded")
+    head.append(f"  wave {r.wave + 1} of {len(r.waves)}, ")
+    since = words.moved_on(r, view.upgrades)
+    head.append(f"{'now ' if since else ''}{done} of {total} upgraded")
+    back = sum(u.state in ("running", "waiting") and u.direction == "undo" for u in view.upgrades)
+    if back:
+        head.append(f", {back} on the way back")
     if r.state == "baking" and r.bake_until:
         head.append(f", bakes for {words.span(r.bake_until - now)} more")
     took = words.span((r.ended_at or now) - r.created_at)
     lines = [head, text(f"began {words.moment(r.created_at)} by {r.created_by}, {took}, plan {r.plan}", "bright_black")]
     if (r.why or r.stop) and r.state != "paused":
-        lines.append(text(r.why or r.stop))
+        lines.append(text(f"{'when it ended: ' if since else ''}{r.why or r.stop}"))
     return Group(*lines)
 
 
@@ -266,6 +271,7 @@ def _more(total: int) -> list[RenderableType]:
 def story(told: Story) -> RenderableType:
     """The timeline of one server, with the evidence under each line."""
     u, r = told.upgrade, told.rollout
+    waits = told.frozen is not None and u is not None and u.state in ("running", "waiting")
     head = Text.assemble((clean(told.server), "bold"), f"  rollout {clean(r.id)}  ")
     parts: list[RenderableType] = [head]
     if u is None:
@@ -285,7 +291,9 @@ def story(told: Story) -> RenderableType:
         return Group(*parts, Text(), next_line(f"changeover show {r.id}, once Redis is restored"))
     if u.wait is not None:
         parts.append(text(f"waits for: {u.wait.reason} (looks again at {words.clock(u.wait.at)})", "blue"))
-    parts += [Text(), next_line(_ways(r, u))]
+    if waits and told.frozen is not None:
+        parts.append(_frozen(told.frozen))
+    parts += [Text(), next_line("changeover unfreeze" if waits else _ways(r, u))]
     return Group(*parts)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +25,20 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The fleet file.", sh
 Timeout = Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds to wait for a worker's answer.")]
 
 
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Whoever says FILE means this one."""
+    try:
+        yield
+    except ChangeoverError as error:
+        error.message, error.next = _named(error.message, file), _named(error.next, file)
+        raise
+
+
+def _named(text: str, file: Path) -> str:
+    return re.sub(r"(changeover \w+ )FILE\b", lambda found: f"{found[1]}{file}", text)
+
+
 def plan(
     file: File,
     detailed_exitcode: Annotated[
@@ -34,23 +52,24 @@ def plan(
     from orchestrator import fleet_file, operations
 
     fleet = fleet_file.load(file)
-    with session.opened() as s:
+    with _naming(file), session.opened() as s:
         made = operations.plan(s.store, s.ask, fleet, operations.Waiter(timeout=timeout))
     if out is not None:
         _write(out, made)
-    show(made, form)
+    show(made, form, file)
     refuse_too_small(file, fleet, made)
     if made.blockers:
         output.say("This plan cannot be applied before its blockers are mended.")
         output.say("Traffic: unchanged; nothing was created")
-        output.say(f"Next: changeover doctor {file}")
+        lost = _named(operations.LOST, file)
+        output.say(f"Next: {lost if made.survey.strangers else f'changeover doctor {file}'}")
         return 1
     if form is Format.text:
         output.say(f"Next: changeover apply {file} --plan {made.id}")
     return 2 if detailed_exitcode and made.changes else 0
 
 
-def show(made: Plan, form: Format) -> None:
+def show(made: Plan, form: Format, file: Path) -> None:
     from orchestrator.cli import schema
 
     if form is Format.json:
@@ -58,7 +77,12 @@ def show(made: Plan, form: Format) -> None:
         return
     from orchestrator.cli import pictures
 
-    output.console().print(pictures.plan(made))
+    output.console().print(pictures.plan(_of_file(made, file)))
+
+
+def _of_file(made: Plan, file: Path) -> Plan:
+    """For a picture."""
+    return replace(made, blockers=tuple(_named(line, file) for line in made.blockers))
 
 
 def refuse_too_small(file: Path, fleet: Fleet, made: Plan) -> None:
@@ -108,13 +132,13 @@ def apply(
             "nobody is there to say yes: this is no terminal", place="apply", next=f"changeover apply {file} --yes"
         )
     waiter = operations.Waiter(timeout=timeout)
-    with session.opened() as s:
+    with _naming(file), session.opened() as s:
         agreed = operations.saved_plan(s.store, plan_id) if plan_id else None
         if not yes:
             agreed = agreed or operations.plan(s.store, s.ask, fleet, waiter)
             refuse_too_small(file, fleet, agreed)
             operations.refuse_blockers(agreed)
-            if not _agreed(agreed):
+            if not _agreed(_of_file(agreed, file)):
                 output.say("Not applied; nothing was created. Traffic: unchanged.")
                 return 1
         try:
@@ -173,6 +197,7 @@ def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> i
             found += operations.doctor(s.store, s.ask, fleet, dev=s.settings.dev, up=up, waiter=waiter)
     except (Unreachable, UnsafeStore) as error:
         found.append(Check(name="Redis", ok=False, detail=error.message, fix=error.next))
+    found = [replace(each, detail=_named(each.detail, file), fix=_named(each.fix, file)) for each in found]
     ill = [check for check in found if not check.ok]
     if ill:
         code = Unreachable.exit_code if any(check.name == "Redis" for check in ill) else 1
@@ -209,7 +234,7 @@ def rebuild(
     from orchestrator.cli import schema
 
     fleet = fleet_file.load(file)
-    with session.opened() as s:
+    with _naming(file), session.opened() as s:
         found, made = operations.rebuild(
             s.store,
             s.ask,

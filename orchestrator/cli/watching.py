@@ -34,9 +34,11 @@ class _Watched:
 
     def over(self) -> bool:
         rollout = operations.find(self.store, self.id)
-        if rollout.ended or rollout.state == "paused":
+        if rollout.state == "paused":
             return True
         states = self.store.tally(self.id).by_state
+        if rollout.ended and not states.get("running") and not states.get("waiting"):
+            return True  # one server of an ended rollout may still be put back
         now = time.monotonic()
         still = bool(states.get("held")) and not states.get("running") and not states.get("waiting")
         still = still or self._stuck(now)
@@ -102,7 +104,10 @@ def end(view: operations.View) -> None:
     """How it stands, in plain lines."""
     r = view.rollout
     states = ", ".join(f"{number} {state}" for state, number in view.tally.by_state.items())
-    output.tell(f"Rollout {r.id} is {r.state}: {states}" + (f"; {r.why}" if r.why else ""))
+    if words.moved_on(r, view.upgrades):
+        output.tell(f"Rollout {r.id} ended as {r.state}{f' ({r.why})' if r.why else ''}; now: {states}")
+    else:
+        output.tell(f"Rollout {r.id} is {r.state}: {states}" + (f"; {r.why}" if r.why else ""))
     for u in view.held:
         either = f"{words.next_for(r, u)}   or   {words.otherwise(r, u)}"
         output.tell(f"{u.server} needs you: {u.why}. Traffic: {u.traffic}. Next: {either}")

@@ -128,7 +128,9 @@ def next_for(rollout: Rollout, u: Upgrade) -> str:
             return f"changeover rollback {rollout.id} --server {u.server}"
         case "pending" | "running" | "waiting" if rollout.state == "paused":
             return f"changeover resume {rollout.id}"
-        case "pending" | "running" | "waiting" if not rollout.ended:
+        case "running" | "waiting":
+            return f"changeover watch {rollout.id}"
+        case "pending" if not rollout.ended:
             return f"changeover watch {rollout.id}"
         case _:
             return f"changeover show {rollout.id}"
@@ -151,6 +153,14 @@ def otherwise(rollout: Rollout, u: Upgrade) -> str:
     return f"changeover rollback {rollout.id} --server {u.server}"
 
 
+def moved_on(rollout: Rollout, upgrades: Sequence[Upgrade]) -> bool:
+    """Whether servers have been put back, or still are, of a rollout that says of itself that it has succeeded."""
+    undone = [u for u in upgrades if u.direction == "undo"]
+    return bool(undone) and (
+        rollout.state == "succeeded" or (rollout.ended and any(u.state in ("running", "waiting") for u in undone))
+    )
+
+
 def next_of(rollout: Rollout, upgrades: Sequence[Upgrade]) -> str:
     """The one next command for a rollout."""
     needing = [u for u in upgrades if u.state == "held"]
@@ -163,7 +173,9 @@ def next_of(rollout: Rollout, upgrades: Sequence[Upgrade]) -> str:
             return f"changeover resume {rollout.id}"
         case "failed" if not rollout.closed and any(u.state == "failed" for u in upgrades):
             return f"changeover retry {rollout.id}"
-        case "succeeded" | "failed" | "aborted" | "rolled_back":
+        case "succeeded" | "failed" | "aborted" | "rolled_back" if not any(
+            u.state in ("running", "waiting") for u in upgrades
+        ):
             return f"changeover report {rollout.id} --out DIR"
         case _:
             return f"changeover watch {rollout.id}"

@@ -263,7 +263,7 @@ def rolling_back(rollout: Rollout, *, why: str) -> Rollout:
 def reopened(rollout: Rollout, upgrades: Sequence[Upgrade], retried: str) -> Rollout:
     """A server that had been set aside is tried again: the rollout runs on at that server's wave, which bakes anew."""
     if rollout.closed or rollout.state not in ("running", "baking", "paused", "failed"):
-        raise _illegal(rollout, f"retry {retried}")
+        raise _illegal(rollout, "retry")
     wave = min(rollout.wave, next(u.wave for u in upgrades if u.server == retried))
     moved = replace(rollout, wave=wave, bake_until=None, ended_at=None)
     if rollout.state == "paused":

@@ -294,6 +294,57 @@ def test_watch_ends_with_the_code_of_how_it_ended(place: Place, state: Any, code
     assert [d["schema"] for d in documents] == ["changeover/v1/event"] * 2 + ["changeover/v1/rollout"]
 
 
+def test_watch_waits_for_a_server_that_is_put_back_after_the_rollout_has_ended(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cli.watching.BLOCK", 0.01)
+    id = place.applied()
+    was = operations.find(place.store, id)
+    place.store.change(was, replace(was, state="succeeded", why="all went well"), entry=ENTRY)
+    for name in ("web-1", "web-2", "web-3"):
+        upgraded(place.store, id, name)
+    assert place.run("watch", id, "--timeout", "0.1")[0] == 0
+    back = row(place.store, id, "web-1").upgrade.after(TurnedBack(why="slow", at=place.clock(), asked=True))
+    put(place.store, id, "web-1", back)
+    code, _, err = place.run("watch", id, "--timeout", "0.1")
+    assert code == 124 and "it goes on" in err
+    _, out, _ = place.run("show", id)
+    assert "now 2 of 3 upgraded, 1 on the way back" in out
+    assert "when it ended: all went well" in out
+    assert f"Next: changeover watch {id}" in out
+    assert f"Next: changeover watch {id}" in place.run("explain", "web-1")[1]
+
+
+def test_a_freeze_is_told_to_whoever_puts_a_server_back(place: Place) -> None:
+    id = place.applied()
+    at_step(place.store, id, "web-1", "provision")
+    place.store.freeze(True, actor="ann", reason="audit")
+    code, out, err = place.run("rollback", id, "--server", "web-1")
+    assert code == 0
+    assert "goes back to its old server once it is unfrozen" in out and "audit" in out
+    assert "Next: changeover unfreeze" in err
+    assert "Next: changeover unfreeze" in place.run("explain", "web-1")[1]
+    _, out, _ = place.run("rollback", id, "--server", "web-3")
+    assert "web-3 had not begun: its old server serves, and stays." in out
+
+
+def test_explain_on_an_empty_redis_names_rebuild(place: Place) -> None:
+    code, _, err = place.run("explain", "web-1")
+    assert code == 64
+    assert "this Redis knows of no rollout" in err and "Next: changeover rebuild FILE" in err
+
+
+def test_a_plan_for_servers_of_a_lost_rollout_names_rebuild_with_the_file(place: Place) -> None:
+    place.world.strangers = ("web-1: the server srv-9 is unknown. If it was lost: changeover rebuild FILE",)
+    code, out, err = place.run("plan", str(place.file))
+    assert code == 1
+    assert f"changeover rebuild {place.file}" in "".join(out.split("\n"))
+    assert f"Next: changeover rebuild {place.file}" in err
+    code, _, err = place.run("apply", str(place.file), "--yes")
+    assert code == 1
+    assert f"Next: changeover rebuild {place.file}" in err and " FILE" not in err
+
+
 def test_watch_stops_for_a_person_when_only_held_servers_are_left(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -617,11 +668,13 @@ def test_a_rebuild_that_was_shown_for_one_of_several_rollouts_is_repeated_for_th
         about = {"rollout": rollout, "server": "web-2", "name": f"co-{made[:40]}", "state": "available"}
         return Found(kind="image", id=f"img-{rollout}", **about)  # type: ignore[arg-type] # words only
 
-    assert "Next: changeover plan FILE" in place.run("rebuild", str(place.file))[2], "of nothing, nothing is rebuilt"
+    assert f"Next: changeover plan {place.file}" in place.run("rebuild", str(place.file))[2], (
+        "of nothing, nothing is rebuilt"
+    )
     place.world.marked = (image("r7"), image("r8"))
     code, _, err = place.run("rebuild", str(place.file))
     assert code == 1
-    assert "r7, r8 (the newest)" in err and "Next: changeover rebuild FILE --rollout r8" in err
+    assert "r7, r8 (the newest)" in err and f"Next: changeover rebuild {place.file} --rollout r8" in err
     code, _, err = place.run("rebuild", str(place.file), "--rollout", "r7", "--without", "web-1")
     assert code == 0
     assert f"Next: changeover rebuild {place.file} --rollout r7 --without web-1 --yes" in err

@@ -80,6 +80,7 @@ class World:
         self.store = store
         self.change: Mapping[str, Any] = {}
         self.error = ""
+        self.strangers: tuple[str, ...] = ()
         self.orphans: list[Sighting] = []
         self.where: Mapping[str, str] = {}
         self.marked: tuple[Found, ...] = ()
@@ -109,7 +110,8 @@ class World:
             for n, server in enumerate(fleet["servers"], start=1)
         )
         changed = tuple(replace(server, **self.change) for server in servers)
-        return Survey(at=self.store.now(), servers=changed, pools=(FoundPool(pool="web", lane="lb", serving=3),))
+        pools = (FoundPool(pool="web", lane="lb", serving=3),)
+        return Survey(at=self.store.now(), servers=changed, pools=pools, strangers=self.strangers)
 
     def findings(self, survey: Survey) -> Findings:
         old = [Found(kind="server", id=s.id, name=s.name, state="running", address=s.address) for s in survey.servers]
