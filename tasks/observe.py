@@ -15,7 +15,7 @@ import structlog
 
 from orchestrator import dispatch
 from orchestrator.domain.upgrade import Looked, Observe, Seen
-from orchestrator.errors import NotFound, UnsafeStore
+from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.store import Row
 from providers.errors import ProviderError, Throttled
 from tasks.poll_readiness import paths
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 AT_ONCE = 1000  # rows one message looks at
 POSTPONE = 15.0  # seconds for which they are this observer's, should it die
 KEPT = 5.0  # seconds for which a record may go on saying what it said of its wait, while the answer is "not yet"
+PAIRED = ("proven", "idle")  # looks whose ids are pairs of a pool and a member's name
 Answers = Mapping[str, Mapping[str, Any]]
 
 
@@ -33,9 +34,11 @@ def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> M
     """Look at everything that is due in this lane; how many were asked about and how many were woken."""
     rows = world.store.due_in_lane(lane, limit=AT_ONCE, postpone=POSTPONE)
     world.store.unlease(f"observe:{lane}", owner=ticket)
-    woken = calls = 0
+    looking = [row for row in rows if _looks(row)]
+    woken = sum(_sent(world, row, "it waits for no look") for row in rows if not _looks(row))
+    calls = 0
     again: dict[tuple[str, str], float] = {}
-    for (rollout, kind), group in groupby(sorted(rows, key=_asked), key=_asked):
+    for (rollout, kind), group in groupby(sorted(looking, key=_asked), key=_asked):
         try:
             spec = world.spec(rollout)
         except (NotFound, UnsafeStore) as error:  # Redis has lost it, or somebody has edited it
@@ -46,6 +49,19 @@ def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> M
             woken += _look(world, steps, spec, kind, batch, again)
     world.store.look_again(lane, again)
     return {"asked": len(rows), "calls": calls, "woken": woken}
+
+
+def _looks(row: Row) -> bool:
+    """Whether it waits for a look that can be asked for."""
+    observe = row.upgrade.wait.observe if row.upgrade.wait is not None else None
+    return observe is not None and observe.kind in ASK and not (observe.kind in PAIRED and len(observe.ids) % 2)
+
+
+def _sent(world: World, row: Row, why: str) -> bool:
+    """What no look can answer leaves the lane by a message of its own: its turn says what is wrong with it, and what
+    somebody has edited in one record holds up no other."""
+    log.warning("a record does not go with its lane", rollout=row.upgrade.rollout, server=row.upgrade.server, why=why)
+    return dispatch.send(world.store, world.publish, row, grace=world.grace) is not None
 
 
 def _asked(row: Row) -> tuple[str, str]:
@@ -79,9 +95,22 @@ def _look(
         expected = isinstance(error, ProviderError)
         log.warning("a look failed", kind=kind, servers=len(batch), error=repr(error), exc_info=not expected)
         pause = error.retry_after if isinstance(error, Throttled) else 1.0
-        return sum(_missed(world, row, pause * (1 + world.spread())) for row in batch)
+        return _each(world, batch, lambda row: _missed(world, row, pause * (1 + world.spread())))
     now = world.store.now()
-    return sum(_keep(world, steps, row, kind, answers, now, again) for row in batch)
+    return _each(world, batch, lambda row: _keep(world, steps, row, kind, answers, now, again))
+
+
+def _each(world: World, batch: Sequence[Row], tell: Callable[[Row], bool]) -> int:
+    """How many were woken. What is wrong with one record is its own trouble."""
+    woken = 0
+    for row in batch:
+        try:
+            woken += tell(row)
+        except (Unreachable, UnsafeStore):
+            raise  # nothing can be kept of anybody now
+        except Exception as error:
+            woken += _sent(world, row, repr(error))
+    return woken
 
 
 def _missed(world: World, row: Row, pause: float) -> bool:
@@ -121,7 +150,7 @@ def _keep(
 
 
 def _keys(observe: Observe) -> tuple[str, ...]:
-    if observe.kind in ("proven", "idle"):
+    if observe.kind in PAIRED:
         return tuple(f"{pool}/{name}" for pool, name in zip(observe.ids[::2], observe.ids[1::2], strict=True))
     return observe.ids
 

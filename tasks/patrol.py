@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from orchestrator.domain.membership import Place, alarm, desired, must_serve, on
 from orchestrator.domain.plan import Seat
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Ailed, Event, Recovered, Repaired, TurnedBack
-from orchestrator.errors import Fenced
+from orchestrator.errors import ChangeoverError, Fenced, Unreachable, UnsafeStore
 from orchestrator.reading import readable
 from orchestrator.store import Entry, Row
 from providers.errors import GuardRefused, ProviderError
@@ -50,6 +51,7 @@ def run(world: World, *, rollout: str) -> Mapping[str, Any]:
     spec = world.spec(rollout)
     rows, unread = readable(world.store, rollout, [name for wave in found.waves for name in wave])
     seats = {server.name: server.seats for server in spec.plan.survey.servers}
+    rows = [row for row in rows if row.upgrade.server in seats]  # of another nobody knows where it belongs
     wanted = {row.upgrade.server: desired(row.upgrade, seats[row.upgrade.server]) for row in rows}
     views = _look(world, spec, [place for places in wanted.values() for place in places])
     now: list[Row] = []
@@ -107,9 +109,11 @@ def _mend(world: World, rollout: Rollout, row: Row, wrong: Sequence[Finding], se
     except Fenced:
         world.store.release(turn.claim)
         return None
-    except (ProviderError, OutOfTime) as error:
-        _give_back(world, turn)
-        log.warning("not put right", server=row.upgrade.server, error=repr(error))
+    except Exception as error:  # whatever it was: the places of the others are to be looked after as well
+        expected = isinstance(error, ProviderError | ChangeoverError | OutOfTime)
+        log.warning("not put right", server=row.upgrade.server, error=repr(error), exc_info=not expected)
+        with suppress(Unreachable, UnsafeStore):  # it may be back by now: then no lease is left to end by itself
+            _give_back(world, turn)
         return None
     if isinstance(event, TurnedBack) and not stored.upgrade.terminal:
         dispatch.send(world.store, world.publish, stored, grace=world.grace)

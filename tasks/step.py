@@ -40,7 +40,7 @@ from orchestrator.domain.upgrade import (
     Waiting,
     Waits,
 )
-from orchestrator.errors import ChangeoverError, Fenced, Locked, Unreachable, UnsafeStore
+from orchestrator.errors import ChangeoverError, Fenced, Locked, NotFound, Unreachable, UnsafeStore
 from orchestrator.store import Entry, Failure, Ignored, Kind, LedgerItem, RefusedIntent, Row
 from providers import errors as provider
 from tasks import keys
@@ -150,7 +150,7 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     world.crash(f"{point}.claimed")
     try:
         reckon_with_lost(world, turn)
-        event, extras = _poisoned(turn) or _act(world, step, turn)
+        event, extras = _poisoned(turn) or _unread(turn) or _act(world, step, turn)
         try:
             row = commit(world, turn, event, extras)
         except Locked as error:
@@ -194,6 +194,17 @@ def _poisoned(turn: Turn) -> tuple[Event, Extras] | None:
     if event is None:
         return None
     return event, Extras(detail={"step": turn.upgrade.step, "lost": list(turn.claim.lost)})
+
+
+def _unread(turn: Turn) -> tuple[Event, Extras] | None:
+    """What it is about is gone from Redis, or was edited: no try of its own makes that whole."""
+    try:
+        assert turn.server
+    except (NotFound, UnsafeStore) as error:
+        if turn.upgrade.state == "upgraded":  # its retirement: users are served by B
+            return Stumbled(why=error.message, at=turn.now + KEPT_ON), Extras()
+        return Held(why=error.message), Extras()
+    return None
 
 
 def _act(world: World, step: Step, turn: Turn) -> tuple[Event, Extras]:

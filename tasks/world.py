@@ -187,11 +187,23 @@ class Turn:
         self._base = claim.lease_until - world.lease
         self.claim = claim
         self.upgrade: Upgrade = claim.row.upgrade
-        self.spec = world.spec(claim.rollout)
-        self.fleet = self.spec.fleet
-        self.server: FoundServer = self.spec.plan.server(claim.server)
 
-    # Made at first use, inside the journal: a provider that cannot be made is trouble of this upgrade like any other.
+    # Made at first use, inside the journal: a provider that cannot be made is trouble of this upgrade like any other,
+    # and where Redis does not answer for what it is about the lease is given back.
+
+    @cached_property
+    def spec(self) -> Spec:
+        """Raises `NotFound` and `UnsafeStore`."""
+        return self._world.spec(self.claim.rollout)
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.spec.fleet
+
+    @cached_property
+    def server(self) -> FoundServer:
+        """A, as the plan saw it. Raises `NotFound`, if somebody has edited the plan."""
+        return self.spec.plan.server(self.claim.server)
 
     @cached_property
     def compute(self) -> Compute:

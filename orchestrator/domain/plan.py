@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from orchestrator.domain.fleet import Fleet, FleetServer
 from orchestrator.domain.rollout import split
 from orchestrator.domain.upgrade import FIRST, SCHEMA
-from orchestrator.errors import UnsafeStore
+from orchestrator.errors import NotFound, UnsafeStore
 
 _GENERATION = re.compile(r"(.+)\.g([1-9][0-9]{0,8})\Z", re.DOTALL)
 
@@ -93,7 +93,11 @@ class Plan:
     schema: int = SCHEMA
 
     def server(self, name: str) -> FoundServer:
-        return next(server for server in self.survey.servers if server.name == name)
+        """Raises `NotFound`."""
+        for server in self.survey.servers:
+            if server.name == name:
+                return server
+        raise NotFound(f"{name} is not in plan {self.id}", next="changeover rollouts")
 
 
 _PLAN = TypeAdapter(Plan)

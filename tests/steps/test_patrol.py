@@ -14,7 +14,8 @@ import structlog
 
 from orchestrator import operations
 from orchestrator.domain.upgrade import SURE
-from orchestrator.errors import Conflict
+from orchestrator.errors import Conflict, Unreachable
+from orchestrator.store import Claim
 from providers.compute import Server
 from providers.errors import Transient
 from providers.traffic import MemberView
@@ -69,6 +70,29 @@ def change(r: Runner, id: str, **fields: Any) -> None:
 
 def events(r: Runner, kind: str) -> list[Any]:
     return [entry for entry in operations.events(r.store, r.rollout) if entry.event == kind]
+
+
+@pytest.mark.parametrize("trouble", [Unreachable("Redis does not answer"), ValueError("no sense")], ids=repr)
+def test_trouble_at_one_server_leaves_no_lease_and_keeps_the_patrol_from_no_other(trouble: Exception) -> None:
+    with patrolled(least=0) as r:
+        r.until(lambda: r.record().state == "succeeded")
+        del r.cloud.pools["web"]["web-1.g2"], r.cloud.pools["web"]["web-2.g2"]
+        honest = r.store.renew
+
+        def renew(claim: Claim, *, lease: float) -> Claim:
+            if claim.server == "web-1":
+                raise trouble
+            return honest(claim, lease=lease)
+
+        r.store.renew = renew  # type: ignore[method-assign] # no answer for one of them
+        r.patrol(r.rollout)
+        assert set(r.members()) == {"web-2.g2"}
+        row = r.store.row(r.rollout, "web-1")
+        assert row is not None
+        assert not row.owner
+        r.store.renew = honest  # type: ignore[method-assign] # and it is over
+        r.patrol(r.rollout)
+        assert set(r.members()) == {"web-1.g2", "web-2.g2"}
 
 
 # -- put right --------------------------------------------------------------------------------------------------------

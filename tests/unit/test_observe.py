@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from orchestrator.domain.upgrade import Observe
 from orchestrator.errors import UnsafeStore
-from tasks.step import next_look
+from orchestrator.store import Row
+from orchestrator.store.memory import MemoryStore
+from tasks.step import lane_of, next_look
 from tests.support.runner import running
 
 moments = some.floats(min_value=1e9, max_value=4e9, allow_nan=False)
@@ -38,6 +43,41 @@ def test_a_not_yet_soon_after_the_last_is_not_written_down() -> None:
         assert due <= r.clock() + 1.0, "and yet it is looked at again"
         r.finish()
         assert r.record().state == "succeeded"
+
+
+@pytest.mark.parametrize("edited", ["no wait", "no look", "half a pair", "notes", "no period"])
+def test_what_was_edited_in_one_record_of_a_lane_holds_up_no_other(edited: str) -> None:
+    with running(["web-1", "web-2"]) as r:
+        step = "swap" if edited == "notes" else "create_image"
+        r.until(lambda: all(row.upgrade.step == step and looks(row) for row in r.store.rows(r.rollout)))
+        assert isinstance(r.store, MemoryStore)
+        record = r.store._rollouts[r.rollout].records["web-1"]
+        wait = record.upgrade.wait
+        assert wait is not None
+        match edited:
+            case "no wait":
+                record.upgrade = replace(record.upgrade, state="running", wait=None)
+            case "no look":
+                record.upgrade = replace(record.upgrade, wait=replace(wait, observe=None))
+            case "half a pair":
+                half = Observe(kind="proven", lane=lane_of(record.upgrade) or "", ids=("web",))
+                record.upgrade = replace(record.upgrade, wait=replace(wait, observe=half))
+            case "notes":
+                record.upgrade = replace(record.upgrade, notes={"until": "soon"})
+            case _:
+                record.upgrade = replace(record.upgrade, wait=replace(wait, every=0.0))
+        end = r.clock() + 14  # less than the time for which a look that came to nothing keeps others off
+        r.until(lambda: r.upgrade("web-2").step != step or r.clock() > end)
+        assert r.upgrade("web-2").step != step
+        r.until(lambda: all(row.upgrade.settled or row.upgrade.state in ENDED for row in r.store.rows(r.rollout)))
+        assert r.upgrade("web-1").state in ENDED, "its own turn has judged it"
+
+
+def looks(row: Row) -> bool:
+    return lane_of(row.upgrade) is not None
+
+
+ENDED = ("upgraded", "held", "failed", "rolled_back")
 
 
 def test_a_rollout_whose_plan_was_edited_by_hand_is_unreadable_and_no_more() -> None:
