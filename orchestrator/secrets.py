@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
 REDACTED = "[REDACTED]"
 SHORTEST = 8  # characters
+LONGEST_TEXT = 1000  # characters that are kept of what somebody else says
 NAMES = re.compile(r"authorization|cookie|token|secret|passw|credential|private|api-?_?key|access_?key", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/?#@\s]*:([^/?#@\s]+)@")
 
@@ -49,6 +51,19 @@ def redact(text: str) -> str:
         if each in text:
             text = text.replace(each, REDACTED)
     return text
+
+
+def shortened(value: Any) -> Any:
+    """What JSON can say, with no text longer than a record has room for: a provider may answer with megabytes. What is
+    cut is redacted before, since half a secret would not be known for one."""
+    match value:
+        case str() if len(value) > LONGEST_TEXT:
+            return redact(value)[: LONGEST_TEXT - 1] + "…"
+        case Mapping():
+            return {key: shortened(each) for key, each in value.items()}
+        case list() | tuple():
+            return [shortened(each) for each in value]
+    return value
 
 
 def redact_json(document: bytes) -> bytes:

@@ -16,6 +16,11 @@ ProviderError
 
 from __future__ import annotations
 
+from math import isfinite
+
+LONGEST_PAUSE = 300.0  # seconds that are believed of what a vendor asks for
+USUAL_PAUSE = 60.0  # seconds for one that says no number
+
 
 class ProviderError(Exception):
     """Base of the list. `code` and `request_id` are the vendor's own, for the audit; None where it gave none."""
@@ -27,11 +32,14 @@ class ProviderError(Exception):
 
 
 class Throttled(ProviderError):
+    """`retry_after` in seconds, as the vendor says, within five minutes: one wrong header must not stop a server for
+    years."""
+
     def __init__(
         self, message: str, *, retry_after: float = 1.0, code: str | None = None, request_id: str | None = None
     ) -> None:
         super().__init__(message, code=code, request_id=request_id)
-        self.retry_after = retry_after
+        self.retry_after = min(max(retry_after, 0.0), LONGEST_PAUSE) if isfinite(retry_after) else USUAL_PAUSE
 
 
 class Transient(ProviderError):

@@ -16,6 +16,7 @@ import structlog
 from orchestrator import dispatch
 from orchestrator.domain.upgrade import Looked, Observe, Seen
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
+from orchestrator.secrets import shortened
 from orchestrator.store import Row
 from providers.errors import ProviderError, Throttled
 from tasks.poll_readiness import paths
@@ -116,8 +117,10 @@ def _each(world: World, batch: Sequence[Row], tell: Callable[[Row], bool]) -> in
 def _missed(world: World, row: Row, pause: float) -> bool:
     """Look again after the pause. A step whose deadline has passed asks for itself, and answers for what it hears."""
     now = world.store.now()
-    to = row.upgrade.after(Looked(seen=Seen(kind="none", at=now, answers={}), again=now + pause))
-    stored = world.store.looked(row, to, due=now + pause)
+    last = row.upgrade.deadline
+    again = now + (pause if last is None else min(pause, max(0.0, last - now) + 1.0 + world.spread()))
+    to = row.upgrade.after(Looked(seen=Seen(kind="none", at=now, answers={}), again=again))
+    stored = world.store.looked(row, to, due=again)
     if stored is None or to.deadline is None or now <= to.deadline:
         return False
     return dispatch.send(world.store, world.publish, stored, grace=world.grace) is not None
@@ -137,7 +140,7 @@ def _keep(
     wait = row.upgrade.wait
     assert wait is not None
     again_at = next_look(_observe(row).lane, wait.every, now)
-    mine = {id: answers[id] for id in _keys(_observe(row)) if id in answers}
+    mine = {id: shortened(answers[id]) for id in _keys(_observe(row)) if id in answers}
     to = row.upgrade.after(Looked(seen=Seen(kind=kind, at=now, answers=mine), again=again_at))
     enough = (to.deadline is not None and now > to.deadline) or steps[to.step].check(to)
     if not enough and now - wait.at < KEPT:

@@ -28,7 +28,7 @@ from orchestrator.store import Entry, Row
 from providers.errors import GuardRefused, ProviderError
 from providers.traffic import Guard, Member, MemberView
 from tasks import membership, smoke_test, swap
-from tasks.step import Extras, commit, due_of, lane_of, reckon_with_lost
+from tasks.step import Extras, commit, due_of, kept_short, lane_of, reckon_with_lost
 from tasks.world import OutOfTime, Spec, Turn, World
 
 log = structlog.get_logger()
@@ -104,7 +104,7 @@ def _mend(world: World, rollout: Rollout, row: Row, wrong: Sequence[Finding], se
         if event is None:
             _give_back(world, turn)
             return None
-        event = _judged(turn, rollout, event)
+        event, extras = kept_short(_judged(turn, rollout, event), extras)
         stored = commit(world, turn, event, extras)
     except Fenced:
         world.store.release(turn.claim)

@@ -24,6 +24,7 @@ from orchestrator.domain.retry import Limits, Trouble, answer_to, poison
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import (
     CLOSE,
+    Ailed,
     AttemptEnded,
     Began,
     Doubted,
@@ -41,6 +42,7 @@ from orchestrator.domain.upgrade import (
     Waits,
 )
 from orchestrator.errors import ChangeoverError, Fenced, Locked, NotFound, Unreachable, UnsafeStore
+from orchestrator.secrets import shortened
 from orchestrator.store import Entry, Failure, Ignored, Kind, LedgerItem, RefusedIntent, Row
 from providers import errors as provider
 from tasks import keys
@@ -150,7 +152,7 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
     world.crash(f"{point}.claimed")
     try:
         reckon_with_lost(world, turn)
-        event, extras = _poisoned(turn) or _unread(turn) or _act(world, step, turn)
+        event, extras = kept_short(*(_poisoned(turn) or _unread(turn) or _act(world, step, turn)))
         try:
             row = commit(world, turn, event, extras)
         except Locked as error:
@@ -388,7 +390,9 @@ def _trouble(world: World, turn: Turn, error: Exception) -> tuple[Event, Extras]
         spread=world.spread(),
     )
     if isinstance(error, provider.Throttled) and isinstance(event, Stumbled):
-        event = replace(event, at=max(event.at, turn.now + error.retry_after))
+        asked, last = turn.now + error.retry_after, turn.upgrade.deadline
+        # What the provider asks for, and yet no later than one back-off behind the deadline: from then on tries count.
+        event = replace(event, at=max(event.at, asked if last is None else min(asked, last + event.at - turn.now)))
     if isinstance(error, provider.Busy) and isinstance(event, Stumbled):
         event = replace(event, at=turn.now + SOON * (1 + world.spread()))  # whoever has it has it for moments
     evidence = error.evidence if isinstance(error, StepFailed) else {}
@@ -421,6 +425,18 @@ def classify(error: Exception) -> tuple[Trouble | None, str]:
             where = traceback.extract_tb(error.__traceback__)[-1]
             log.error("unexpected", error=repr(error), exc_info=error)
             return "unsure", f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+
+
+def kept_short(event: Event, extras: Extras) -> tuple[Event, Extras]:
+    """The same, with texts of others as long as records have room for."""
+    match event:
+        case Waits(wait=wait, notes=notes):
+            event = replace(event, wait=replace(wait, reason=shortened(wait.reason)), notes=shortened(notes))
+        case Finished(result=result) | Undone(result=result):
+            event = replace(event, result=shortened(result))
+        case Stumbled(why=why) | AttemptEnded(why=why) | TurnedBack(why=why) | Held(why=why) | Ailed(why=why):
+            event = replace(event, why=shortened(why))
+    return event, replace(extras, detail=shortened(extras.detail))
 
 
 def commit(world: World, turn: Turn, event: Event, extras: Extras) -> Row:
