@@ -98,8 +98,8 @@ def _mend(world: World, rollout: Rollout, row: Row, wrong: Sequence[Finding], se
     if claim is None:
         return None
     turn = Turn(world, claim, name="patrol")
-    reckon_with_lost(world, turn)
     try:
+        reckon_with_lost(world, turn)
         event, extras = _act(turn, wrong, seats)
         if event is None:
             _give_back(world, turn)
@@ -172,11 +172,15 @@ def _put_back_old(turn: Turn, finding: Finding, seats: Sequence[Seat]) -> Member
     """A, if it runs: a member whose server is down would only wait at the gate."""
     if finding.view.state == "down":
         return None  # it is where it must be, and no repair of ours makes it well
-    server = turn.compute.servers([turn.server.id]).get(turn.server.id)
-    if server is None or server.state != "running":
+    if not _old_runs(turn):
         log.warning("the old server cannot be put back: it does not run", server=turn.upgrade.server)
         return None
     return _in(turn, finding.place.pool, _member(finding.place, seats), back=True)
+
+
+def _old_runs(turn: Turn) -> bool:
+    server = turn.compute.servers([turn.server.id]).get(turn.server.id)
+    return server is not None and server.state == "running"
 
 
 def _put_back_new(turn: Turn, finding: Finding, seats: Sequence[Seat]) -> tuple[str, bool, MemberView | None]:
@@ -189,7 +193,7 @@ def _put_back_new(turn: Turn, finding: Finding, seats: Sequence[Seat]) -> tuple[
     if lost := membership.lost(turn):
         return f"{why}: {lost}", True, None
     if was.state == "absent" and turn.now - tested["at"] > swap.FRESH:
-        failed, _ = smoke_test.one_round(turn, tested["address"])
+        failed, _ = smoke_test.one_round(turn, tested["address"], old_runs=_old_runs(turn))
         if failed:
             return f"{why}, and its smoke test fails now: {failed}", True, None
     member = replace(_member(place, seats), address=tested["address"])

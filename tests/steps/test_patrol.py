@@ -19,6 +19,7 @@ from orchestrator.store import Claim
 from providers.compute import Server
 from providers.errors import Transient
 from providers.traffic import MemberView
+from tasks import swap
 from tests.support.outcome import Watch, up
 from tests.support.runner import PORT, Crashed, Runner, running
 
@@ -111,6 +112,35 @@ def test_a_new_server_that_was_taken_out_is_put_back() -> None:
             {"pool": "web", "name": "web-1.g2", "was": "absent", "now": "joining"}
         ]
         assert r.upgrade("web-1").retain_until is not None and r.cloud.things["web-1"].view.state == "stopped"
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["it answers", "it does not answer"])
+def test_a_new_server_is_not_compared_with_an_old_one_that_we_have_stopped(answers: bool) -> None:
+    smoke = {
+        "requests": [{"url": "http://shop.test/health", "same_as_old": True}],
+        "passes": 2,
+        "every": "1s",
+        "probe": "fake",
+    }
+    with running(TWO, rollout=policy(), retain={"old_servers": "10h"}, checks={"smoke": smoke}) as r:
+        r.patrolling = True
+        old = [str(r.members()[name].address) for name in TWO]
+        for address in old:
+            r.sites.passes(address, PORT)
+        r.until(lambda: r.record().state == "succeeded")
+        wait(r, swap.FRESH + 60)
+        assert {r.cloud.things[name].view.state for name in TWO} == {"stopped"}
+        for address in old:
+            r.sites.fails(address, PORT)
+        if not answers:
+            r.sites.fails(r.members()["web-1.g2"].address, PORT, status=500)
+        del r.cloud.pools["web"]["web-1.g2"]
+        if answers:
+            r.until(lambda: "web-1.g2" in up(r) and r.upgrade("web-1").ailing is None)
+            assert not any("smoke test" in str(entry.detail) for entry in events(r, "Ailed"))
+        else:
+            r.until(lambda: bool(events(r, "Ailed")))
+            assert "its smoke test fails now" in r.upgrade("web-1").ailing.why  # type: ignore[union-attr] # it ails
 
 
 def test_an_old_server_that_comes_back_into_the_pool_is_taken_out() -> None:
