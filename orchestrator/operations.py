@@ -224,7 +224,8 @@ def refuse_blockers(plan: Plan) -> None:
 
 
 def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") -> Rollout:
-    """The rollout of this plan, its upgrades and its locks. Raises `Locked`."""
+    """The rollout of this plan, its upgrades and its locks. Raises `Locked`, and `Conflict` where another plan was
+    about to become the rollout of that id."""
     now = store.now()
     rollout = _rollout(fleet, plan, id=id or new_id("r", now), now=now, actor=actor)
     domains = {server.name: server.domain or "" for server in fleet.servers}
@@ -235,8 +236,21 @@ def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") 
     ]
     locks = {f"{fleet.lane}/{fleet.id_of(server)}": server.name for server in fleet.servers}
     # The spec first: whoever finds the rollout finds what it is about.
-    store.put_document("spec", rollout.id, {"plan": asdict(plan)})
-    made = store.create(rollout, upgrades, locks=locks)
+    mine = store.put_document("spec", rollout.id, {"plan": asdict(plan)})
+    if not mine and (there := store.rollout(rollout.id)) is not None:
+        return there
+    if not mine and (spec := store.document("spec", rollout.id)) is not None and spec["plan"]["hash"] != plan.hash:
+        raise Conflict(
+            f"rollout {rollout.id} is being created from plan {spec['plan']['id']}, or was about to be",
+            traffic="unchanged; nothing was created",
+            next="take another --id",
+        )
+    try:
+        made = store.create(rollout, upgrades, locks=locks)
+    except (Locked, BadInput):  # nothing has come of it, and nothing will
+        if mine:
+            store.forget_document("spec", rollout.id)
+        raise
     store.wake()
     return made
 
@@ -308,18 +322,22 @@ def rebuild(
             traffic="unchanged; nothing was created",
             next=next,
         )
-    if store.rollout(found.rollout) is not None:
-        raise Conflict(
-            f"this Redis knows rollout {found.rollout}: there is nothing to rebuild",
-            traffic="unchanged; nothing was created",
-            next=f"changeover show {found.rollout}",
-        )
+    _refuse_known(store, found.rollout)
     locks = {f"{fleet.lane}/{fleet.id_of(server)}": server.name for server in fleet.servers}
     locks |= {f"{fleet.lane}/{position.new}": position.upgrade.server for position in found.positions if position.new}
     for lock, server in locks.items():
         if (owner := store.owner_of(lock)) is not None:
             raise Locked(f"{server} belongs to rollout {owner}", next=f"changeover show {owner}")
     return found, _put(store, fleet, found, found.plan, locks, actor) if act else None
+
+
+def _refuse_known(store: Store, rollout: str) -> None:
+    if store.rollout(rollout) is not None:
+        raise Conflict(
+            f"this Redis knows rollout {rollout}: there is nothing to rebuild",
+            traffic="unchanged; nothing was created",
+            next=f"changeover show {rollout}",
+        )
 
 
 def _put(store: Store, fleet: Fleet, found: Rebuilt, plan: Plan, locks: Mapping[str, str], actor: str) -> Rollout:
@@ -339,6 +357,7 @@ def _put(store: Store, fleet: Fleet, found: Rebuilt, plan: Plan, locks: Mapping[
     if store.lease("rebuild", owner=who, seconds=PATIENCE) is None:
         raise Conflict("somebody else is rebuilding at this moment; nothing was created", next="changeover rollouts")
     try:
+        _refuse_known(store, whole.id)  # somebody else has rebuilt it since it was looked for
         store.forget_document("spec", whole.id)  # of a rebuild that did not come to its end
         store.put_document("spec", whole.id, {"plan": asdict(plan)})
         made = store.create(whole, [position.upgrade for position in found.positions], locks=locks)

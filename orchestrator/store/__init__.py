@@ -134,8 +134,9 @@ class Store(Protocol):
 
     # -- plans and rollouts ------------------------------------------------------------------------------------------
 
-    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> None:
-        """A document that never changes (a plan, a survey's answer, a doctor's report) is stored under its id."""
+    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> bool:
+        """A document that never changes (a plan, a survey's answer, a doctor's report) is stored under its id: by this
+        call, or it was there before, and then False."""
         ...
 
     def forget_document(self, kind: str, id: str) -> None:

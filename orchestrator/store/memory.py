@@ -116,10 +116,12 @@ class MemoryStore:
 
     # -- plans and rollouts ------------------------------------------------------------------------------------------
 
-    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> None:
+    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> bool:
         with self._lock:
-            if self.document(kind, id) is None:
-                self._documents[kind, id] = (codec.text(body), None if ttl is None else self.now() + ttl)
+            if self.document(kind, id) is not None:
+                return False
+            self._documents[kind, id] = (codec.text(body), None if ttl is None else self.now() + ttl)
+            return True
 
     def forget_document(self, kind: str, id: str) -> None:
         with self._lock:

@@ -139,14 +139,15 @@ class RedisStore:
 
     # -- plans and rollouts ------------------------------------------------------------------------------------------
 
-    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> None:
+    def put_document(self, kind: str, id: str, body: Mapping[str, Any], *, ttl: float | None = None) -> bool:
         with self._told:
-            self._redis.set(
+            stored = self._redis.set(
                 self._key("document", kind, id),
                 codec.text(body),
                 nx=True,
                 px=None if ttl is None else max(1, round(ttl * 1000)),
             )
+        return stored is not None
 
     def forget_document(self, kind: str, id: str) -> None:
         with self._told:

@@ -204,6 +204,23 @@ def test_what_this_redis_knows_is_not_rebuilt() -> None:
             rebuild(r)
 
 
+def test_of_two_rebuilds_at_once_the_later_leaves_the_file_of_the_first() -> None:
+    with running([SERVER, "web-2"]) as r:
+        halfway(r, in_swap(r))
+        honest = r.store.lease
+
+        def late(name: str, *, owner: str, seconds: float) -> int | None:
+            r.store.lease = honest  # type: ignore[method-assign] # as it was
+            rebuild(r, rollout=r.rollout)
+            return honest(name, owner=owner, seconds=seconds)
+
+        r.store.lease = late  # type: ignore[method-assign] # what comes in between
+        with pytest.raises(Conflict, match="this Redis knows"):
+            rebuild(r, rollout=r.rollout, without=("web-2",))
+        assert {server.name for server in r.world.spec(r.rollout).plan.survey.servers} == set(r.upgrades())
+        assert set(r.upgrades()) == {SERVER, "web-2"}
+
+
 def test_what_another_rollout_holds_is_not_rebuilt() -> None:
     with running([SERVER]) as r:
         halfway(r, in_swap(r))

@@ -292,6 +292,33 @@ def test_a_second_rollout_of_the_same_servers_is_refused(
     assert len(store.rollouts()) == 1
 
 
+def test_a_refused_creation_leaves_no_file_for_a_later_one(
+    store: MemoryStore, world: World, fleet: Fleet, id: str
+) -> None:
+    with pytest.raises(Locked):
+        operations.apply(store, world, fleet, agreed=None, actor="tester", id="r-again")
+    assert store.document("spec", "r-again") is None
+    spec = store.document("spec", id)
+    assert spec is not None
+    with pytest.raises(Locked):
+        operations.apply(store, world, fleet, agreed=None, actor="tester", id="r-again")
+    assert store.document("spec", id) == spec
+
+
+def test_no_rollout_comes_to_be_with_the_file_of_another_creation(
+    store: MemoryStore, world: World, fleet: Fleet
+) -> None:
+    """A creation ended between the two, its process with it."""
+    first = operations.plan(store, world, fleet)
+    store.put_document("spec", "r-cut", {"plan": asdict(first)})
+    other = fleet_file.read(FLEET.replace("256MiB", "512MiB"), name="fleet.yaml")
+    with pytest.raises(Conflict, match=f"created from plan {first.id}"):
+        operations.apply(store, world, other, agreed=None, actor="tester", id="r-cut")
+    assert store.rollout("r-cut") is None
+    made = operations.apply(store, world, fleet, agreed=None, actor="tester", id="r-cut")
+    assert made.plan == first.id
+
+
 def test_a_plan_that_the_world_has_moved_away_from_is_refused(store: MemoryStore, world: World, fleet: Fleet) -> None:
     agreed = operations.plan(store, world, fleet)
     world.change = {"memory": 2**28}

@@ -274,8 +274,8 @@ def test_a_rollout_may_be_created_with_upgrades_that_stand_anywhere(site: Site) 
 
 
 def test_a_document_that_was_forgotten_may_be_put_anew(site: Site) -> None:
-    site.store.put_document("spec", "r1", {"n": 1})
-    site.store.put_document("spec", "r1", {"n": 2})
+    assert site.store.put_document("spec", "r1", {"n": 1})
+    assert not site.store.put_document("spec", "r1", {"n": 2})
     assert site.store.document("spec", "r1") == {"n": 1}
     site.store.forget_document("spec", "r1")
     site.store.forget_document("spec", "r1")
