@@ -7,9 +7,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moto.core.exceptions import ServiceException
 from moto.core.responses import ActionResult
 from moto.core.utils import utcnow
+from moto.ssm.exceptions import SSMException
 from moto.ssm.responses import SimpleSystemManagerResponse
 
 from simcloud.ec2 import SimInstance, ec2
@@ -70,12 +70,12 @@ class CorrectedSSM(SimpleSystemManagerResponse):
     def send_command(self) -> ActionResult:
         ids = list(self._get_param("InstanceIds", []))
         if len(ids) > AT_ONCE:
-            raise ServiceException("ValidationException", f"at most {AT_ONCE} instance ids may be given")
+            raise SSMException("ValidationException", f"at most {AT_ONCE} instance ids may be given")
         if self._get_param("DocumentName") != "AWS-RunShellScript":
-            raise ServiceException("InvalidDocument", "only AWS-RunShellScript is known here")
+            raise SSMException("InvalidDocument", "only AWS-RunShellScript is known here")
         there = {each.id: each for each in ec2(self.current_account, self.region).all_instances()}
         if any(id not in there or not self._online(there[id]) for id in ids):
-            raise ServiceException("InvalidInstanceId", "Instances not in a valid state for account")
+            raise SSMException("InvalidInstanceId", "Instances not in a valid state for account")
         told = self._get_param("Parameters", {})
         command = Command(id=str(uuid.uuid4()), ids=ids)
         self.cloud.ledgers.commands[command.id] = command
@@ -111,7 +111,7 @@ class CorrectedSSM(SimpleSystemManagerResponse):
     def get_command_invocation(self) -> ActionResult:
         command, id = self._command(), self._get_param("InstanceId")
         if id not in command.ids:
-            raise ServiceException("InvocationDoesNotExist", "")
+            raise SSMException("InvocationDoesNotExist", "")
         status, output = command.said.get(id, ("InProgress", ""))
         whole = {"CommandId": command.id, "InstanceId": id, "Status": status, "StandardErrorContent": ""}
         return ActionResult({**whole, "StandardOutputContent": output[:GET_CUTS]})
@@ -119,5 +119,5 @@ class CorrectedSSM(SimpleSystemManagerResponse):
     def _command(self) -> Command:
         found: Command | None = self.cloud.ledgers.commands.get(self._get_param("CommandId"))
         if found is None:
-            raise ServiceException("InvocationDoesNotExist", "")
+            raise SSMException("InvocationDoesNotExist", "")
         return found

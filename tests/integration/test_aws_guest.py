@@ -98,6 +98,19 @@ def test_who_does_not_answer_is_left_out_and_harms_no_other(stage: Stage) -> Non
     assert stage.guest.facts([], paths=()) == {}
 
 
+def test_an_agent_that_goes_away_under_the_question_spoils_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Systems Manager refuses the whole command then."""
+    well, off = stage.server(), stage.server()
+    stage.facts(well, off)
+    assert stage.cloud.machines is not None
+    stage.cloud.machines.stop(off)
+    monkeypatch.setattr(stage.guest, "_online", list)
+    assert stage.guest.facts([well, off], paths=()) == {}
+    assert set(stage.guest.facts([well], paths=())) == {well}
+
+
 def test_many_are_asked_in_three_calls_a_batch(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [stage.server() for _ in range(7)]
     stage.facts(*ids)

@@ -85,3 +85,9 @@ def simulated() -> Iterator[Sim]:
 @pytest.fixture
 def plain() -> Iterator[Sim]:
     yield from sim(corrected=False)
+
+
+@pytest.fixture
+def real() -> Iterator[Sim]:
+    """With machines."""
+    yield from sim(corrected=True, machines=True)

@@ -264,6 +264,63 @@ def a_template_of_an_instance_tells_all_of_it(sim: Sim) -> None:
 
 
 @check
+def a_kind_of_volume_takes_only_what_it_knows(sim: Sim) -> None:
+    for ebs in ({"VolumeType": "gp2", "Iops": 900}, {"VolumeType": "io2"}, {"VolumeType": "gp2", "Throughput": 250}):
+        with refused("InvalidParameterCombination"):
+            sim.launch(BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 10, **ebs}}])
+
+
+@check
+def a_stopped_instance_may_find_no_room(sim: Sim) -> None:
+    id = sim.running()
+    sim.client("ec2").stop_instances(InstanceIds=[id])
+    sim.until(lambda: sim.instance(id)["State"]["Name"] == "stopped")
+    sim.cloud.ledgers.capacity[sim.zone, "t3.small"] = 0
+    with refused("InsufficientInstanceCapacity"):
+        sim.client("ec2").start_instances(InstanceIds=[id])
+
+
+@check
+def a_subnet_runs_out_of_addresses(sim: Sim) -> None:
+    ec2 = sim.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="127.66.0.0/16")["Vpc"]["VpcId"]
+    small = ec2.create_subnet(VpcId=vpc, CidrBlock="127.66.255.0/28", AvailabilityZone=sim.zone)["Subnet"]["SubnetId"]
+    for _ in range(11):
+        sim.launch(SubnetId=small)
+    with refused("InsufficientFreeAddressesInSubnet"):
+        sim.launch(SubnetId=small)
+
+
+@check
+def agents_are_told_of(sim: Sim) -> None:
+    assert sim.client("ssm").describe_instance_information()["InstanceInformationList"] == []
+
+
+@check
+def a_command_is_not_sent_where_no_agent_is_online(sim: Sim) -> None:
+    with refused("InvalidInstanceId"):
+        send(sim, [sim.running()])
+
+
+@check
+def a_command_goes_to_fifty_at_most(sim: Sim) -> None:
+    with refused("ValidationException"):
+        send(sim, [f"i-{number:017x}" for number in range(51)])
+
+
+@check
+def a_command_that_was_never_sent_has_no_answers(sim: Sim) -> None:
+    with refused("InvocationDoesNotExist"):
+        sim.client("ssm").list_command_invocations(CommandId="11111111-2222-3333-4444-555555555555")
+
+
+def send(sim: Sim, ids: list[str]) -> str:
+    told = {"commands": ["echo hello from $(cat /index.html)"]}
+    made = sim.client("ssm").send_command(InstanceIds=ids, DocumentName="AWS-RunShellScript", Parameters=told)
+    return str(made["Command"]["CommandId"])
+
+
+@check
 def answers_come_in_pages(sim: Sim) -> None:
     for _ in range(3):
         sim.launch()
@@ -280,3 +337,29 @@ def test_the_simulated_cloud_does_as_aws(simulated: Sim, holds: Check) -> None:
 def test_plain_moto_does_not(plain: Sim, holds: Check) -> None:
     with pytest.raises((AssertionError, ClientError, BotoCoreError, ResponseParserError, KeyError, ValueError)):
         holds(plain)
+
+
+def a_command_really_runs(sim: Sim) -> None:
+    id, ssm = sim.running(), sim.client("ssm")
+
+    def online() -> bool:
+        told = ssm.describe_instance_information(Filters=[{"Key": "InstanceIds", "Values": [id]}])
+        return [each["PingStatus"] for each in told["InstanceInformationList"]] == ["Online"]
+
+    sim.until(online)
+    command = send(sim, [id])
+
+    def answer() -> str:
+        (told,) = ssm.list_command_invocations(CommandId=command, Details=True)["CommandInvocations"]
+        return str(told["CommandPlugins"][0]["Output"])
+
+    assert "hello from hello" in sim.until(answer)
+
+
+def test_commands_run_on_the_machines_of_the_simulated_cloud(real: Sim) -> None:
+    a_command_really_runs(real)
+
+
+def test_and_on_nothing_with_plain_moto(plain: Sim) -> None:
+    with pytest.raises((AssertionError, ClientError, ResponseParserError)):
+        a_command_really_runs(plain)

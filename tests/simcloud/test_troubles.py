@@ -7,7 +7,6 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,11 +15,6 @@ from botocore.exceptions import ClientError, ConnectionClosedError
 from simcloud.cloud import Timings
 from simcloud.faults import Fault
 from tests.simcloud.conftest import Sim, sim
-
-
-@pytest.fixture
-def real(request: pytest.FixtureRequest) -> Iterator[Sim]:
-    yield from sim(corrected=True, machines=True)
 
 
 def ask(sim: Sim, what: str, **told: Any) -> Any:
