@@ -22,6 +22,7 @@ settings.register_profile("thorough", deadline=None, database=None)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--simulate", type=int, default=1000, help="how many seeds tests/simulation plays")
     parser.addoption("--first", type=int, default=0, help="the first of them")
+    parser.addoption("--slices", type=int, default=3, help="how many processes may share them, with `-n`")
 
 
 @pytest.hookimpl(wrapper=True)

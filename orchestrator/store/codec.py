@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from orchestrator import secrets
 from orchestrator.domain.orphans import Sighting
@@ -111,8 +111,8 @@ def unpack(packed: bytes, *, key: str) -> bytes:
 def mapping(stored: bytes, *, key: str) -> dict[str, Any]:
     """A stored JSON object. Raises `UnsafeStore` naming `key`."""
     try:
-        found = json.loads(stored)
-    except (ValueError, RecursionError) as error:
+        found = from_json(stored)
+    except ValueError as error:
         raise _unreadable("document", key, str(error)) from error
     if not isinstance(found, dict):
         raise _unreadable("document", key, "it is no JSON object")

@@ -60,6 +60,7 @@ class _Record:
     lane: str = ""
     sent: float | None = None
     lost: tuple[str, ...] = ()
+    row: Row | None = None  # as last read
 
 
 @dataclass(kw_only=True)
@@ -68,7 +69,7 @@ class _Rollout:
     records: dict[str, _Record]
     counts: dict[str, int]
     domains: dict[str, int] = field(default_factory=dict)
-    ledger: dict[str, bytes] = field(default_factory=dict)
+    ledger: dict[str, LedgerItem] = field(default_factory=dict)
     audit: list[tuple[tuple[int, int], dict[str, Any]]] = field(default_factory=list)
 
 
@@ -584,13 +585,12 @@ class MemoryStore:
     def ledger(self, rollout: str) -> Sequence[LedgerItem]:
         with self._lock:
             stored = self._rollouts.get(rollout)
-            items = [] if stored is None else sorted(stored.ledger.items())
-        return [codec.LEDGER.load(item, key=key) for key, item in items]
+            return [] if stored is None else [item for _, item in sorted(stored.ledger.items())]
 
     def put_ledger(self, rollout: str, items: Sequence[LedgerItem]) -> None:
         with self._lock:
             if rollout in self._rollouts:
-                self._rollouts[rollout].ledger.update({item.key: codec.LEDGER.dump(item) for item in items})
+                self._rollouts[rollout].ledger.update({item.key: _through_json(item) for item in items})
 
     def sightings(self) -> Sequence[Sighting]:
         with self._lock:
@@ -691,16 +691,29 @@ class MemoryStore:
         return None if stored is None else stored.records.get(server)
 
     def _row(self, record: _Record) -> Row:
-        live = self._live(record)
-        return Row(
-            upgrade=record.upgrade,
-            version=record.version,
-            epoch=record.epoch,
-            entry=record.entry,
-            owner=record.owner if live else "",
-            fence=record.fence,
-            lease_until=record.lease if live else 0.0,
-        )
+        """The same one as long as nothing of it has changed: much is read, and little is written."""
+        owner, until = (record.owner, record.lease) if self._live(record) else ("", 0.0)
+        was = record.row
+        if (
+            was is None
+            or was.upgrade is not record.upgrade
+            or was.version != record.version
+            or was.epoch != record.epoch
+            or was.entry != record.entry
+            or was.owner != owner
+            or was.fence != record.fence
+            or was.lease_until != until
+        ):
+            was = record.row = Row(
+                upgrade=record.upgrade,
+                version=record.version,
+                epoch=record.epoch,
+                entry=record.entry,
+                owner=owner,
+                fence=record.fence,
+                lease_until=until,
+            )
+        return was
 
     def _live(self, record: _Record) -> bool:
         return record.owner != "" and record.lease > self.now()
@@ -752,7 +765,7 @@ class MemoryStore:
             stored.domains[domain] = stored.domains.get(domain, 0) + (1 if to.state in _FLYING else -1)
             if stored.domains[domain] <= 0:
                 del stored.domains[domain]
-        stored.ledger.update({item.key: codec.LEDGER.dump(item) for item in ledger})
+        stored.ledger.update({item.key: _through_json(item) for item in ledger})
 
     def _fail(self, stored: _Rollout, failure: Failure, stop: str) -> None:
         if failure:
@@ -816,6 +829,10 @@ class MemoryStore:
 
 def _record(upgrade: Upgrade) -> _Record:
     return _Record(upgrade=codec.UPGRADE.load(codec.UPGRADE.dump(upgrade), key=upgrade.server))
+
+
+def _through_json(item: LedgerItem) -> LedgerItem:
+    return codec.LEDGER.load(codec.LEDGER.dump(item), key=item.key)
 
 
 def _struck(record: _Record, now: float) -> float:

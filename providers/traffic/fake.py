@@ -115,7 +115,8 @@ class FakeTraffic:
         if found.state == "serving" and not healthy:
             return replace(found, state="down", detail="no answer to its check")
         idle = found.state == "draining" and not found.sessions
-        return replace(found, actionable=(found.state == "joining" and healthy) or idle)
+        actionable = (found.state == "joining" and healthy) or idle
+        return found if actionable == found.actionable else replace(found, actionable=actionable)
 
     def _pool(self, pool: str) -> dict[str, MemberView]:
         found: dict[str, MemberView] | None = self.cloud.pools.get(pool)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 
-from tests.simulation.simulation import Failed, on_redis, simulate
+from tests.simulation.simulation import TAIL, Failed, on_redis, simulate
 from tests.support.valkey import running_valkey
 
 
@@ -38,7 +38,7 @@ def play(first: int, count: int, url: str) -> int:
     failed, events, checks, states, began = 0, 0, 0, Counter[str](), time.monotonic()
     for seed in range(first, first + count):
         try:
-            outcome = simulate(seed, store=on_redis(url, seed) if url else None)
+            outcome = simulate(seed, store=on_redis(url, seed) if url else None, lines=TAIL)
         except Failed as error:
             failed += 1
             print(str(error).splitlines()[0], flush=True)

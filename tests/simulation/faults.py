@@ -16,10 +16,10 @@ from providers import errors
 # Kind -> how often it strikes at most, per call (or message, or server, or rollout) where it may.
 KINDS: Final = {
     # processes
-    "crash": 0.02,  # killed where it stands
+    "crash": 0.03,  # killed where it stands
     "crash at a point": 0.08,  # killed at one of the journal's own points
     "crash in a call": 0.1,  # killed while its call is under way: the cloud does it all the same
-    "freeze": 0.02,  # stopped for longer than its lease, then goes on with what it was about to do
+    "freeze": 0.03,  # stopped for longer than its lease, then goes on with what it was about to do
     # messages
     "lose": 0.12,
     "double": 0.15,
@@ -72,6 +72,14 @@ class Faults:
             for kind, rate in KINDS.items()
             if random.random() < share and not calm
         }
+        self._sums: dict[tuple[str, ...], float] = {}
+
+    def _any_of(self, kinds: tuple[str, ...]) -> float:
+        """How often one of them strikes; a little too often rather than too seldom."""
+        found = self._sums.get(kinds)
+        if found is None:
+            found = self._sums[kinds] = sum(self.rates.get(kind, 0.0) for kind in kinds) + 1e-9
+        return found
 
     def strikes(self, kind: str, place: str) -> bool:
         if not self.active:
@@ -87,6 +95,8 @@ class Faults:
         if not self.active:
             return ""
         draw = self.random.random()
+        if draw >= self._any_of(kinds):
+            return ""
         for kind in kinds:
             draw -= self.rates.get(kind, 0.0)
             if draw < 0:

@@ -75,10 +75,10 @@ class Invariants:
     serving_since: dict[tuple[str, str], float] = field(default_factory=dict)
     late_made: set[str] = field(default_factory=set)
     made_by: dict[str, str] = field(default_factory=dict)
-    _names: dict[str, str] = field(default_factory=dict)
+    _pools_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._names = {server.name: server.name for server in self.fleet.servers}
+        self._pools_of = {server.name: server.pools for server in self.fleet.servers}
 
     def must(self, holds: bool, invariant: str, why: str) -> None:
         self.count += 1
@@ -149,11 +149,7 @@ class Invariants:
     def i1_enough_serve(self, pool: str) -> None:
         """At least `min_healthy` serve, less those that the outside took."""
         up = self.up(pool)
-        lost = {
-            server.name
-            for server in self.fleet.servers
-            if server.name in self.hurt and pool in server.pools and not _of(server.name, up)
-        }
+        lost = {server for server in self.hurt if pool in self._pools(server) and not _of(server, up)}
         wanted = self.fleet.traffic.pools[pool].min_healthy - len(lost)
         self.must(len(up) >= wanted, "I1", f"{sorted(up)} serve in {pool}, {wanted} must (outside took {sorted(lost)})")
 
@@ -240,7 +236,7 @@ class Invariants:
         if before != "running":
             return
         self.must(not self._in_rotation(id), "I7", f"{id} was stopped while {self._in_rotation(id)}")
-        if id not in self._names:
+        if id not in self._pools_of:
             return
         self.must((id, "drain_old") in self.announced, "I6", f"{id} was stopped without an intent")
         if id in self.hurt:
@@ -259,7 +255,7 @@ class Invariants:
         if before is None or before == "terminated":
             return
         self.must(not self._in_rotation(id), "I1", f"{id} was terminated while {self._in_rotation(id)}")
-        if id not in self._names or self.forgotten:
+        if id not in self._pools_of or self.forgotten:
             return
         self.must((id, RETIRE) in self.announced, "I7", f"the old server {id} was terminated without an intent")
         upgrade = self.upgrade(id)
@@ -272,7 +268,7 @@ class Invariants:
             )
 
     def _pools(self, server: str) -> tuple[str, ...]:
-        return next(spec.pools for spec in self.fleet.servers if spec.name == server)
+        return self._pools_of.get(server, ())
 
     def upgrade(self, server: str) -> Upgrade | None:
         """As it is stored in the newest rollout that has it."""

@@ -23,8 +23,9 @@ from tests.simulation.scheduler import Actor, Scheduler
 LEASE = 10.0
 GRACE = 5.0
 TRANSPORT = 0.003  # seconds a message takes
-LONGEST_SLEEP = 1.0  # of a coordinator
-SHORTEST_SLEEP = 0.2
+LONGEST_SLEEP = 2.0  # of a coordinator
+SHORTEST_SLEEP = 0.4
+SLOWER = 2.0  # times, when nothing new goes wrong any more
 IDLE = 60.0  # of one that finds nothing to do
 
 
@@ -228,10 +229,12 @@ class Plant:
             except (ChangeoverError, OperationalError) as error:
                 self.wire.trace.add("gave up", "tick", error)
             due = self._inner.next_due()
+            pace = 1.0 if self.wire.faults.active else SLOWER
             # Where nothing happens, time is let pass more quickly.
-            idle = LONGEST_SLEEP if self.wire.checks.count > seen else min(IDLE, idle * 1.3)
+            idle = LONGEST_SLEEP * pace if self.wire.checks.count > seen else min(IDLE, idle * 1.5)
             seen = self.wire.checks.count
-            self.scheduler.sleep(idle if due is None else min(idle, max(SHORTEST_SLEEP, due - self.scheduler.now)))
+            shortest = SHORTEST_SLEEP * pace
+            self.scheduler.sleep(idle if due is None else min(idle, max(shortest, due - self.scheduler.now)))
 
 
 def _told(result: Mapping[str, Any], parked: str, failed: str) -> str:

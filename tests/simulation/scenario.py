@@ -47,9 +47,9 @@ def draw_fleet(random: Random, world: str) -> Fleet:
         "max_in_flight": random.randint(1, 10) if size < 50 else 25,
         "budget": {"before_swap": random.choice((0, 1, 2, 50))},
         "attempts": random.randint(3, 5),
-        "back_off": "2s",
+        "back_off": "4s",
         "deadlines": {step: f"{seconds}s" for step, seconds in DEADLINES.items()},
-        "poll": f"{random.uniform(1, 5):.1f}s",
+        "poll": f"{random.uniform(2, 6):.1f}s",
         "drain": {
             "deadline": f"{random.choice((5, 30))}s",
             "at_deadline": random.choice(("keep", "cut")),

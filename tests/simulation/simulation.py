@@ -37,9 +37,10 @@ from tests.simulation.trace import Trace
 
 EVENTS = 400_000  # in which every simulation comes to its end
 PATIENCE = 6 * 3600.0  # seconds within which everything moves once the faults are over
-UNDO_DEADLINE = 180.0
-POLL = 1.0  # seconds between looks at a balancer
+UNDO_DEADLINE = 90.0
+POLL = 2.0  # seconds between looks at a balancer
 LOOKS = (0.0, 1000.0, 10.0, 90_000.0, 10.0)  # seconds between a person's looks for what is left over
+TAIL = 60  # lines that a failure shows
 ROUNDS = 40  # of a person who looks after what is left
 
 
@@ -67,7 +68,7 @@ class Failed(AssertionError):
     """A seed under which something does not hold; how to see it again, and what came before."""
 
     def __init__(self, seed: int, why: BaseException, trace: Sequence[str], store: str) -> None:
-        tail = "\n".join(trace[-60:])
+        tail = "\n".join(trace[-TAIL:])
         again = f".venv/bin/python -m tests.simulation {seed}" + ("" if store == "memory" else " --lua")
         super().__init__(f"seed {seed}: {type(why).__name__}: {why}\nreplay: {again}\n{tail}")
         self.seed = seed
@@ -82,18 +83,19 @@ def simulate(
     evidence: Path | None = None,
     patches: Sequence[AbstractContextManager[Any]] = (),
     calm: bool | None = None,
+    lines: int | None = None,
 ) -> Outcome:
     """Runs the rollout of this seed to its end. Raises `Failed`.
 
     `store` makes the store, of a clock; the one in memory if left out. `evidence` is a folder for what an outsider
     could have seen. `patches` are entered first: a bug of the product, switched on by a test. `calm` True or False
-    overrules the seed on whether anything goes wrong.
+    overrules the seed on whether anything goes wrong. Of the trace only the last `lines` are kept, or all.
     """
     with ExitStack() as stack:
         stack.enter_context(_without_collector())
         for patch in patches:
             stack.enter_context(patch)
-        simulation = stack.enter_context(_simulation(seed, store, evidence is not None, calm))
+        simulation = stack.enter_context(_simulation(seed, store, evidence is not None, calm, lines))
         try:
             simulation.play()
             return simulation.outcome()
@@ -125,8 +127,8 @@ def _without_collector() -> Iterator[None]:
 
 
 @contextmanager
-def _simulation(seed: int, store: Any, wanted: bool, calm: bool | None) -> Iterator[Simulation]:
-    simulation = Simulation(seed, store or MemoryStore, wanted=wanted, calm=calm)
+def _simulation(seed: int, store: Any, wanted: bool, calm: bool | None, lines: int | None) -> Iterator[Simulation]:
+    simulation = Simulation(seed, store or MemoryStore, wanted=wanted, calm=calm, lines=lines)
     name = simulation.name
     FakeCloud.named[name] = simulation.cloud
     try:
@@ -139,12 +141,12 @@ def _simulation(seed: int, store: Any, wanted: bool, calm: bool | None) -> Itera
 
 
 class Simulation:
-    def __init__(self, seed: int, store: Any, *, wanted: bool, calm: bool | None) -> None:
+    def __init__(self, seed: int, store: Any, *, wanted: bool, calm: bool | None, lines: int | None) -> None:
         self.seed = seed
         self.name = f"simulation-{seed}"
         self.scheduler = Scheduler(seed, limit=EVENTS)
         self.random = self.scheduler.random
-        self.trace = Trace(self.scheduler)
+        self.trace = Trace(self.scheduler, last=lines)
         self.calm = self.random.random() < 0.05 if calm is None else calm
         self.faults = Faults(self.random, calm=self.calm)
         self.cloud = Cloud(clock=self.scheduler.clock, random=self.random, later=self._later)

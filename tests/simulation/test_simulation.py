@@ -1,7 +1,8 @@
 """Whatever goes wrong, every server ends upgraded, rolled back or failed with its old server serving, or is held with a
 reason; nothing is made twice, nobody is served by less than was promised, and nothing is left over.
 
-`pytest tests/simulation --simulate 20000 --first 1000` plays more; `python -m tests.simulation SEED` tells of one."""
+`pytest tests/simulation --simulate 20000 --first 1000` plays more, with `-n 8 --dist loadscope --slices 8` in so many
+processes; `python -m tests.simulation SEED` tells of one."""
 
 from __future__ import annotations
 
@@ -9,9 +10,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -19,50 +17,33 @@ import pytest
 from orchestrator.domain.steps import RETIRE, STEPS
 from tests.simulation.faults import PROVIDER, STORE
 from tests.simulation.seeds import KEPT
-from tests.simulation.simulation import Failed, on_redis, simulate
+from tests.simulation.simulation import TAIL, Failed, on_redis, simulate
 
-AT_ONCE = 20  # seeds that a process plays before it tells
 LUA = 40  # one in so many is played on Redis' own scripts
-WHOLE = 1000  # seeds among which every kind of fault has struck, and at every step
+WHOLE = 330  # seeds among which every kind of fault has struck, and at every step
 ANYWHERE = ("crash", "freeze", "crash in a call", *PROVIDER, *STORE, "lose", "double", "delay", "repeat", "no broker")
 
 
-@dataclass(frozen=True)
-class Played:
-    """What some seeds have come to: what does not hold, and what struck where."""
-
-    failed: list[str]
-    struck: Counter[tuple[str, str]]
-
-
-def play(first: int, count: int, url: str) -> Played:
-    """Runs in a process of its own."""
-    failed: list[str] = []
-    struck: Counter[tuple[str, str]] = Counter()
-    for seed in range(first, first + count):
-        try:
-            struck += simulate(seed, store=on_redis(url, seed) if seed % LUA == 0 else None).struck
-        except Failed as error:
-            failed.append(str(error))
-    return Played(failed, struck)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The seeds in slices, one test each. What is before the last `::` of a test's id is what `--dist loadscope` keeps
+    in one process: so each slice may have one of its own."""
+    if "seeds" in metafunc.fixturenames:
+        option = metafunc.config.getoption
+        every, first = option("--slices"), option("--first")
+        slices = [range(first, first + option("--simulate"))[start::every] for start in range(every)]
+        metafunc.parametrize("seeds", slices, ids=[f"{start}::{every}" for start in range(every)])
 
 
 @pytest.mark.timeout(3600)
-def test_every_rollout_ends_well_whatever_goes_wrong(valkey_url: str, pytestconfig: pytest.Config) -> None:
-    first, count = pytestconfig.getoption("--first"), pytestconfig.getoption("--simulate")
+def test_every_rollout_ends_well_whatever_goes_wrong(seeds: range, valkey_url: str) -> None:
     struck: Counter[tuple[str, str]] = Counter()
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
-        parts = [
-            processes.submit(play, start, min(AT_ONCE, first + count - start), valkey_url)
-            for start in range(first, first + count, AT_ONCE)
-        ]
-        for part in parts:
-            played = part.result()
-            if played.failed:
-                processes.shutdown(cancel_futures=True)
-                pytest.fail(played.failed[0], pytrace=False)
-            struck += played.struck
-    if count >= WHOLE:
+    for seed in seeds:
+        store = on_redis(valkey_url, seed) if seed % LUA == 0 else None
+        try:
+            struck += simulate(seed, store=store, lines=TAIL).struck
+        except Failed as error:
+            pytest.fail(str(error), pytrace=False)
+    if len(seeds) >= WHOLE:
         assert not set(ANYWHERE) - {kind for kind, _ in struck}
         died_in = {place.partition(".")[0] for kind, place in struck if kind == "crash at a point"}
         assert not {*STEPS, RETIRE, *(f"undo_{step}" for step in STEPS)} - died_in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ SHORT = 160
 
 
 class Trace:
-    def __init__(self, scheduler: Scheduler) -> None:
+    """Of `last` only so many are kept: what is not kept need not be held."""
+
+    def __init__(self, scheduler: Scheduler, *, last: int | None = None) -> None:
         self._scheduler = scheduler
-        self._kept: list[tuple[float, str, str, tuple[Any, ...]]] = []
+        self._kept: deque[tuple[float, str, str, tuple[Any, ...]]] = deque(maxlen=last)
 
     def add(self, what: str, *about: Any) -> None:
         who = self._scheduler.current
