@@ -127,6 +127,7 @@ class People:
                 self.wire.checks.evidence.left_out(unclear)
             else:
                 self.wire.trace.add("rebuild: done")
+                self.wire.checks.left_out |= left_out
                 self.wire.checks.forget()
                 return True
 
