@@ -22,7 +22,16 @@ from providers.compute.aws_spec import (
     too_small,
     unlike,
 )
-from providers.errors import Conflict, GuardRefused, NotFound, NotYetVisible, ProviderError, Refused
+from providers.errors import (
+    Busy,
+    Conflict,
+    GuardRefused,
+    NotFound,
+    NotYetVisible,
+    ProviderError,
+    Refused,
+    Unauthorized,
+)
 
 BATCH = 100  # ids that one DescribeInstanceStatus takes, and half of what a filter does
 MANAGED, DISPOSABLE = "changeover:managed", "changeover:disposable"
@@ -116,10 +125,46 @@ class AwsCompute:
         found: dict[str, list[str]] = {}
         wanted = [id for id in dict.fromkeys(ids) if _INSTANCE.fullmatch(id)]
         for start in range(0, len(wanted), BATCH):
+            missing: list[str] | None = None
             for instance in self._instances("instance-id", wanted[start : start + BATCH]):
-                if problems := self._obstacles(instance, sizes):
+                if missing is None:  # one of them speaks for the others: a policy is for a fleet
+                    missing = self._forbidden(instance, sizes)
+                if problems := [*self._obstacles(instance, sizes), *missing]:
                     found[instance["InstanceId"]] = problems
         return found
+
+    def _forbidden(self, instance: Raw, sizes: Sequence[Size]) -> list[str]:
+        """What these credentials may not do to it, by AWS' own dry runs. Not asked: TerminateInstances, which is
+        to be forbidden for as long as a server is not given up."""
+        id = instance["InstanceId"]
+        mark = [{"Key": MANAGED, "Value": "1"}]
+        launch = {
+            "ImageId": instance["ImageId"],
+            "InstanceType": sizes[0].type if sizes and sizes[0].type else instance["InstanceType"],
+            "MinCount": 1,
+            "MaxCount": 1,
+            "TagSpecifications": [{"ResourceType": kind, "Tags": mark} for kind in ("instance", "volume")],
+            **({"SubnetId": instance["SubnetId"]} if instance.get("SubnetId") else {}),
+        }
+        asked: Mapping[str, Mapping[str, Any]] = {
+            "create_image": {"InstanceId": id, "Name": "changeover-may-it", "NoReboot": True},
+            "run_instances": launch,
+            "create_tags": {"Resources": [id], "Tags": [{"Key": "changeover:may-it", "Value": "1"}]},
+            "delete_tags": {"Resources": [id], "Tags": [{"Key": "changeover:may-it"}]},
+            "stop_instances": {"InstanceIds": [id]},
+            "start_instances": {"InstanceIds": [id]},
+            "modify_instance_attribute": {"InstanceId": id, "DisableApiStop": {"Value": False}},
+        }
+        missing = []
+        for operation, params in asked.items():
+            try:
+                self._aws.dry_run("ec2", operation, **params)
+            except Unauthorized as error:
+                name = "".join(word.capitalize() for word in operation.split("_"))
+                missing.append(f"these credentials may not ec2:{name} ({error.code}): see docs/aws-policy.json")
+            except (Refused, NotFound, Busy, GuardRefused):  # allowed, and not possible just now
+                continue
+        return missing
 
     def _obstacles(self, instance: Raw, sizes: Sequence[Size]) -> list[str]:
         problems = [each for each in (owner_of(instance), unlike(instance)) if each]

@@ -161,7 +161,7 @@ def test_a_size_that_does_not_fit_is_refused_before_anything_is_made(stage: Stag
     image = stage.image(old)
     with pytest.raises(errors.Refused, match=why):
         stage.compute.ensure_server(new_key(), image=image, like=old, size=size)
-    assert stage.cloud.calls["ec2:RunInstances"] == 1  # which made the old one
+    assert stage.cloud.calls["ec2:RunInstances"] == 1  # the one that made the old one
     if size.disk >= 8 * GIB:
         assert why in "; ".join(stage.compute.obstacles([old], sizes=[size])[old])
 
@@ -188,6 +188,19 @@ def test_a_server_that_somebody_else_looks_after_is_refused(stage: Stage, tag: s
     assert stage.cloud.billable()["image"].keys() == {stage.network.image}
     found = stage.compute.obstacles([old, other], sizes=[SMALL])
     assert set(found) == {old} and why in found[old][0]
+
+
+@pytest.mark.parametrize("action", ["CreateImage", "RunInstances", "StopInstances", "CreateTags"])
+def test_a_permission_that_is_missing_is_told_before_anything_is_made(stage: Stage, action: str) -> None:
+    old, other = stage.server(), stage.server()
+    before = stage.cloud.billable()
+    assert stage.compute.obstacles([old, other], sizes=[SMALL]) == {}
+    stage.cloud.troubles.add(Fault(service="ec2", action=action, code="UnauthorizedOperation", http=403))
+    found = stage.compute.obstacles([old, other], sizes=[SMALL])
+    assert set(found) == {old, other}
+    assert all(f"may not ec2:{action} (UnauthorizedOperation)" in "; ".join(each) for each in found.values())
+    assert stage.cloud.billable() == before
+    assert {each.state for each in stage.compute.servers([old, other]).values()} == {"running"}
 
 
 def test_a_worker_killed_between_the_call_and_the_record_is_succeeded_by_one_that_adopts(stage: Stage) -> None:
