@@ -120,7 +120,7 @@ class Coordinator:
         view.mended_at = clock
         ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
         if self.store.lease(f"mend:{rollout.id}", owner=ticket, seconds=0.9 * MEND_EVERY) is not None:
-            mend(self.store, rollout, actor=self.name)
+            mend(self.store, rollout, actor=self.name, grace=self.grace)
 
     def _reopen(self) -> None:
         """An open rollout that is missing in the list of them would be looked at by nobody."""

@@ -13,14 +13,16 @@ import structlog
 from orchestrator.domain.rollout import Rollout
 from orchestrator.reading import readable
 from orchestrator.store import Entry, Row, Store
+from orchestrator.store.shapes import RESEND
 
 log = structlog.get_logger()
 
+LATE = 2 * RESEND  # seconds; what is sent again is due again after that at the latest, or after the grace if longer
 PAGE = 50  # records that one script compares
 TOLD = 20  # lines of one audit entry
 
 
-def mend(store: Store, rollout: Rollout, *, actor: str) -> list[str]:
+def mend(store: Store, rollout: Rollout, *, actor: str, grace: float) -> list[str]:
     """What was wrong in an open rollout, and is not any more; and who else holds what should be its own."""
     seen = store.last_event(rollout.id)
     names = [name for wave in rollout.waves for name in wave]
@@ -29,7 +31,7 @@ def mend(store: Store, rollout: Rollout, *, actor: str) -> list[str]:
     for start in range(0, len(names), PAGE):
         page, _ = readable(store, rollout.id, names[start : start + PAGE])  # who works with the others tells so
         rows += page
-        told += [f"{server}: {what}" for server, what in store.mend(rollout.id, page)]
+        told += [f"{server}: {what}" for server, what in store.mend(rollout.id, page, late=LATE + 2 * grace)]
     if len(rows) == len(names):
         told += [f"counters: {line}" for line in store.recount(rollout.id, [row.upgrade for row in rows], seen=seen)]
     told += [

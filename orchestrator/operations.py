@@ -613,6 +613,8 @@ def rollback_server(store: Store, id: str, server: str, *, actor: str, why: str 
         lambda u, now: u.after(TurnedBack(why=reason, at=now, asked=True)),
         entry,
     )
+    if not changed:
+        _due_again(store, row)
     return Answer(rollout=rollout, changed=changed, confirmed=confirmed(store), servers=(row.upgrade,))
 
 
@@ -637,6 +639,7 @@ def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str) -
 def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, bool]:
     row = _row(store, id, server)
     if row.upgrade.state not in ("held", "failed", "rolled_back"):
+        _due_again(store, row)
         return row.upgrade, False
     entry = Entry(event="Released", actor=actor, detail={"why": f"retried by {actor}"})
     if row.upgrade.state == "held":
@@ -758,6 +761,12 @@ def _left_behind(
     elif any(item.key == key for item in mine):
         left.append(LedgerItem(key=key, kind="old server", server=u.server, state="live", id=old))
     return tuple(left)
+
+
+def _due_again(store: Store, row: Row) -> None:
+    """One that is under way already does not lie in its agenda for longer than its record asks for."""
+    if row.upgrade.state in ("running", "waiting"):
+        store.mend(row.upgrade.rollout, [row], late=0.0)
 
 
 def _released(u: Upgrade, now: float) -> Upgrade:

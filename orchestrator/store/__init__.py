@@ -319,10 +319,11 @@ class Store(Protocol):
 
     # -- mending: what follows from the records, and does not --------------------------------------------------------
 
-    def mend(self, rollout: str, rows: Sequence[Row]) -> Sequence[tuple[str, str]]:
+    def mend(self, rollout: str, rows: Sequence[Row], *, late: float) -> Sequence[tuple[str, str]]:
         """Each of these upgrades is in the agenda that its record asks for, and in no other; one that was in none is
-        due now. What scripts read beside a record says what the record says, if that is still the row's version. Server
-        and what was wrong, for each fault."""
+        due now, and so is one under way that nobody has, and that was due more than `late` seconds after now and what
+        its record waits for. What scripts read beside a record says what the record says, if that is still the row's
+        version. Server and what was wrong, for each fault."""
         ...
 
     def last_event(self, rollout: str) -> str:

@@ -42,6 +42,7 @@ from orchestrator.store.shapes import (
     fenced,
     frozen_text,
     handed_on,
+    latest,
     locked,
 )
 
@@ -518,17 +519,19 @@ class MemoryStore:
 
     # -- mending -----------------------------------------------------------------------------------------------------
 
-    def mend(self, rollout: str, rows: Sequence[Row]) -> Sequence[tuple[str, str]]:
+    def mend(self, rollout: str, rows: Sequence[Row], *, late: float) -> Sequence[tuple[str, str]]:
         with self._lock:
-            told = [fault for row in rows for fault in self._mend(rollout, row.upgrade.server)]
+            told = [fault for row in rows for fault in self._mend(rollout, row, late)]
             if told:
                 self._wake()
             return told
 
-    def _mend(self, rollout: str, server: str) -> list[tuple[str, str]]:
+    def _mend(self, rollout: str, row: Row, late: float) -> list[tuple[str, str]]:
+        server = row.upgrade.server
         record = self._record(rollout, server)
         if record is None:
             return []
+        until = latest(row.upgrade) if record.version == row.version else None
         who, told = (rollout, server), []
         for lane, agenda in self._look.items():
             if lane != record.lane and agenda.pop(who, None) is not None:
@@ -547,6 +550,11 @@ class MemoryStore:
         elif not due and not look:
             told.append((server, "was in no agenda"))
             self._place(record, self.now(), "")
+        elif until is not None and not self._live(record):
+            at = self._due[who] if due else self._look[record.lane][who]
+            if at > max(self.now(), until) + late:
+                told.append((server, "was due later than its record asks for"))
+                self._place(record, self.now(), "" if due else record.lane)
         return told
 
     def last_event(self, rollout: str) -> str:

@@ -66,6 +66,7 @@ from orchestrator.store.shapes import (
     fenced,
     frozen_text,
     handed_on,
+    latest,
     locked,
     target,
 )
@@ -564,11 +565,15 @@ class RedisStore:
 
     # -- mending -----------------------------------------------------------------------------------------------------
 
-    def mend(self, rollout: str, rows: Sequence[Row]) -> Sequence[tuple[str, str]]:
+    def mend(self, rollout: str, rows: Sequence[Row], *, late: float) -> Sequence[tuple[str, str]]:
         told: list[tuple[str, str]] = []
         for some in _batches(rows, _ROWS):
-            seen = [{"server": row.upgrade.server, "version": row.version, "to": target(row.upgrade)} for row in some]
-            told += _pairs(self._texts("mend", {"rollout": rollout, "rows": seen}))
+            seen = [
+                {"server": u.server, "version": row.version, "to": target(u), "latest": latest(u)}
+                for row, u in ((row, row.upgrade) for row in some)
+            ]
+            asked = [{name: value for name, value in each.items() if value is not None} for each in seen]
+            told += _pairs(self._texts("mend", {"rollout": rollout, "rows": asked, "late": late}))
         return told
 
     def last_event(self, rollout: str) -> str:

@@ -89,6 +89,13 @@ def due_at(upgrade: Upgrade, now: float) -> float | None:
     return upgrade.retain_until or now if upgrade.state == "upgraded" else now + SETTLES
 
 
+def latest(upgrade: Upgrade) -> float | None:
+    """Until when one under way may lie in its agenda, if no message of it is out; None where another time counts."""
+    if upgrade.state not in ("running", "waiting"):
+        return None
+    return upgrade.wait.at if upgrade.wait is not None else 0.0
+
+
 def check_cursor(cursor: str) -> str:
     """Of a stream; empty is its beginning."""
     if cursor and not _CURSOR.match(cursor):

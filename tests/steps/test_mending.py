@@ -50,6 +50,24 @@ def test_a_server_that_is_in_no_agenda_is_found_again_within_a_minute(turns: int
         assert not r.made_twice()
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_one_whose_time_was_left_far_away_goes_on(again: bool) -> None:
+    """Found within a minute, and at once where somebody asks again for what is under way."""
+    with running(["web-1"]) as r:
+        assert isinstance(r.store, MemoryStore)
+        r.until(lambda: r.upgrade("web-1").step == "smoke_test")
+        operations.rollback_server(r.store, r.rollout, "web-1", actor="test")
+        r.queue.clear()
+        r.store._due[r.rollout, "web-1"] = r.clock() + 86400
+        asked = r.clock()
+        if again:
+            assert not operations.rollback_server(r.store, r.rollout, "web-1", actor="test").changed
+            assert r.store.next_due() == asked
+        r.until(lambda: r.upgrade("web-1").terminal)
+        assert r.upgrade("web-1").state == "rolled_back"
+        assert r.clock() - asked < 120
+
+
 def test_wrong_counters_do_not_stop_a_rollout_for_long() -> None:
     """As many seem to be in flight as may be."""
     with running([f"web-{n}" for n in range(1, 5)]) as r:

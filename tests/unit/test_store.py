@@ -1324,7 +1324,7 @@ def going(site: Site) -> None:
 
 
 def mended(site: Site) -> list[str]:
-    return [what for server, what in site.store.mend("r1", site.store.rows("r1")) if server == "a"]
+    return [what for server, what in site.store.mend("r1", site.store.rows("r1"), late=600.0) if server == "a"]
 
 
 def to_come(site: Site) -> tuple[Any, ...]:
@@ -1805,6 +1805,49 @@ def test_a_user_that_may_see_little_is_checked_by_what_it_may_see(strange: Runni
         RedisStore(at.format("blind")).check(dev=False)
     with pytest.raises(Unreachable, match="does not let our user"):
         RedisStore(at.format("reader")).wake()
+
+
+def test_one_under_way_is_not_due_later_than_its_record_asks_for(site: Site) -> None:
+    site.create()
+    claim = site.running()
+    site.store.release(claim, due=site.clock.now + 86400)
+    assert site.store.mend("r1", [site.row()], late=90_000.0) == []
+    assert site.store.mend("r1", [site.row()], late=600.0) == [("a", "was due later than its record asks for")]
+    assert site.store.due(limit=9) == [("r1", "a")]
+    assert site.store.mend("r1", [site.row()], late=600.0) == []
+
+
+def test_a_wait_is_not_looked_at_later_than_its_record_asks_for(site: Site) -> None:
+    site.create()
+    row = site.parked(at=5.0)
+    assert site.store.mend("r1", [row], late=0.0) == []
+    site.clock.now += 6
+    site.store.due_in_lane(LANE, limit=9, postpone=86400)
+    assert site.store.due_in_lane(LANE, limit=9, postpone=1) == []
+    assert site.store.mend("r1", [row], late=600.0) == [("a", "was due later than its record asks for")]
+    assert [found.upgrade for found in site.store.due_in_lane(LANE, limit=9, postpone=1)] == [row.upgrade]
+
+
+def test_a_key_of_a_wrong_type_leaves_nothing_half_done(redis_site: Site, valkey_url: str) -> None:
+    """Each key that a change writes: the record is as it was, and goes on once the key is gone."""
+    redis_site.create()
+    claim = redis_site.running()
+    raw, prefix = redis.Redis.from_url(valkey_url), redis_site.store._prefix  # type: ignore[attr-defined] # whose keys they are
+    for name in ("due", "owners", "wake", "lanes", "open", "audit:r1", "cnt:r1", "fly:r1", "ledger:r1"):
+        kept, key = redis_site.row(), prefix + name
+        dumped = raw.dump(key)
+        raw.delete(key)
+        raw.set(key, "x")
+        with pytest.raises(UnsafeStore, match="WRONGTYPE"):
+            redis_site.store.turn(kept, kept.upgrade, entry=DID, due=START)
+        with pytest.raises(UnsafeStore, match="WRONGTYPE"):
+            redis_site.began(claim)
+        assert redis_site.row() == kept, name
+        raw.delete(key)
+        if dumped is not None:
+            raw.restore(key, 0, dumped)
+    assert isinstance(redis_site.began(claim), Claim)
+    raw.close()
 
 
 def test_what_was_answered_outlives_the_servers_death() -> None:

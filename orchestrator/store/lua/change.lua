@@ -1,4 +1,5 @@
 local key = P .. 'ro:' .. a.rollout
+fit(a.rollout)
 local ro = call('HMGET', key, 'ready', 'version', 'state')
 if ro[1] ~= '1' or tonumber(ro[2]) ~= a.version then return false end
 local version = whole(number_after(a.version))

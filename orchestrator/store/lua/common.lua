@@ -50,10 +50,27 @@ local function holder(lock)
   return rid
 end
 
+-- What a script writes for a rollout is of the type that it takes: one that failed in the middle of its writes would
+-- leave a record moved on, and not in the agenda that it asks for.
+local fitting = {}
+local function fit(rid)
+  if fitting[rid] then return end
+  local kinds = {due = 'zset', owners = 'zset', lanes = 'set', open = 'set', wake = 'stream', ['audit:' .. rid] = 'stream',
+    ['cnt:' .. rid] = 'hash', ['fly:' .. rid] = 'hash', ['ledger:' .. rid] = 'hash', ['ro:' .. rid] = 'hash',
+    ['locks:' .. rid] = 'set'}
+  if a.look and a.look ~= '' then kinds['look:' .. a.look] = 'zset' end
+  for name, kind in pairs(kinds) do
+    local is = call('TYPE', P .. name).ok
+    if is ~= 'none' and is ~= kind then error({err = 'WRONGTYPE at ' .. P .. name .. ' for a ' .. kind}) end
+  end
+  fitting[rid] = true
+end
+
 local function member(r) return r.rid .. '/' .. r.sid end
 
 -- An upgrade's control fields; nil when there is none.
 local function load(rid, sid)
+  fit(rid)
   local key = P .. 'sv:' .. rid .. ':' .. sid
   local v = call('HMGET', key, 'version', 'epoch', 'entry', 'owner', 'fence', 'lease', 'state', 'rest', 'domain',
     'lane', 'direction', 'step', 'sent', 'attempts', 'wave', 'lost')

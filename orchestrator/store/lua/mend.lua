@@ -7,7 +7,7 @@ local function told(r, what)
   said[#said + 1] = what
 end
 
-local function agenda(r)
+local function agenda(r, latest)
   local m = member(r)
   for _, lane in ipairs(lanes) do
     if lane ~= r.lane and call('ZREM', P .. 'look:' .. lane, m) == 1 then
@@ -32,6 +32,9 @@ local function agenda(r)
     told(r, 'was in no agenda')
     call('HSET', r.key, 'lane', '')
     place(r, now, '')
+  elseif latest and not live(r) and tonumber(due or look) > math.max(now, latest) + a.late then
+    told(r, 'was due later than its record asks for')
+    place(r, now, due and '' or r.lane)
   elseif look and call('SADD', P .. 'lanes', r.lane) == 1 then
     told(r, 'waited in ' .. r.lane .. ', which nobody looked at')
   end
@@ -43,6 +46,7 @@ end
 for _, seen in ipairs(a.rows) do
   local r = load(a.rollout, seen.server)
   if r then
+    local latest
     if r.version == seen.version then
       local rest = r.rest and '1' or '0'
       local is = {state = r.state, rest = rest, direction = r.direction, step = r.step, attempts = r.attempts}
@@ -54,8 +58,9 @@ for _, seen in ipairs(a.rows) do
         end
       end
       r.rest = is.rest == '1'
+      latest = seen.latest
     end
-    agenda(r)
+    agenda(r, latest)
     if call('SADD', P .. 'servers:' .. a.rollout, r.sid) == 1 then told(r, 'was not listed in its rollout') end
   end
 end
