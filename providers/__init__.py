@@ -2,7 +2,8 @@
 
 A provider is found by role and name through the entry points `changeover.<role>`, so that a package of
 somebody else's can add one. Its constructor takes one mapping: the `provider` part of the fleet file
-(for traffic: the `traffic` part, without its pools), secrets still as references.
+(for traffic: the `traffic` part, with `pools`, each with its `backend` and `port`). References to secrets have been
+resolved by the worker that makes it: it keeps them to itself.
 """
 
 from __future__ import annotations
@@ -34,14 +35,28 @@ class Key:
 class Caps:
     """What a provider can do, so that a plan can say what it cannot.
 
-    `batch`: how many ids one look takes. `additive`: old and new can serve side by side (a balancer), or one
-    address moves (a DNS record, an elastic address). `size_enforced`: whether memory and disk limits hold.
+    `batch`: how many ids one look takes. `additive`: old and new can serve side by side (a balancer), or the new one
+    takes the old one's place in one go (a name with one address, an elastic address). `counts_sessions`: it sees the
+    requests in flight at a server that leaves; where not, the server itself is asked (`Facts.connections`). `poll`:
+    seconds after which a look may tell anything new. `size_enforced`: whether memory and disk limits hold.
     """
 
     batch: int = 100
     additive: bool = True
+    counts_sessions: bool = True
+    poll: float = 0.2
     size_enforced: bool = True
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that a doctor has looked at. `fix`: what to do about it if it is not well."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
 
 
 def find(role: Role, name: str, settings: Mapping[str, Any]) -> Any:

@@ -140,7 +140,9 @@ class World:
         return cast(Guest, self._provider("guest", fleet.provider.guest or fleet.provider.name, _lane_settings(fleet)))
 
     def traffic(self, fleet: Fleet) -> Traffic:
-        pools = {name: {"backend": pool.backend or name} for name, pool in fleet.traffic.pools.items()}
+        pools = {
+            name: {"backend": pool.backend or name, "port": pool.port} for name, pool in fleet.traffic.pools.items()
+        }
         return cast(
             Traffic, self._provider("traffic", fleet.traffic.provider, {**fleet.traffic.settings, "pools": pools})
         )
@@ -156,7 +158,7 @@ class World:
         key = (role, name, repr(sorted(settings.items(), key=lambda item: item[0])))
         with self._lock:
             if key not in self._providers:
-                self._providers[key] = self.find(role, name, settings)
+                self._providers[key] = self.find(role, name, {what: _meant(value) for what, value in settings.items()})
             return self._providers[key]
 
 
@@ -340,6 +342,11 @@ def resolve(value: str) -> str:
         except ValueError:  # whose own words would hold the file's bytes
             raise Refused(f"the secret file:{where} is not UTF-8 text") from None
     return value
+
+
+def _meant(value: Any) -> Any:
+    """A setting as its provider needs it."""
+    return resolve(value) if isinstance(value, str) else value
 
 
 def _known(secret: str) -> str:

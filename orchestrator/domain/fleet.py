@@ -62,6 +62,7 @@ def _mode(value: object) -> object:
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Ident = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.:-]{0,126}[A-Za-z0-9])?$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Backend = Annotated[str, Field(pattern=r"^[A-Za-z0-9_@][A-Za-z0-9_.:/-]{0,254}$")]
 Line = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
 _AS_DURATION = PlainSerializer(lambda seconds: f"{round(seconds * 1000)}ms", return_type=str)
 _AS_BYTES = PlainSerializer(lambda size: f"{size}B", return_type=str)
@@ -132,13 +133,13 @@ class Pool(Model):
 
     port: Port
     min_healthy: Annotated[int, Field(ge=1, le=10_000)] = 1
-    backend: Word | None = None
+    backend: Backend | None = None
 
 
 class TrafficSwitch(Model):
     provider: Word
     settings: Settings = Field(default_factory=dict)
-    pools: Mapping[Word, Pool] = Field(min_length=1, max_length=100)
+    pools: Mapping[Word, Pool] = Field(min_length=1, max_length=10_000)
 
 
 class PathRule(Model):

@@ -26,6 +26,8 @@ class Facts:
     """What one look inside a server found. Bytes. `clock_offset` is seconds against the asker's clock.
 
     `memory_total` is the limit that holds for the server's processes, read back from where it is enforced.
+    `connections`: TCP connections that are open at each port where the server listens, by the port's number as text;
+    None if that cannot be seen from inside.
     """
 
     server: str
@@ -36,6 +38,7 @@ class Facts:
     memory_used: int
     paths: tuple[PathFacts, ...] = ()
     listening: tuple[int, ...] = ()
+    connections: Mapping[str, int] | None = None
     failed_units: tuple[str, ...] = ()
     clock_offset: float = 0.0
     extra: Mapping[str, str] = field(default_factory=dict)

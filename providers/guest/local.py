@@ -47,6 +47,7 @@ def _facts(one: Mapping[str, Any], asked: float, heard: float) -> Facts:
         memory_used=one["memory_used"],
         paths=tuple(PathFacts(**path) for path in one["paths"]),
         listening=tuple(one["listening"]),
+        connections=one.get("connections"),
         clock_offset=min(0.0, clock - asked) + max(0.0, clock - heard),
         extra=one["extra"],
     )

@@ -6,7 +6,7 @@ import hashlib
 import ipaddress
 import random
 import socket
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -28,15 +28,27 @@ def bindable(address: str, port: int) -> bool:
     return True
 
 
-def listeners() -> Mapping[str, tuple[int, ...]]:
-    """TCP ports with a listener, by the exact address that they listen on. One look costs as much as a hundred."""
-    found = defaultdict(set)
+_LISTENS = "0A"
+# Established, half open or half closed (include/net/tcp_states.h). TIME_WAIT is over: nobody waits for an answer.
+_OPEN = frozenset({"01", "03", "04", "05", "08", "09", "0B"})
+
+
+def listeners() -> Mapping[str, Mapping[int, int]]:
+    """TCP ports with a listener, by the exact address that they listen on, and how many connections are open there. One
+    look costs as much as a hundred."""
+    found: dict[str, dict[int, int]] = defaultdict(dict)
+    opened: Counter[tuple[str, int]] = Counter()
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         words = line.split(None, 4)
-        if words[3] == "0A":
-            host, _, port = words[1].partition(":")
-            found[socket.inet_ntoa(bytes.fromhex(host)[::-1])].add(int(port, 16))
-    return {address: tuple(sorted(ports)) for address, ports in found.items()}
+        if words[3] != _LISTENS and words[3] not in _OPEN:
+            continue
+        host, _, number = words[1].partition(":")
+        address, port = socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(number, 16)
+        if words[3] == _LISTENS:
+            found[address][port] = 0
+        else:
+            opened[address, port] += 1
+    return {address: {port: opened[address, port] for port in sorted(ports)} for address, ports in found.items()}
 
 
 class Addresses:

@@ -23,7 +23,7 @@ import logging
 import re
 import socketserver
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -267,7 +267,7 @@ class Api:
         for record in self._host.servers.all():
             proc = self._host.servers.proc(record.id)
             if record.id in ids and record.state == "running" and proc:
-                found += self._look(record, proc, running.get(record.boot, ()), paths, heard.get(record.address, ()))
+                found += self._look(record, proc, running.get(record.boot, ()), paths, heard.get(record.address, {}))
         return found
 
     def _look(
@@ -276,7 +276,7 @@ class Api:
         proc: Proc,
         pids: Sequence[int],
         paths: Sequence[str],
-        listening: Sequence[int],
+        listening: Mapping[int, int],
     ) -> list[dict[str, Any]]:
         """Nothing of a server that does not let itself be looked at: the others of the call are answered all the
         same, whatever one does to its folder."""

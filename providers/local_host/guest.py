@@ -12,7 +12,7 @@ import os
 import pwd
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ def facts(
     *,
     pids: Sequence[int],
     paths: Sequence[str],
-    listening: Sequence[int],
+    listening: Mapping[int, int],
 ) -> dict[str, Any] | None:
-    """`pids` are all that run of this boot. None if the server does not run (any more)."""
+    """`pids` are all that run of this boot, `listening` the open connections by port. None if the server
+    does not run (any more)."""
     limits = _limits(proc.pid)
     status = {pid: _status(pid) for pid in {proc.pid, *pids}}
     used = tree.usage(root)
@@ -48,6 +49,7 @@ def facts(
         "memory_used": max(values.get("VmData", 0) for values in status.values()),
         "paths": found,
         "listening": list(listening),
+        "connections": {str(port): count for port, count in listening.items()},
         "clock": time.time(),
         "extra": {
             "pid": str(proc.pid),

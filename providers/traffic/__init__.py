@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from providers import Caps
+from providers import Caps, Finding
 
 MemberState = Literal["absent", "joining", "serving", "down", "draining", "leaving"]
 
@@ -32,9 +32,11 @@ class MemberView:
     """A member as the balancer itself sees it now.
 
     joining: known, not yet proven, gets no user request. serving: proven healthy and gets requests. down: meant to
-    serve, but the balancer's check fails. draining: gets no new requests, old ones go on. leaving: taken out, the
-    balancer still counts connections. absent: unknown to the balancer.
-    `sessions` counts requests and connections in flight or queued. `detail` is in the balancer's own words.
+    serve, but the balancer's check fails. draining: gets no new requests, old ones go on (a name: answers with it may
+    still be kept). leaving: taken out, the balancer still counts connections (a name: no valid answer leads there any
+    more). absent: unknown to the balancer.
+    `sessions` counts requests and connections in flight or queued, where `caps.counts_sessions`; else it is 0.
+    `detail` is in the balancer's own words.
     """
 
     name: str
@@ -83,20 +85,37 @@ class Traffic(Protocol):
         """The views of many (pool, member name) pairs in one look per balancer; an unknown member is `absent`."""
         ...
 
+    def prepare(self, pool: str, name: str, /) -> float:
+        """Long before that member comes: what takes its time begins (a TTL is lowered, and has to be waited for).
+        Seconds until `add` can go on; 0 at a balancer. Users notice nothing. Safe to repeat."""
+        ...
+
+    def settled(self, pool: str, name: str, /) -> None:
+        """That member is not going to come or go any more: what `prepare` has changed is put back, once nobody else
+        needs it. Safe to repeat, and without a `prepare`."""
+        ...
+
+    def examine(self) -> Sequence[Finding]:
+        """What a doctor should say of this switch beyond its pools' members. Changes nothing."""
+        ...
+
     def add(self, pool: str, member: Member) -> MemberView:
         """Advance the member towards serving: in, unproven; proven; serving. Never takes a serving member out of
-        service, even for a moment. `Conflict` if the name has another address. Safe to repeat and to abandon."""
+        service, even for a moment, unless the switch is not additive: then the former one begins to drain.
+        `Conflict` if the name has another address. Safe to repeat and to abandon."""
         ...
 
     def remove(self, pool: str, name: str, *, guard: Guard, cut: bool) -> MemberView:
         """Advance the member towards absent: draining, then, once idle, leaving, then absent.
 
         `GuardRefused` if the guard does not hold at that moment; then nothing changed. With `cut` it does not wait for
-        sessions to end: it ends them. Absence is the only proof of being idle."""
+        sessions to end: it ends them, where it can. Absence is the only proof of being idle; where sessions are not
+        counted, whoever removes a `leaving` one answers for its connections."""
         ...
 
     def restore(self, pool: str, member: Member) -> MemberView:
-        """Advance a member that was draining, leaving or removed back towards serving. A draining one at once."""
+        """Advance a member that was draining, leaving or removed back towards serving. A draining one at once. Where
+        the switch is not additive, whoever has its place begins to drain."""
         ...
 
     def idle(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:

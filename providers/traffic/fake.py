@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from providers import Caps
+from providers import Caps, Finding
 from providers.clients.fake_cloud import Remote
 from providers.compute.fake import FakeCloud
 from providers.errors import Conflict, GuardRefused, NotFound, Refused
@@ -54,6 +54,16 @@ class FakeTraffic:
         with self.cloud.lock:
             self.cloud.call("idle")
             return {(pool, name): self._view(pool, name) for pool, name in wanted}
+
+    def prepare(self, pool: str, _name: str) -> float:
+        self._pool(pool)
+        return 0.0
+
+    def settled(self, pool: str, _name: str) -> None:
+        self._pool(pool)
+
+    def examine(self) -> Sequence[Finding]:
+        return ()
 
     def add(self, pool: str, member: Member) -> MemberView:
         with self.cloud.lock:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from providers import Caps
+from providers import Caps, Finding
 from providers.clients.haproxy import (
     Process,
     RuntimeSocket,
@@ -133,6 +133,16 @@ class HAProxyTraffic:
         snapshot.servers(backend)
         totals = snapshot.totals[backend]
         return PoolCounters(requests=totals.requests, failed=totals.failed, epoch=snapshot.process.epoch)
+
+    def prepare(self, pool: str, _name: str) -> float:
+        self._backend(pool)
+        return 0.0
+
+    def settled(self, pool: str, _name: str) -> None:
+        self._backend(pool)
+
+    def examine(self) -> Sequence[Finding]:
+        return ()
 
     def add(self, pool: str, member: Member) -> MemberView:
         backend = _checked(self._backend(pool), member)
@@ -477,7 +487,7 @@ def _pools(pools: object) -> dict[str, str]:
     known: dict[str, str] = {}
     for pool, said in pools.items():
         one = said or {}
-        if not isinstance(one, Mapping) or set(one) - {"backend"}:
+        if not isinstance(one, Mapping) or set(one) - {"backend", "port"}:
             raise Refused(f"traffic settings: pool {pool!r} must be {{backend: NAME}}")
         known[pool] = valid_name(one.get("backend", pool), f"backend of pool {pool!r}:")
     return known

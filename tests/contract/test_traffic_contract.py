@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Protocol
 
 import pytest
@@ -17,8 +18,10 @@ from providers.fake_host import Operator
 from providers.probe.fake import FakeSites
 from providers.traffic import Guard, Member, MemberView, Traffic
 from providers.traffic.fake import FakeTraffic
+from providers.traffic.rfc2136 import Rfc2136Traffic
 from tests.support.fake_cloud import running_cloud
-from tests.support.haproxy import HAProxy, Site, Visit, stage
+from tests.support.haproxy import HAProxy, Loop, Site, Visit, stage
+from tests.support.nameserver import Names, names
 
 POOL = "web"
 NO_GUARD = Guard(min_healthy=0)
@@ -136,10 +139,60 @@ def fake_world_of_its_own() -> Iterator[World]:
         yield FakeWorld(FakeTraffic(running.settings("contract")), running.operator("contract"))
 
 
+class NamesWorld:
+    """A name of which each member is an address, at two name servers of which one is late."""
+
+    def __init__(self, zone: Names, sites: dict[str, Site]) -> None:
+        self._zone, self._sites = zone, sites
+        port = sites["a"].port
+        for site in sites.values():
+            site.stop()
+            site.port = port
+            site.start()
+        there = {name: sites[name].address for name in ("a", "c")}
+        zone.zone.put(POOL, "A", 1, *there.values())
+        zone.zone.put(f"_changeover.{POOL}", "TXT", 30, *(f'"member {n} {a} serving 0"' for n, a in there.items()))
+        self.traffic: Traffic = Rfc2136Traffic(zone.settings({POOL: port}, check="/health"))
+        until(self, lambda: self.traffic.members(POOL)[0].detail == "")
+
+    def member(self, name: str) -> Member:
+        site = self._sites[name]
+        return Member(name=name, address=site.address, port=site.port)
+
+    def heal(self, name: str, *, healthy: bool) -> None:
+        self._sites[name].healthy = healthy
+
+    def hold(self, name: str) -> Callable[[], None]:
+        visit = Visit((self._sites[name].address, self._sites[name].port))
+        visit.ask("/slow")
+
+        def end() -> None:
+            self._sites[name].release()
+            visit.close()
+
+        return end
+
+    def request(self) -> None: ...
+
+    def pass_time(self) -> None:
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def names_world() -> Iterator[World]:
+    loop = Loop()
+    try:
+        with names(lag=0.05) as zone:
+            yield NamesWorld(zone, {name: Site(loop, name) for name in ("a", "c", "new")})
+    finally:
+        loop.close()
+
+
 WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
     "fake": fake_world,
     "fake in a process of its own": fake_world_of_its_own,
     "haproxy": haproxy_world,
+    "rfc2136": names_world,
 }
 
 
@@ -278,6 +331,8 @@ def test_the_last_member_that_serves_stays(world: World) -> None:
 
 
 def test_a_member_leaves_only_when_its_last_request_ended(world: World) -> None:
+    if not world.traffic.caps.counts_sessions:
+        pytest.skip("this switch does not see sessions")
     end = world.hold("a")
     for _ in range(3):
         view = world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=False)
@@ -289,6 +344,42 @@ def test_a_member_leaves_only_when_its_last_request_ended(world: World) -> None:
     until(world, lambda: world.traffic.idle([(POOL, "a")])[POOL, "a"].actionable)
     take_out(world, "a")
     assert world.traffic.idle([(POOL, "a")])[POOL, "a"].state == "absent"
+
+
+def test_without_a_count_a_member_leaves_when_nobody_is_sent_to_it_any_more(world: World) -> None:
+    if world.traffic.caps.counts_sessions:
+        pytest.skip("this switch sees sessions")
+    end = world.hold("a")
+    began = time.monotonic()
+    view = world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=True)
+    assert (view.state, view.sessions) == ("draining", 0)
+
+    def leaving() -> bool:
+        view = world.traffic.idle([(POOL, "a")])[POOL, "a"]
+        if view.state == "draining" and view.actionable:
+            assert world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=True).state == "draining"
+        return view.state == "leaving"
+
+    until(world, leaving)
+    assert time.monotonic() - began >= 1, "the TTL"
+    assert world.traffic.idle([(POOL, "a")])[POOL, "a"].actionable
+    end()
+    assert take_out(world, "a") == ["absent"]
+
+
+def test_a_pool_is_prepared_for_a_member_and_settled_afterwards(world: World) -> None:
+    before = [replace(view, detail="") for view in world.traffic.members(POOL)]
+    until(world, lambda: world.traffic.prepare(POOL, "new") == 0)
+    assert [replace(view, detail="") for view in world.traffic.members(POOL)] == before
+    bring_in(world, "new")
+    take_out(world, "new")
+    for _ in range(2):
+        world.traffic.settled(POOL, "new")
+    assert [replace(view, detail="") for view in world.traffic.members(POOL)] == before
+
+
+def test_a_doctor_finds_a_good_switch_well(world: World) -> None:
+    assert [found for found in world.traffic.examine() if not found.ok] == []
 
 
 def test_a_cut_does_not_wait(world: World) -> None:

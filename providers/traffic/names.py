@@ -1,0 +1,600 @@
+"""Names in a zone as pools: who has an address in the record set is a member. Shared by what can change a zone.
+
+DNS knows neither a member's name, nor whether it is well, nor who still believes an older answer. So:
+
+- What it cannot tell is noted beside it, in a TXT record set at `_changeover.<name>`, changed in the same transaction
+  as the addresses: the members' names and how far each has come, the TTL that was lowered, and who needs it low.
+- Nothing is believed but the authoritative servers themselves: a member serves when each of them has been seen to
+  answer with it, values and TTL; it is away when none does any more, and the TTL has passed since.
+- Whether a server is well is asked of the server, at its port in the pool.
+
+In: noted; once it is well, and the TTL has been low for as long as it had been high, into the record set; seen at every
+authoritative server, it serves. Out: the record set without it, only while others serve; then `draining`, until no
+answer with it can be in a cache that keeps to the TTL; then `leaving`, until somebody who can see its connections says
+so by removing it once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import math
+import re
+import socket
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeVar
+
+from providers import Caps, Finding
+from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
+from providers.traffic import Guard, Member, MemberView, PoolCounters
+
+# An advance is read and decided anew when somebody else has changed the name, or an answer was lost.
+TRIES = 4
+# How long one advance may wait for what it has just asked for to show everywhere.
+MOMENT_SECONDS = 0.1
+CHECK_SECONDS = 2.0
+LOOKS_AT_ONCE = 16
+# A secondary, and whoever asks it, may be this late without being noticed.
+MARGIN_SECONDS = 5.0
+NOTE_TTL = 30
+PREFIX = "_changeover"
+
+Phase = Literal["joining", "entered", "serving", "draining"]
+_PHASES = ("joining", "entered", "serving", "draining")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
+T = TypeVar("T")
+
+
+class _Lost(Exception):
+    """The name was not as expected any more, so nothing changed: look again, and decide anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddressSet:
+    """The addresses of a name at one server. `ttl` in seconds, 0 without addresses."""
+
+    addresses: frozenset[str] = frozenset()
+    ttl: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One name: its addresses and our notes (lines of text) where changes are made, and the addresses at every
+    authoritative server; a text where one did not answer, saying so."""
+
+    here: AddressSet
+    notes: frozenset[str]
+    everywhere: Mapping[str, AddressSet | str]
+
+
+class Zone(Protocol):
+    """What can be asked and changed. Names are as in the fleet file."""
+
+    @property
+    def lane(self) -> str: ...
+
+    def check(self, name: str) -> None:
+        """`Refused`, with the reason, for a name that cannot be a pool: an alias, or one with addresses of another kind
+        that nobody would move."""
+        ...
+
+    def look(self, names: Collection[str]) -> Mapping[str, Found]:
+        """Each name, now. Raises if the place where changes are made does not answer; another that does not is told."""
+        ...
+
+    def examine(self, name: str, *, low: int) -> Sequence[Finding]:
+        """What a doctor says of that name: every server reached and of one opinion, changes allowed, its TTL. Changes
+        nothing."""
+        ...
+
+    def change(self, name: str, was: Found, to: AddressSet, notes: frozenset[str]) -> bool:
+        """Addresses and notes together, if both are as they were in `was`; else False, and nothing changed. An answer
+        that was lost is `Transient`, ambiguous."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """How far a member has come. joining: not in the record set yet. entered: in it, not seen everywhere. serving: was
+    seen everywhere. draining: out of it; `until` (epoch seconds) nobody may have forgotten it, 0 as long as a server
+    still answers with it."""
+
+    address: str
+    phase: Phase
+    until: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """The TTL before it was lowered, in seconds, and since when (epoch seconds) every server has the low one; 0: not
+    yet."""
+
+    was: int
+    since: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    members: Mapping[str, Note] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
+    lowered: Lowered | None = None
+    others: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, lines: Iterable[str]) -> Notes:
+        """Lines that are not ours, or of a later version, are kept as they are."""
+        members: dict[str, Note] = {}
+        held: set[str] = set()
+        others: set[str] = set()
+        lowered = None
+        for line in sorted(lines):
+            match line.split(" "):
+                case ["member", name, address, phase, until] if phase in _PHASES and _number(until) is not None:
+                    members[name] = Note(address=address, phase=phase, until=float(until))  # type: ignore[arg-type] # one of the four
+                case ["hold", name]:
+                    held.add(name)
+                case ["ttl", was, since] if was.isdigit() and _number(since) is not None:
+                    lowered = Lowered(was=int(was), since=float(since))
+                case _:
+                    others.add(line)
+        return cls(members=members, held=frozenset(held), lowered=lowered, others=frozenset(others))
+
+    def lines(self) -> frozenset[str]:
+        said = {f"member {name} {one.address} {one.phase} {one.until:.3f}" for name, one in self.members.items()}
+        said |= {f"hold {name}" for name in self.held}
+        if self.lowered is not None:
+            said.add(f"ttl {self.lowered.was} {self.lowered.since:.3f}")
+        return frozenset(said | self.others)
+
+    def with_member(self, name: str, note: Note | None) -> Notes:
+        rest = {other: one for other, one in self.members.items() if other != name}
+        return replace(self, members=rest if note is None else {**rest, name: note})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One name, read. Pure: what follows from it is decided here."""
+
+    found: Found
+    notes: Notes
+    now: float
+    margin: float
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        return self.found.here.addresses
+
+    @property
+    def ttl(self) -> int:
+        return self.found.here.ttl
+
+    def note(self, name: str) -> Note | None:
+        """What is known of a member. One that was there before us has its address for a name, and serves."""
+        if (noted := self.notes.members.get(name)) is not None:
+            return noted
+        if name in self.addresses and self.named(name) is None:
+            return Note(address=name, phase="serving")
+        return None
+
+    def named(self, address: str) -> str | None:
+        """Which member this address is noted for."""
+        return next((name for name, one in self.notes.members.items() if one.address == address), None)
+
+    def names(self) -> list[str]:
+        return sorted(self.notes.members) + sorted(one for one in self.addresses if self.named(one) is None)
+
+    def disagreement(self) -> str:
+        """Which authoritative server answers otherwise than the one where changes are made; empty if none does."""
+        for server, seen in sorted(self.found.everywhere.items()):
+            if isinstance(seen, str):
+                return seen
+            if seen.addresses != self.addresses:
+                return f"{server} still answers {', '.join(sorted(seen.addresses)) or 'nothing'}"
+            if seen.ttl != self.ttl:
+                return f"{server} still answers with a TTL of {seen.ttl} s"
+        return ""
+
+    def too_soon(self, low: int) -> float:
+        """Seconds until no cache keeps an answer for longer than the low TTL; infinite if that time has not begun."""
+        if self.ttl > low:
+            return math.inf
+        lowered = self.notes.lowered
+        if lowered is None:
+            return 0.0
+        if not lowered.since:
+            return math.inf
+        return max(0.0, lowered.since + lowered.was + self.margin - self.now)
+
+    def forgotten_at(self) -> float:
+        """Epoch seconds at which nobody believes any more what was true until now."""
+        until = self.now + self.ttl
+        if (lowered := self.notes.lowered) is not None:
+            until = max(until, (lowered.since or self.now) + lowered.was)
+        return until + self.margin
+
+    def restless(self) -> bool:
+        return any(one.phase != "serving" for one in self.notes.members.values())
+
+
+class NameTraffic:
+    """`pools`: pool to (name, port). `ttl`: seconds, as long as anybody needs it low. `check`: `tcp`, `none`, or a path
+    that must be answered with 2xx or 3xx. `one`: the name has one address at any time; the new one takes the place of
+    the old one, instead of standing beside it."""
+
+    def __init__(
+        self,
+        zone: Zone,
+        *,
+        pools: Mapping[str, tuple[str, int]],
+        ttl: int,
+        check: str = "tcp",
+        one: bool = False,
+        margin: float = MARGIN_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._zone, self._pools, self._ttl, self._check = zone, pools, ttl, check
+        self._one, self._margin, self._clock = one, margin, clock
+
+    @property
+    def caps(self) -> Caps:
+        return Caps(
+            additive=not self._one,
+            counts_sessions=False,
+            poll=1.0,
+            notes=(
+                "names in DNS: resolvers and programs may keep an address longer than its TTL says, so a server that "
+                "leaves also waits until its own connections have ended; what connects anew after that is refused",
+            ),
+        )
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=LOOKS_AT_ONCE, thread_name_prefix="check")
+
+    def lane(self, pool: str) -> str:
+        self._where(pool)
+        return self._zone.lane
+
+    def members(self, pool: str) -> Sequence[MemberView]:
+        name, port = self._where(pool)
+        self._zone.check(name)
+        look = self._look(pool)
+        if not look.found.here.addresses:
+            raise NotFound(f"{name} has no address: pool {pool} needs a name that serves")
+        if self._one and len(look.addresses) > 1:
+            many = ", ".join(sorted(look.addresses))
+            raise Refused(f"{name} has {many}, and the settings say `addresses: one`: say `many`, or leave it one")
+        health = self._ask(port, {one.address for one in map(look.note, look.names()) if one is not None})
+        return tuple(self._view(look, member, port, health) for member in look.names())
+
+    def proven(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:
+        names = {pool: self._where(pool) for pool, _ in wanted}
+        found = self._zone.look({name for name, _ in names.values()}) if names else {}
+        looks = {pool: self._read(found[name]) for pool, (name, _) in names.items()}
+        ask: dict[tuple[str, int], None] = {}
+        for pool, member in wanted:
+            note = looks[pool].note(member)
+            if note is not None and note.phase != "draining":
+                ask[note.address, names[pool][1]] = None
+        health = self._ask_all(list(ask))
+        return {(pool, member): self._view(looks[pool], member, names[pool][1], health) for pool, member in wanted}
+
+    def idle(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:
+        return self.proven(wanted)
+
+    def counters(self, pool: str) -> PoolCounters | None:
+        self._where(pool)
+        return None
+
+    def examine(self) -> Sequence[Finding]:
+        """Of each name, what its zone says (`Zone.examine`), and what its TTL means for a rollout."""
+        return [finding for name, _ in self._pools.values() for finding in self._zone.examine(name, low=self._ttl)]
+
+    # -- the TTL ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, pool: str, name: str) -> float:
+        self._where(pool)
+        _valid(name)
+
+        def act(look: Look) -> float:
+            notes = replace(look.notes, held=look.notes.held | {name})
+            look = self._lower(pool, look, notes)
+            left = look.too_soon(self._ttl)
+            assert look.notes.lowered is not None or not left
+            return left if left < math.inf else (look.notes.lowered.was if look.notes.lowered else 0) + self._margin
+
+        self._zone.check(self._where(pool)[0])
+        return self._advance(pool, act)
+
+    def settled(self, pool: str, name: str) -> None:
+        _valid(name)
+
+        def act(look: Look) -> None:
+            notes = replace(look.notes, held=look.notes.held - {name})
+            to = look.found.here
+            if notes.lowered is not None and not notes.held and not look.restless() and look.addresses:
+                to = replace(to, ttl=notes.lowered.was)
+                notes = replace(notes, lowered=None)
+            self._write(pool, look, to, notes)
+
+        self._advance(pool, act)
+
+    def _lower(self, pool: str, look: Look, notes: Notes) -> Look:
+        """The TTL is low, or on its way there, and noted; with `notes` besides."""
+        to = look.found.here
+        if look.addresses and look.ttl > self._ttl:
+            # Somebody may have raised it since we had lowered it: then that is what it goes back to.
+            notes = replace(notes, lowered=Lowered(was=look.ttl))
+            to = replace(to, ttl=self._ttl)
+        elif notes.lowered is not None and not notes.lowered.since and not look.disagreement():
+            notes = replace(notes, lowered=replace(notes.lowered, since=look.now))
+        return self._write(pool, look, to, notes)
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def add(self, pool: str, member: Member) -> MemberView:
+        return self._advance(pool, lambda look: self._add(pool, look, member))
+
+    def restore(self, pool: str, member: Member) -> MemberView:
+        return self._advance(pool, lambda look: self._add(pool, look, member))
+
+    def _add(self, pool: str, look: Look, member: Member) -> MemberView:
+        name, port = self._where(pool)
+        address = _address(member)
+        note = look.note(member.name)
+        taken = look.named(address)
+        if note is not None and note.address != address:
+            raise Conflict(f"{member.name} of {name} is {note.address}, not {address}")
+        if taken not in (None, member.name):
+            raise Conflict(f"{address} of {name} is known as {taken}, not as {member.name}")
+        if member.port != port:
+            raise Conflict(f"{member.name} has port {member.port}, pool {pool} has {port}: DNS knows no ports")
+        if note is None:
+            # An address that is there already, and whose note somebody has taken away, was proven when it came.
+            phase: Phase = "serving" if address in look.addresses else "joining"
+            notes = look.notes.with_member(member.name, Note(address=address, phase=phase))
+            look = self._lower(pool, look, notes)
+        elif note.phase == "draining":
+            look = self._enter(pool, look, member.name, address)
+        elif note.phase == "joining":
+            look = self._lower(pool, look, look.notes)
+            if not look.too_soon(self._ttl) and not self._ask(port, {address})[address, port]:
+                look = self._enter(pool, look, member.name, address)
+        elif address not in look.addresses:  # somebody has taken it out
+            look = self._enter(pool, look, member.name, address)
+        elif note.phase == "entered":
+            look = self._seen_everywhere(pool, look, member.name)
+        return self._view(look, member.name, port, self._ask(port, {address}))
+
+    def _enter(self, pool: str, look: Look, name: str, address: str) -> Look:
+        """Into the record set: beside the others, or in the place of the one that is there."""
+        notes = look.notes.with_member(name, Note(address=address, phase="entered"))
+        addresses = look.addresses | {address}
+        if self._one:
+            for other in look.addresses - {address}:
+                leaving = look.named(other) or other
+                notes = notes.with_member(leaving, Note(address=other, phase="draining"))
+            addresses = frozenset({address})
+        look = self._write(pool, look, AddressSet(addresses=addresses, ttl=look.ttl or self._ttl), notes)
+        return self._seen_everywhere(pool, look, name)
+
+    def _seen_everywhere(self, pool: str, look: Look, name: str) -> Look:
+        """Noted as serving, if every authoritative server answers with it by now, or in a moment."""
+        look = self._agreeing(pool, look)
+        note = look.note(name)
+        if look.disagreement() or note is None or note.phase != "entered" or note.address not in look.addresses:
+            return look
+        notes = look.notes.with_member(name, replace(note, phase="serving"))
+        return self._write(pool, look, look.found.here, notes)
+
+    def _agreeing(self, pool: str, look: Look) -> Look:
+        deadline = time.monotonic() + MOMENT_SECONDS
+        while look.disagreement() and time.monotonic() < deadline:
+            time.sleep(0.01)
+            look = self._look(pool)
+        return look
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def remove(self, pool: str, name: str, *, guard: Guard, cut: bool) -> MemberView:  # noqa: ARG002 - see there
+        """As promised; what a cache still believes cannot be cut: `cut` waits for it all the same."""
+        _valid(name)
+        return self._advance(pool, lambda look: self._remove(pool, look, name, guard))
+
+    def _remove(self, pool: str, look: Look, name: str, guard: Guard) -> MemberView:
+        _, port = self._where(pool)
+        note = look.note(name)
+        if note is None:
+            return _absent(name)
+        inside = note.address in look.addresses
+        if not inside and note.phase == "joining":
+            self._write(pool, look, look.found.here, look.notes.with_member(name, None))
+            return _absent(name)
+        self._refuse_unless(guard, pool, look, name, note.address)
+        if inside or note.phase != "draining":
+            notes = look.notes.with_member(name, Note(address=note.address, phase="draining"))
+            to = AddressSet(addresses=look.addresses - {note.address}, ttl=look.ttl)
+            look = self._agreeing(pool, self._write(pool, look, to, notes))
+            note = look.note(name)
+        if note is not None and note.phase == "draining" and not note.until and not look.disagreement():
+            notes = look.notes.with_member(name, replace(note, until=look.forgotten_at()))
+            look = self._write(pool, look, look.found.here, notes)
+        elif note is not None and note.until and note.until <= look.now:
+            self._write(pool, look, look.found.here, look.notes.with_member(name, None))
+            return _absent(name)
+        return self._view(look, name, port, {})
+
+    def _refuse_unless(self, guard: Guard, pool: str, look: Look, leaving: str, address: str) -> None:
+        where, port = self._where(pool)
+        others = {
+            other: note.address
+            for other in look.names()
+            if other != leaving
+            and (note := look.note(other)) is not None
+            and note.phase == "serving"
+            and note.address in look.addresses
+        }
+        health = self._ask(port, set(others.values()))
+        up = {other for other, at in others.items() if not health[at, port]}
+        missing = [other for other in guard.serving if other not in up]
+        why = ""
+        if missing:
+            seen = (f"{other} ({health[others[other], port]})" if other in others else other for other in missing)
+            why = f"does not serve: {', '.join(seen)}"
+        elif len(up) < guard.min_healthy:
+            why = f"only {len(up)} others serve, {guard.min_healthy} are needed"
+        elif not up and address in look.addresses:
+            why = "it is the last one that serves"
+        if why:
+            raise GuardRefused(f"{leaving} stays at {where}: {why}")
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def _view(self, look: Look, name: str, port: int, health: Mapping[tuple[str, int], str]) -> MemberView:
+        note = look.note(name)
+        if note is None:
+            return _absent(name)
+        ill = health.get((note.address, port), "")
+        inside = note.address in look.addresses
+        lag = look.disagreement()
+        view = MemberView(name=name, address=note.address, port=port, state="joining", detail=lag)
+        if note.phase == "draining" and not inside:
+            left = note.until - look.now
+            if not note.until:
+                return replace(view, state="draining", actionable=not lag)
+            if left > 0:
+                return replace(view, state="draining", detail=f"answers with it may be kept for {left:.0f} s more")
+            return replace(view, state="leaving", actionable=True, detail="no answer with it is valid any more")
+        if note.phase == "serving" and inside:
+            return replace(view, state="down" if ill else "serving", detail=ill or lag)
+        if ill:
+            return replace(view, detail=ill)
+        if note.phase == "joining" and (left := look.too_soon(self._ttl)):
+            if left < math.inf:
+                lowered = look.notes.lowered
+                was = f"the TTL was {lowered.was} s: " if lowered is not None else ""
+                return replace(view, detail=f"{was}{left:.0f} s until nobody keeps an answer so long")
+            return replace(view, actionable=look.ttl > self._ttl or not lag, detail=lag or "the TTL is to be lowered")
+        return replace(view, actionable=note.phase != "entered" or not inside or not lag)
+
+    def _where(self, pool: str) -> tuple[str, int]:
+        try:
+            return self._pools[pool]
+        except KeyError:
+            raise NotFound(f"no pool is called {pool!r}; the fleet file has {', '.join(sorted(self._pools))}") from None
+
+    def _look(self, pool: str) -> Look:
+        name, _ = self._where(pool)
+        return self._read(self._zone.look([name])[name])
+
+    def _read(self, found: Found) -> Look:
+        return Look(found=found, notes=Notes.read(found.notes), now=self._clock(), margin=self._margin)
+
+    def _ask(self, port: int, addresses: Collection[str]) -> Mapping[tuple[str, int], str]:
+        return self._ask_all([(address, port) for address in addresses])
+
+    def _ask_all(self, places: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        """What is wrong with each server, by its own answer; empty if nothing is."""
+        if self._check == "none":
+            return dict.fromkeys(places, "")
+        return dict(zip(places, self._threads.map(lambda place: healthy(self._check, *place), places), strict=True))
+
+    # -- changing ---------------------------------------------------------------------------------------------------
+
+    def _advance(self, pool: str, act: Callable[[Look], T]) -> T:
+        """An answer that was lost says nothing: what is there now says whether it happened."""
+        trouble: ProviderError = Busy(f"others keep changing {self._where(pool)[0]}")
+        for _ in range(TRIES):
+            try:
+                return act(self._look(pool))
+            except _Lost:
+                continue
+            except Transient as error:
+                if not error.ambiguous:
+                    raise
+                trouble = error
+        raise trouble
+
+    def _write(self, pool: str, look: Look, to: AddressSet, notes: Notes) -> Look:
+        """Changed, and looked at again; as it was if there is nothing to change."""
+        lines = notes.lines()
+        if to == look.found.here and lines == look.found.notes:
+            return look
+        if not self._zone.change(self._where(pool)[0], look.found, to, lines):
+            raise _Lost
+        after = self._look(pool)
+        if after.found.here != to and after.found.here == look.found.here:
+            raise Transient(f"{self._where(pool)[0]} was changed without an error, and is as before", ambiguous=True)
+        return after
+
+
+def healthy(check: str, address: str, port: int) -> str:
+    """What is wrong with that server; empty if nothing is. Asked twice before it is believed: a datagram, or a worker's
+    turn, may be late."""
+    return _unwell(check, address, port) and _unwell(check, address, port)
+
+
+def _unwell(check: str, address: str, port: int) -> str:
+    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    try:
+        if check == "tcp":
+            socket.create_connection((address, port), timeout=CHECK_SECONDS).close()
+            return ""
+        with contextlib.closing(http.client.HTTPConnection(address, port, timeout=CHECK_SECONDS)) as link:
+            link.request("GET", check, headers={"User-Agent": "changeover-check", "Connection": "close"})
+            status = link.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"{where} does not answer ({error or type(error).__name__})"
+    return "" if 200 <= status < 400 else f"{where} answers {check} with {status}"
+
+
+def _absent(name: str) -> MemberView:
+    return MemberView(name=name, address="", port=0, state="absent")
+
+
+def _address(member: Member) -> str:
+    _valid(member.name)
+    try:
+        return str(ipaddress.ip_address(member.address))
+    except ValueError:
+        raise Refused(f"{member.name} has the address {member.address!r}, which is no IP address") from None
+
+
+def _valid(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise Refused(f"{name!r} is no name of a member")
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def pools_from(pools: object) -> dict[str, tuple[str, int]]:
+    """Pool to (name, port), of what a traffic provider is given as `pools`."""
+    known: dict[str, tuple[str, int]] = {}
+    for pool, said in pools.items() if isinstance(pools, Mapping) else ():
+        one = said if isinstance(said, Mapping) else {}
+        name, port = one.get("backend", pool), one.get("port")
+        if not isinstance(name, str) or not isinstance(port, int):
+            raise Refused(f"traffic settings: pool {pool!r} must be {{backend: NAME, port: NUMBER}}")
+        known[pool] = (name, port)
+    twice = sorted({name for name, _ in known.values() if [n for n, _ in known.values()].count(name) > 1})
+    if twice:
+        raise Refused(f"traffic settings: several pools are the name {twice[0]}; say it once")
+    return known
+
+
+def whole(settings: Mapping[str, Any], key: str, default: int, *, most: int, least: int = 0) -> int:
+    value = settings.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise Refused(f"traffic settings: {key} is {least} to {most} (seconds, without a unit), not {value!r}")
+    return value

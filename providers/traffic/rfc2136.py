@@ -1,0 +1,214 @@
+"""Names in a zone that takes dynamic updates (RFC 2136), as BIND, Knot, PowerDNS and Windows do.
+
+Updates are signed with a TSIG key and go to the primary alone; what serves is what every authoritative server answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import dns.name
+
+from providers import Finding
+from providers.clients.dns import Change, Nameservers, Records, Server, key_from, server_from
+from providers.errors import ProviderError, Refused
+from providers.traffic.names import (
+    LOOKS_AT_ONCE,
+    MARGIN_SECONDS,
+    NOTE_TTL,
+    PREFIX,
+    AddressSet,
+    Found,
+    NameTraffic,
+    Notes,
+    pools_from,
+    whole,
+)
+
+DEFAULT_TTL = 30
+_CHECK = re.compile(r"tcp|none|/[^\s\x00-\x1f\x7f]{0,500}")
+_SETTINGS = (
+    *("zone", "primary", "servers", "key_name", "key_secret", "key_algorithm"),
+    *("type", "ttl", "margin", "check", "addresses", "pools"),
+)
+
+
+class Rfc2136Zone:
+    def __init__(self, servers: Nameservers, *, type: str) -> None:
+        self.servers, self.type = servers, type
+
+    @property
+    def lane(self) -> str:
+        return f"dns:{self.servers.zone}@{self.servers.primary}"
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=LOOKS_AT_ONCE, thread_name_prefix="dns")
+
+    def check(self, name: str) -> None:
+        where, other = self.servers.name(name), "AAAA" if self.type == "A" else "A"
+        self._own(where, self.servers.ask(self.servers.primary, where, self.type))
+        if self.servers.ask(self.servers.primary, where, other).values:
+            raise Refused(
+                f"{where} has {other} records besides: they would go on leading to servers that have left. Only "
+                f"{self.type} is moved here; take the {other} records out, or give them a name of their own"
+            )
+
+    def look(self, names: Collection[str]) -> Mapping[str, Found]:
+        """Every server about every name, side by side."""
+        servers = self.servers.servers()
+        primary = servers[0]
+        where = {name: self.servers.name(name) for name in names}
+        asked = [(name, server) for name in names for server in servers]
+        answers = dict(zip(asked, self._threads.map(lambda one: self._ask(one[1], where[one[0]]), asked), strict=True))
+        notes = dict(
+            zip(
+                names,
+                self._threads.map(lambda name: self.servers.ask(primary, _beside(where[name]), "TXT"), names),
+                strict=True,
+            )
+        )
+        found = {}
+        for name in names:
+            here = answers[name, primary]
+            if isinstance(here, ProviderError):
+                raise here
+            found[name] = Found(
+                here=self._own(where[name], here),
+                notes=notes[name].values,
+                everywhere={
+                    str(server): str(seen)
+                    if isinstance(seen, ProviderError)
+                    else AddressSet(addresses=seen.values, ttl=seen.ttl)
+                    for server in servers
+                    for seen in (answers[name, server],)
+                },
+            )
+        return found
+
+    def change(self, name: str, was: Found, to: AddressSet, notes: frozenset[str]) -> bool:
+        where = self.servers.name(name)
+        return self.servers.change(
+            [
+                Change(
+                    name=where,
+                    type=self.type,
+                    was=Records(values=was.here.addresses, ttl=was.here.ttl),
+                    to=Records(values=to.addresses, ttl=to.ttl),
+                ),
+                Change(
+                    name=_beside(where),
+                    type="TXT",
+                    was=Records(values=was.notes, ttl=NOTE_TTL),
+                    to=Records(values=notes, ttl=NOTE_TTL),
+                ),
+            ]
+        )
+
+    def examine(self, name: str, *, low: int) -> Sequence[Finding]:
+        where = self.servers.name(name)
+        title = f"name {where}"
+        try:
+            self.check(name)
+            found = self.look([name])[name]
+        except ProviderError as error:
+            return [Finding(name=title, ok=False, detail=str(error), fix="mend the zone, or the settings")]
+        silent = sorted(seen for seen in found.everywhere.values() if isinstance(seen, str))
+        stale = sorted(
+            server for server, seen in found.everywhere.items() if not isinstance(seen, str) and seen != found.here
+        )
+        others = f"{', '.join(stale)} differ from the primary" if stale else ""
+        servers = Finding(
+            name=f"{title}: servers",
+            ok=not silent and not stale,
+            detail="; ".join([*silent, *([others] if others else [])]) or f"{', '.join(found.everywhere)} agree",
+            fix="each of them must answer this worker as the primary does: look at `servers`, notify, ACLs"
+            if silent or stale
+            else "",
+        )
+        return [servers, self._key_accepted(where, title, found), _ttl(title, found, low)]
+
+    def _key_accepted(self, where: dns.name.Name, title: str, found: Found) -> Finding:
+        beside = _beside(where)
+        notes = Records(values=found.notes or frozenset({"doctor"}), ttl=NOTE_TTL)
+        now = Records(values=found.here.addresses, ttl=found.here.ttl)
+        try:
+            self.servers.try_key([(where, self.type, now), (beside, "TXT", notes)])
+        except ProviderError as error:
+            fix = f"let the key change {where} {self.type} and {beside} TXT (BIND: update-policy)"
+            return Finding(name=f"{title}: updates", ok=False, detail=str(error), fix=fix)
+        return Finding(name=f"{title}: updates", ok=True, detail=f"{self.servers.primary} takes our key")
+
+    def _ask(self, server: Server, where: dns.name.Name) -> Records | ProviderError:
+        try:
+            return self.servers.ask(server, where, self.type)
+        except ProviderError as error:
+            return error
+
+    def _own(self, where: dns.name.Name, found: Records) -> AddressSet:
+        if found.alias:
+            raise Refused(
+                f"{where} is an alias (CNAME) of {found.alias} and has no addresses of its own: a name server takes an "
+                f"address for it without an error and ignores it. Name {found.alias} in the fleet file instead"
+            )
+        return AddressSet(addresses=found.values, ttl=found.ttl)
+
+
+def _beside(where: dns.name.Name) -> dns.name.Name:
+    """Where the notes of that name are."""
+    return dns.name.from_text(PREFIX, origin=where)
+
+
+def _ttl(title: str, found: Found, low: int) -> Finding:
+    said = f"{found.here.ttl} s"
+    lowered = Notes.read(found.notes).lowered
+    if lowered is not None:
+        said += f", lowered from {lowered.was} s as long as a way back is open"
+    elif found.here.ttl > low:
+        said += f": it is lowered to {low} s when a rollout begins, and the first swap waits for it"
+    return Finding(name=f"{title}: TTL", ok=True, detail=said)
+
+
+class Rfc2136Traffic(NameTraffic):
+    """Settings: `zone`, `primary` (address, or address:port, of the server that takes updates), `servers` (all that
+    answer users, blank-separated; left out, those that the zone's NS records name), `key_name`, `key_secret` (base64,
+    by reference) and `key_algorithm` (default hmac-sha256) of a TSIG key, `type` (A or AAAA), `ttl` (seconds, as long
+    as a way back is open; default 30), `margin` (seconds beyond each TTL, default 5), `check` (how a server is asked
+    whether it is well: `tcp`, the default, `none`, or a path), `addresses` (`many`, or `one` where two addresses must
+    never stand side by side). A pool's `backend` is its name, relative to the zone unless it ends in a dot."""
+
+    def __init__(self, settings: Mapping[str, Any], *, clock: Callable[[], float] | None = None) -> None:
+        if unknown := sorted(set(settings) - set(_SETTINGS)):
+            raise Refused(f"traffic settings: unknown {', '.join(map(repr, unknown))}; known: {', '.join(_SETTINGS)}")
+        for needed in ("zone", "primary"):
+            if not isinstance(settings.get(needed), str):
+                raise Refused(f"traffic settings: {needed} must be said")
+        kind, check, addresses = (
+            settings.get(*one) for one in (("type", "A"), ("check", "tcp"), ("addresses", "many"))
+        )
+        if kind not in ("A", "AAAA"):
+            raise Refused(f"traffic settings: type is A or AAAA, not {kind!r}")
+        if not isinstance(check, str) or not _CHECK.fullmatch(check):
+            raise Refused(f"traffic settings: check is tcp, none or a path, not {check!r}")
+        if addresses not in ("many", "one"):
+            raise Refused(f"traffic settings: addresses is many or one, not {addresses!r}")
+        servers = Nameservers(
+            settings["zone"],
+            primary=server_from(settings["primary"]),
+            servers=[server_from(one) for one in str(settings.get("servers", "")).split()],
+            key=key_from(settings),
+        )
+        self._dns = Rfc2136Zone(servers, type=kind)
+        super().__init__(
+            self._dns,
+            pools=pools_from(settings.get("pools")),
+            ttl=whole(settings, "ttl", DEFAULT_TTL, most=3600, least=1),
+            check=check,
+            one=addresses == "one",
+            margin=whole(settings, "margin", int(MARGIN_SECONDS), most=3600),
+            **({} if clock is None else {"clock": clock}),
+        )
