@@ -37,14 +37,16 @@ class Caps:
 
     `batch`: how many ids one look takes. `additive`: old and new can serve side by side (a balancer), or the new one
     takes the old one's place in one go (a name with one address, an elastic address). `counts_sessions`: it sees the
-    requests in flight at a server that leaves; where not, the server itself is asked (`Facts.connections`). `poll`:
-    seconds after which a look may tell anything new. `size_enforced`: whether memory and disk limits hold.
+    requests in flight at a server that leaves; where not, the server itself is asked (`Facts.connections`). `prepares`:
+    a pool has to be prepared for a member (`Traffic.prepare`). `poll`: seconds between looks that may tell anything
+    new, if that takes longer than at a balancer. `size_enforced`: whether memory and disk limits hold.
     """
 
     batch: int = 100
     additive: bool = True
     counts_sessions: bool = True
-    poll: float = 0.2
+    prepares: bool = False
+    poll: float = 0.0
     size_enforced: bool = True
     notes: tuple[str, ...] = ()
 

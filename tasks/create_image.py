@@ -28,6 +28,8 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         if turn.now - made < SETTLES:
             return _wait(turn, known, f"image {known} of {turn.upgrade.server} does not show yet", made)
         raise Refused(f"image {known} of {turn.upgrade.server} is gone: somebody has deleted it")
+    if image is None or image.state == "available":
+        membership.prepare(turn)  # once more at the end: what was asked for may have to be seen before its time runs
     if image is None:
         try:
             image = turn.compute.ensure_image(
@@ -84,6 +86,7 @@ def undo(turn: Turn) -> Done | Wait:
         return wait
     if turn.upgrade.has_begun("drain_old"):
         drain_old.let_go(turn)
+    membership.settled(turn)
     return Done(
         result={"deleted": list(gone)}, ledger=cleaning.ended(turn, "image", turn.upgrade.intents("create_image"))
     )

@@ -21,7 +21,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     old = membership.names(membership.old_members(turn.server.seats))
     address = turn.upgrade.results["provision"]["address"]
     new = membership.names(membership.new_members(turn, address))
-    if (wait := membership.take_out(turn, old, serving=new)) is not None:
+    if (wait := membership.take_out(turn, old, server=turn.server.id, serving=new)) is not None:
         return wait
     _stop(turn, intent.params["server"])
     until = turn.now + turn.fleet.retain.old_servers

@@ -12,7 +12,7 @@ from providers.traffic import Guard, Member, MemberView
 from tasks.step import NeedsPerson, Wait
 from tasks.world import Turn
 
-POLL = 0.2  # seconds between looks at a balancer: its own checks take about that long
+POLL = 0.2  # seconds between looks at a balancer that has no pace of its own: its own checks take about that long
 
 
 def bring_in(turn: Turn, members: Sequence[tuple[str, Member]], *, notes: Mapping[str, Any], back: bool) -> Wait | None:
@@ -36,11 +36,15 @@ def bring_in(turn: Turn, members: Sequence[tuple[str, Member]], *, notes: Mappin
     return _look(turn, "proven", pairs, reason, {**notes, "wanted": "serving"})
 
 
-def take_out(turn: Turn, seats: Sequence[tuple[str, str]], *, serving: Sequence[tuple[str, str]]) -> Wait | None:
-    """Advance (pool, member name) pairs until the balancer knows none of them any more; None when so.
+def take_out(
+    turn: Turn, seats: Sequence[tuple[str, str]], *, server: str, serving: Sequence[tuple[str, str]]
+) -> Wait | None:
+    """Advance (pool, member name) pairs of that server until the balancer knows none of them any more; None when so.
 
     In each pool, `serving` must be up there, and enough others, at the very moment (the provider refuses otherwise).
     Requests in flight have until the drain's deadline; then they are cut, or a person is asked."""
+    if not turn.traffic.caps.counts_sessions:
+        return _take_out_uncounted(turn, seats, server=server, serving=serving)
     drain = turn.fleet.rollout.drain
     notes = dict(turn.upgrade.notes)
     late = turn.now >= notes.setdefault("drained_by", turn.now + drain.deadline)
@@ -48,10 +52,7 @@ def take_out(turn: Turn, seats: Sequence[tuple[str, str]], *, serving: Sequence[
     for pool, name in seats:
         view = _seen_draining(turn, pool, name)
         if view is None or view.state != "draining" or late or (not view.sessions and drain.quiet == 0):
-            guard = Guard(
-                min_healthy=turn.fleet.traffic.pools[pool].min_healthy,
-                serving=tuple(other for where, other in serving if where == pool),
-            )
+            guard = _guard(turn, pool, serving)
             with turn.only_writer(turn.traffic.lane(pool)):
                 cut = late and drain.at_deadline == "cut"
                 view = turn.traffic.remove(pool, name, guard=guard, cut=cut)
@@ -77,6 +78,98 @@ def take_out(turn: Turn, seats: Sequence[tuple[str, str]], *, serving: Sequence[
     return _look(turn, "idle", list(seats), reason, notes)
 
 
+def _guard(turn: Turn, pool: str, serving: Sequence[tuple[str, str]]) -> Guard:
+    return Guard(
+        min_healthy=turn.fleet.traffic.pools[pool].min_healthy,
+        serving=tuple(other for where, other in serving if where == pool),
+    )
+
+
+def _take_out_uncounted(
+    turn: Turn, seats: Sequence[tuple[str, str]], *, server: str, serving: Sequence[tuple[str, str]]
+) -> Wait | None:
+    """Where the switch does not see sessions: first until nobody is sent there any more, then until the server itself
+    has no connection left in its pools, for the quiet time."""
+    views = dict(turn.traffic.idle(seats))
+    for pool, name in seats:
+        for _ in range(2):  # out, and where that shows everywhere at once, noted
+            if views[pool, name].state in ("leaving", "absent"):
+                break
+            with turn.only_writer(turn.traffic.lane(pool)):
+                guard = _guard(turn, pool, serving)
+                views[pool, name] = turn.traffic.remove(pool, name, guard=guard, cut=False)
+            if not views[pool, name].actionable:
+                break
+    notes = dict(turn.upgrade.notes)
+    going = [view for view in views.values() if view.state not in ("leaving", "absent")]
+    if going:
+        reason = f"{going[0].name} is {going[0].state}" + (f": {going[0].detail}" if going[0].detail else "")
+        return _look(turn, "idle", seats, reason, notes)
+    leaving = [(pool, name) for pool, name in seats if views[pool, name].state == "leaving"]
+    if leaving and (wait := _until_quiet(turn, server, leaving, notes)) is not None:
+        return wait
+    for pool, name in leaving:
+        with turn.only_writer(turn.traffic.lane(pool)):
+            view = turn.traffic.remove(pool, name, guard=_guard(turn, pool, serving), cut=False)
+        if view.state != "absent":
+            return _look(turn, "idle", seats, f"{name} is {view.state} once more", notes)
+    return None
+
+
+def _until_quiet(turn: Turn, server: str, leaving: Sequence[tuple[str, str]], notes: Mapping[str, Any]) -> Wait | None:
+    """None when it may be stopped: no connection for the quiet time, or past the deadline of a drain that cuts."""
+    drain = turn.fleet.rollout.drain
+    deadline = notes.get("drained_by", turn.now + drain.deadline)
+    if turn.now >= deadline and drain.at_deadline == "cut":
+        return None
+    notes = {**notes, "drained_by": deadline}
+    left = _connections(turn, server, [turn.fleet.traffic.pools[pool].port for pool, _ in leaving])
+    if left != 0:
+        these = "connections that cannot be counted" if left is None else f"{left} connection{'' if left == 1 else 's'}"
+        if turn.now >= deadline:
+            raise NeedsPerson(
+                f"{server} still has {these} after {drain.deadline:g} s, though no name leads there any more; "
+                "it goes on serving them; a retry gives them as long again"
+            )
+        notes = {what: value for what, value in notes.items() if what != "quiet_since"}
+        return Wait(reason=f"{server} still has {these}", every=min(1.0, turn.fleet.rollout.poll), notes=notes)
+    since = notes.get("quiet_since", turn.now)
+    if (rest := since + drain.quiet - turn.now) <= 0:
+        return None
+    every = max(0.05, min(1.0, rest))
+    return Wait(reason=f"{server} is idle; making sure", every=every, notes={**notes, "quiet_since": since})
+
+
+def _connections(turn: Turn, server: str, ports: Sequence[int]) -> int | None:
+    """Open at those ports of the server, as it sees them itself; 0 where it cannot see them, or does not run; None if
+    it runs and does not answer."""
+    facts = turn.guest.facts([server], paths=[]).get(server)
+    if facts is None:
+        found = turn.compute.servers([server]).get(server)
+        return 0 if found is None or found.state != "running" else None
+    return sum((facts.connections or {}).get(str(port), 0) for port in ports)
+
+
+def prepare(turn: Turn) -> float:
+    """B's pools get ready for it, where that takes time; seconds until they are."""
+    if not turn.traffic.caps.prepares:
+        return 0.0
+    left = 0.0
+    for pool, name in names(new_members(turn, "")):
+        with turn.only_writer(turn.traffic.lane(pool)):
+            left = max(left, turn.traffic.prepare(pool, name))
+    return left
+
+
+def settled(turn: Turn) -> None:
+    """B neither comes nor goes any more, and A neither: what was prepared is put back."""
+    if not turn.traffic.caps.prepares:
+        return
+    for pool, name in names(new_members(turn, "")):
+        with turn.only_writer(turn.traffic.lane(pool)):
+            turn.traffic.settled(pool, name)
+
+
 def _seen_draining(turn: Turn, pool: str, name: str) -> MemberView | None:
     """What the last look saw of it; None if there was none since the last advance."""
     seen = turn.upgrade.seen
@@ -87,7 +180,7 @@ def _seen_draining(turn: Turn, pool: str, name: str) -> MemberView | None:
 
 
 def _look(turn: Turn, kind: str, pairs: Sequence[tuple[str, str]], reason: str, notes: Mapping[str, Any]) -> Wait:
-    every = min(POLL, turn.fleet.rollout.poll)
+    every = max(turn.traffic.caps.poll, min(POLL, turn.fleet.rollout.poll))
     return Wait(reason=reason, every=every, observe=_observe(turn, kind, pairs), notes=notes)
 
 
@@ -122,7 +215,8 @@ def out_again(turn: Turn) -> Wait | None:
     """B is taken out once more where a late call has put it back; None when it is in no pool."""
     address = turn.upgrade.results.get("smoke_test", {}).get("address", "")
     old = names(old_members(turn.server.seats))
-    return take_out(turn, names(new_members(turn, address)), serving=old)
+    server = turn.upgrade.results.get("provision", {}).get("server", "")
+    return take_out(turn, names(new_members(turn, address)), server=server, serving=old)
 
 
 def worth_waking(u: Upgrade) -> bool:

@@ -52,7 +52,8 @@ def run(world: World, *, rollout: str) -> Mapping[str, Any]:
     rows, unread = readable(world.store, rollout, [name for wave in found.waves for name in wave])
     seats = {server.name: server.seats for server in spec.plan.survey.servers}
     rows = [row for row in rows if row.upgrade.server in seats]  # of another nobody knows where it belongs
-    wanted = {row.upgrade.server: desired(row.upgrade, seats[row.upgrade.server]) for row in rows}
+    additive = world.traffic(spec.fleet).caps.additive
+    wanted = {row.upgrade.server: desired(row.upgrade, seats[row.upgrade.server], additive=additive) for row in rows}
     views = _look(world, spec, [place for places in wanted.values() for place in places])
     now: list[Row] = []
     acted = 0
@@ -210,7 +211,11 @@ def _take_out(
 ) -> Iterable[Mapping[str, str]]:
     """Out goes what must not be there, as long as the other of the two serves and enough besides."""
     place = finding.place
-    others = [other for other in desired(turn.upgrade, seats) if other.pool == place.pool and other.want == "serving"]
+    others = [
+        other
+        for other in desired(turn.upgrade, seats, additive=turn.traffic.caps.additive)
+        if other.pool == place.pool and other.want == "serving"
+    ]
     guard = Guard(
         min_healthy=turn.fleet.traffic.pools[place.pool].min_healthy, serving=tuple(other.name for other in others)
     )

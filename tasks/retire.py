@@ -29,6 +29,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     with suppress(NotFound):  # it is gone: by an earlier try whose end nobody heard of, or by itself
         turn.compute.tag(wanted["server"], {keys.DISPOSABLE: "1"})
     turn.compute.terminate(wanted["server"])
+    membership.settled(turn)
     ledger = [
         LedgerItem(key=f"old:{name}", kind="old server", server=name, state="deleted", id=wanted["server"]),
     ]

@@ -296,6 +296,7 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
             step=u.step, attempt=attempt, rung=rung, token=made, name=name, at=turn.now, params=dict(params)
         )
         limit = turn.fleet.rollout.deadlines.get(u.step) or _usual_deadline(turn.fleet, u.step)
+        limit += float(params.get("lead", 0.0))  # what has to pass before it can begin is not its own time
         event = Began(intent=intent, deadline=turn.now + limit)
         entry = Entry(
             event="Began", actor=world.worker, detail={"step": u.step, "attempt": attempt, "name": name, **params}

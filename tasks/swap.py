@@ -19,13 +19,17 @@ FRESH = 600.0  # seconds for which a smoke test counts; older, and it is made ag
 
 
 def params(turn: Turn) -> Mapping[str, Any]:
-    return {"address": turn.upgrade.results["smoke_test"]["address"]}
+    lead = membership.prepare(turn)
+    return {"address": turn.upgrade.results["smoke_test"]["address"], **({"lead": lead} if lead else {})}
 
 
 def do(turn: Turn, intent: Intent) -> Done | Wait:
     members = membership.new_members(turn, intent.params["address"])
     notes = dict(turn.upgrade.notes)
     if "since" not in notes:
+        if (left := intent.at + intent.params.get("lead", 0.0) - turn.now) > 0:
+            reason = f"{members[0][0]} is not ready for {members[0][1].name}: an answer with the former TTL may be kept"
+            return Wait(reason=reason, every=left, notes=notes)
         if "wanted" not in notes and turn.now - turn.upgrade.results["smoke_test"]["at"] > FRESH:
             why, seen = smoke_test.one_round(turn, intent.params["address"])
             if why:
@@ -97,5 +101,10 @@ def undo(turn: Turn) -> Done | Wait:
     smoke = turn.upgrade.results.get("smoke_test", {})
     new = membership.names(membership.new_members(turn, smoke.get("address", "")))
     old = membership.names(membership.old_members(turn.server.seats))
-    wait = membership.take_out(turn, new, serving=old)
+    if not turn.traffic.caps.additive:  # A's place is B's now: users go back first
+        back = membership.old_members(turn.server.seats)
+        if (wait := membership.bring_in(turn, back, notes=turn.upgrade.notes, back=True)) is not None:
+            return wait
+    server = turn.upgrade.results.get("provision", {}).get("server", "")
+    wait = membership.take_out(turn, new, server=server, serving=old)
     return wait if wait is not None else Done(result={"out": [name for _, name in new]})

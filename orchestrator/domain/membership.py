@@ -30,8 +30,9 @@ class Place:
     want: Want
 
 
-def desired(u: Upgrade, seats: Sequence[Seat]) -> list[Place]:
-    """Every place that must be as it says. `seats` are A's, from the plan."""
+def desired(u: Upgrade, seats: Sequence[Seat], *, additive: bool = True) -> list[Place]:
+    """Every place that must be as it says. `seats` are A's, from the plan. Where the switch is not `additive`, only one
+    of the two can serve at a time."""
     if u.by_hand or not (u.past_swap or u.life > 1):
         return []
     former = [
@@ -39,7 +40,7 @@ def desired(u: Upgrade, seats: Sequence[Seat]) -> list[Place]:
         for seat in seats
         for life in range(u.life - 1)
     ]
-    wants = _wants(u)
+    wants = _wants(u, additive)
     places = former
     for seat in seats:
         for side, name in (("old", seat.name), ("new", generation(seat.new_name, u.life - 1))):
@@ -49,7 +50,7 @@ def desired(u: Upgrade, seats: Sequence[Seat]) -> list[Place]:
     return places
 
 
-def _wants(u: Upgrade) -> tuple[Want | None, Want | None]:
+def _wants(u: Upgrade, additive: bool = True) -> tuple[Want | None, Want | None]:
     """What A and what B must be in each pool; None: anything."""
     if u.state == "upgraded":
         return "absent", "serving"
@@ -58,9 +59,11 @@ def _wants(u: Upgrade) -> tuple[Want | None, Want | None]:
     if u.direction == "forward":
         if u.step == "drain_old":
             return None, "serving"
+        if u.step == "swap" and not additive:
+            return None, None
         return ("serving" if u.life > 1 else None), (None if u.step == "swap" else "absent")
     if u.step == "drain_old":
-        return None, "serving" if "swap" in u.results else None
+        return None, "serving" if "swap" in u.results and additive else None
     back: Want | None = "serving" if u.has_begun("drain_old") or u.life > 1 else None
     return back, None if u.step == "swap" else "absent"
 

@@ -196,8 +196,6 @@ class Nameservers:
             raise Transient(f"{server} has not answered the update of {what}: {_said(error)}", ambiguous=True) from None
         code = answer.rcode()
         said = f"{server} answers {dns.rcode.to_text(code)} to the update of {what}"
-        if self._key is not None and not answer.had_tsig and code in (dns.rcode.NOERROR, *_LOST):
-            raise Transient(f"{said}, without a signature", ambiguous=True)
         if code == dns.rcode.NOERROR:
             return True
         if code in _LOST:

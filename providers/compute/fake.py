@@ -51,6 +51,8 @@ class FakeCloud:
     calls: dict[str, int] = field(default_factory=dict)
     pools: dict[str, dict[str, Any]] = field(default_factory=dict)
     obstacles: dict[str, tuple[str, ...]] = field(default_factory=dict)  # server -> why it cannot be made anew
+    prepared: dict[str, dict[str, float]] = field(default_factory=dict)  # pool -> for whom, and since when it is ready
+    believed: dict[tuple[str, str], float] = field(default_factory=dict)  # until when a name that has left leads there
     sick: set[str] = field(default_factory=set)  # addresses that run and fail the balancer's check
     lock: threading.RLock = field(default_factory=threading.RLock)
     addresses: dict[str, str] = field(default_factory=dict)  # address -> server: a thousand servers are looked up in it

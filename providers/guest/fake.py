@@ -35,8 +35,14 @@ class FakeGuest:
                     disk_used=1024,
                     memory_total=view.size.memory,
                     memory_used=1024,
+                    connections=self._connections(view.address),
                     paths=tuple(PathFacts(path=p, kind="file", mode="0644", owner="root", group="root") for p in paths),
                 )
                 for id, view in views.items()
                 if isinstance(view, Server) and view.state == "running"
             }
+
+    def _connections(self, address: str) -> Mapping[str, int]:
+        """The requests in flight, as the server itself would count them."""
+        members = [view for pool in self.cloud.pools.values() for view in pool.values() if view.address == address]
+        return {str(view.port): view.sessions for view in members}

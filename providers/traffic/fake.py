@@ -1,5 +1,9 @@
 """A balancer in memory over the servers of a `FakeCloud`. A member takes one advance after another, as a real one does
-when `steps` is on; else it is in, or out, at once. It counts the moments when a pool had nobody to serve."""
+when `steps` is on; else it is in, or out, at once.
+
+With `switch: names` it is like names in DNS instead: it has to be prepared, what it once said is believed for a while,
+and it sees no sessions. With `switch: one` it is like a name with one address, too: whoever comes takes the other's
+place."""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from providers.compute.fake import FakeCloud
 from providers.errors import Conflict, GuardRefused, NotFound, Refused
 from providers.traffic import Guard, Member, MemberView, PoolCounters
 
+TTL = 5.0  # seconds, by the cloud's clock: so long is believed what a name has said
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 
 
@@ -25,13 +30,17 @@ class FakeTraffic:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.cloud = FakeCloud.of(settings)
         self.steps = settings.get("steps", "on") == "on"
+        self.switch = str(settings.get("switch", "balancer"))
         self.lane_each = settings.get("lanes", "one") == "each"
         for pool in settings.get("pools", {}):
             self.cloud.pools.setdefault(pool, {})
 
     @property
     def caps(self) -> Caps:
-        return Caps()
+        named = self.switch != "balancer"
+        return Caps(
+            additive=self.switch != "one", counts_sessions=not named, prepares=named, poll=1.0 if named else 0.0
+        )
 
     def lane(self, pool: str) -> str:
         return f"fake:{pool}" if self.lane_each else "fake balancer"
@@ -55,12 +64,27 @@ class FakeTraffic:
             self.cloud.call("idle")
             return {(pool, name): self._view(pool, name) for pool, name in wanted}
 
-    def prepare(self, pool: str, _name: str) -> float:
-        self._pool(pool)
-        return 0.0
+    def prepare(self, pool: str, name: str) -> float:
+        with self.cloud.lock:
+            fault = self.cloud.call("prepare")
+            self._pool(pool)
+            if self.switch != "balancer":
+                self.cloud.prepared.setdefault(pool, {}).setdefault(name, self.cloud.clock() + TTL)
+            self.cloud.answer(fault, "prepare")
+            return self._unprepared(pool)
 
-    def settled(self, pool: str, _name: str) -> None:
-        self._pool(pool)
+    def settled(self, pool: str, name: str) -> None:
+        with self.cloud.lock:
+            fault = self.cloud.call("settled")
+            self._pool(pool)
+            self.cloud.prepared.get(pool, {}).pop(name, None)
+            self.cloud.answer(fault, "settled")
+
+    def _unprepared(self, pool: str) -> float:
+        """Seconds until somebody may join."""
+        if self.switch == "balancer":
+            return 0.0
+        return max(0.0, min(self.cloud.prepared.get(pool, {}).values(), default=0.0) - self.cloud.clock())
 
     def examine(self) -> Sequence[Finding]:
         return ()
@@ -75,7 +99,10 @@ class FakeTraffic:
                 self._set(pool, MemberView(name=member.name, address=member.address, port=member.port, state=state))  # type: ignore[arg-type] # one of two states
             elif (found.address, found.port) != (member.address, member.port):
                 raise Conflict(f"{member.name} is {found.address}:{found.port} in {pool}")
-            elif found.state != "serving" and self.cloud.healthy(found.address):
+            elif found.state != "serving" and self._may_serve(pool, found):
+                if self.switch == "one":
+                    for other in [view for view in self._pool(pool).values() if view.state == "serving"]:
+                        self._drain(pool, other)
                 self._set(pool, replace(found, state="serving"))
             self.cloud.answer(fault, "add")
             return self._view(pool, member.name)
@@ -91,8 +118,8 @@ class FakeTraffic:
             if found is not None:
                 self._check(pool, name, guard)
                 if found.state == "serving" and self.steps:
-                    self._set(pool, replace(found, state="draining"))
-                elif found.state == "draining" and found.sessions and not cut:
+                    self._drain(pool, found)
+                elif found.state == "draining" and (self._believed(pool, found) or (self._busy(found) and not cut)):
                     pass
                 else:
                     del self._pool(pool)[name]
@@ -102,6 +129,19 @@ class FakeTraffic:
     def counters(self, pool: str) -> PoolCounters | None:
         self._pool(pool)
         return None
+
+    def _may_serve(self, pool: str, found: MemberView) -> bool:
+        return self.cloud.healthy(found.address) and (found.state == "draining" or not self._unprepared(pool))
+
+    def _drain(self, pool: str, found: MemberView) -> None:
+        self._set(pool, replace(found, state="draining"))
+        self.cloud.believed[pool, found.name] = self.cloud.clock() + (TTL if self.switch != "balancer" else 0.0)
+
+    def _believed(self, pool: str, found: MemberView) -> bool:
+        return self.cloud.clock() < self.cloud.believed.get((pool, found.name), 0.0)
+
+    def _busy(self, found: MemberView) -> bool:
+        return found.sessions > 0 and self.switch == "balancer"
 
     def _check(self, pool: str, leaving: str, guard: Guard) -> None:
         others = (name for name in self._pool(pool) if name != leaving and self._serves(pool, name))
@@ -124,8 +164,12 @@ class FakeTraffic:
         healthy = self.cloud.healthy(found.address)
         if found.state == "serving" and not healthy:
             return replace(found, state="down", detail="no answer to its check")
+        if found.state == "draining" and self.switch != "balancer":
+            waits = self._believed(pool, found)
+            return replace(found, state="draining" if waits else "leaving", actionable=not waits, sessions=0)
         idle = found.state == "draining" and not found.sessions
-        actionable = (found.state == "joining" and healthy) or idle
+        joins = found.state == "joining" and healthy and not self._unprepared(pool)
+        actionable = joins or idle
         return found if actionable == found.actionable else replace(found, actionable=actionable)
 
     def _pool(self, pool: str) -> dict[str, MemberView]:

@@ -145,7 +145,11 @@ class Notes:
         return cls(members=members, held=frozenset(held), lowered=lowered, others=frozenset(others))
 
     def lines(self) -> frozenset[str]:
-        said = {f"member {name} {one.address} {one.phase} {one.until:.3f}" for name, one in self.members.items()}
+        said = {
+            f"member {name} {one.address} {one.phase} {one.until:.3f}"
+            for name, one in self.members.items()
+            if (name, one.phase) != (one.address, "serving")  # which needs no note
+        }
         said |= {f"hold {name}" for name in self.held}
         if self.lowered is not None:
             said.add(f"ttl {self.lowered.was} {self.lowered.since:.3f}")
@@ -245,6 +249,7 @@ class NameTraffic:
         return Caps(
             additive=not self._one,
             counts_sessions=False,
+            prepares=True,
             poll=1.0,
             notes=(
                 "names in DNS: resolvers and programs may keep an address longer than its TTL says, so a server that "
@@ -303,10 +308,11 @@ class NameTraffic:
 
         def act(look: Look) -> float:
             notes = replace(look.notes, held=look.notes.held | {name})
-            look = self._lower(pool, look, notes)
+            look = self._agreeing(pool, self._lower(pool, look, notes))
+            look = self._lower(pool, look, look.notes)
             left = look.too_soon(self._ttl)
-            assert look.notes.lowered is not None or not left
-            return left if left < math.inf else (look.notes.lowered.was if look.notes.lowered else 0) + self._margin
+            was = look.notes.lowered.was if look.notes.lowered is not None else look.ttl
+            return left if left < math.inf else was + self._margin
 
         self._zone.check(self._where(pool)[0])
         return self._advance(pool, act)

@@ -135,8 +135,10 @@ class NameServer:
             return None
         try:
             query = dns.message.from_wire(wire, keyring={KEY.name: KEY})
-        except (dns.tsig.BadSignature, dns.message.UnknownTSIGKey):
-            return self._plain(wire, dns.rcode.NOTAUTH)
+        except dns.tsig.BadSignature:
+            return _bad_key(wire, dns.rcode.BADSIG)
+        except dns.message.UnknownTSIGKey:
+            return _bad_key(wire, dns.rcode.BADKEY)
         if query.opcode() == dns.opcode.UPDATE:
             return self._update(query)
         reply = dns.message.make_response(query)
@@ -166,9 +168,16 @@ class NameServer:
             return None
         return reply.to_wire()
 
-    def _plain(self, wire: bytes, code: dns.rcode.Rcode) -> bytes:
-        number, flags = struct.unpack("!HH", wire[:4])
-        return struct.pack("!HHHHHH", number, (flags & 0x7800) | 0x8000 | code, 0, 0, 0, 0)
+
+def _bad_key(wire: bytes, error: dns.rcode.Rcode) -> bytes:
+    """NOTAUTH, with a TSIG record that has an error and no signature (RFC 8945, 5.3.2)."""
+    number, flags = struct.unpack("!HH", wire[:4])
+    head = struct.pack("!HHHHHH", number, (flags & 0x7800) | 0x8000 | dns.rcode.NOTAUTH, 0, 0, 0, 1)
+    now = int(time.time())
+    signed = struct.pack("!HIHHHHH", now >> 32, now & 0xFFFFFFFF, 300, 0, number, error, 0)
+    data = dns.name.from_text("hmac-sha256.").to_wire() + signed
+    name = dns.message.from_wire(wire, keyring=False).keyname
+    return head + name.to_wire() + struct.pack("!HHIH", dns.rdatatype.TSIG, ANY, 0, len(data)) + data
 
 
 @contextlib.contextmanager
@@ -217,6 +226,7 @@ class Names:
 
     def __init__(self, zone: Zone, primary: NameServer, secondary: NameServer) -> None:
         self.zone, self.primary, self.secondary = zone, primary, secondary
+        self.put, self.get = zone.put, zone.get
 
     def settings(self, pools: dict[str, int], **changes: Any) -> dict[str, Any]:
         """What the provider is given; `pools` with their ports."""

@@ -14,6 +14,7 @@ from tests.support.runner import Runner, running
 
 SERVER = "web-1"
 PATIENCE = 40.0  # seconds of virtual time for which a fault that does not go away by itself lasts
+SWITCH = "balancer"  # of which kind: see `providers.traffic.fake`
 SHORT = dict.fromkeys(STEPS, "30s")  # deadlines
 
 
@@ -88,7 +89,7 @@ def journey(direction: str) -> Iterator[tuple[Runner, Watch]]:
         "deadlines": SHORT,
         "drain": {"deadline": "30s", "quiet": "1s"},
     }
-    with running([SERVER], retain=retain, rollout=policy) as r:
+    with running([SERVER], retain=retain, rollout=policy, switch=SWITCH) as r:
         watch = Watch(r, strict=True)
         if direction == "undo":
             r.until(lambda: r.upgrade(SERVER).state == "upgraded")
@@ -113,6 +114,7 @@ def ends_well(r: Runner, watch: Watch) -> Upgrade:
     assert u.settled, u
     assert not watch.dark, watch.dark[0]
     assert not r.made_twice()
+    assert not any(r.cloud.prepared.values()), "what was prepared has been put back"
     old = r.cloud.things[SERVER].view
     if u.state == "upgraded":
         assert up(r) == set(r.members()) == {f"{SERVER}.g2"}

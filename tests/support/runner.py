@@ -56,8 +56,10 @@ class Clock:
         return self.now
 
 
-def fleet_file(names: list[str], world: str, *, min_healthy: int = 1, **changes: Any) -> Fleet:
-    """A fleet of fake servers in one pool; `changes` replace whole parts of it."""
+def fleet_file(
+    names: list[str], world: str, *, min_healthy: int = 1, switch: str = "balancer", **changes: Any
+) -> Fleet:
+    """A fleet of fake servers in one pool behind that kind of switch; `changes` replace whole parts of it."""
     whole: dict[str, Any] = {
         "version": 1,
         "fleet": "shop",
@@ -66,7 +68,7 @@ def fleet_file(names: list[str], world: str, *, min_healthy: int = 1, **changes:
         "servers": [{"name": name, "pools": ["web"]} for name in names],
         "traffic": {
             "provider": "fake",
-            "settings": {"world": world},
+            "settings": {"world": world, "switch": switch},
             "pools": {"web": {"port": PORT, "min_healthy": min_healthy}},
         },
         "checks": {
