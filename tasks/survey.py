@@ -290,4 +290,4 @@ def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:
                 "fix": "" if ok else "bring members up, or lower min_healthy",
             }
         )
-    return checks
+    return [*checks, *(asdict(finding) for finding in world.traffic(fleet).examine())]
