@@ -65,11 +65,12 @@ class AddressSet:
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """One name: its addresses and our notes (lines of text) where changes are made, and the addresses at every
-    authoritative server; a text where one did not answer, saying so."""
+    authoritative server; a text where one did not answer, saying so. `wrong`: why it can be no pool, if so."""
 
     here: AddressSet
     notes: frozenset[str]
     everywhere: Mapping[str, AddressSet | str]
+    wrong: str = ""
 
 
 class Zone(Protocol):
@@ -84,7 +85,8 @@ class Zone(Protocol):
         ...
 
     def look(self, names: Collection[str]) -> Mapping[str, Found]:
-        """Each name, now. Raises if the place where changes are made does not answer; another that does not is told."""
+        """Each name, now. Raises if the place where changes are made does not answer; another that does not is told,
+        and so is a name that has become none that can be changed: the others are not to suffer from it."""
         ...
 
     def examine(self, name: str, *, low: int) -> Sequence[Finding]:
@@ -269,6 +271,8 @@ class NameTraffic:
         name, port = self._where(pool)
         self._zone.check(name)
         look = self._look(pool)
+        if look.found.wrong:
+            raise Refused(look.found.wrong)
         if not look.found.here.addresses:
             raise NotFound(f"{name} has no address: pool {pool} needs a name that serves")
         if self._one and len(look.addresses) > 1:
@@ -468,6 +472,8 @@ class NameTraffic:
         ill = health.get((note.address, port), "")
         inside = note.address in look.addresses
         lag = look.disagreement()
+        if look.found.wrong:
+            return MemberView(name=name, address=note.address, port=port, state="down", detail=look.found.wrong)
         view = MemberView(name=name, address=note.address, port=port, state="joining", detail=lag)
         if note.phase == "draining" and not inside:
             left = note.until - look.now
@@ -517,7 +523,10 @@ class NameTraffic:
         trouble: ProviderError = Busy(f"others keep changing {self._where(pool)[0]}")
         for _ in range(TRIES):
             try:
-                return act(self._look(pool))
+                look = self._look(pool)
+                if look.found.wrong:
+                    raise Refused(look.found.wrong)
+                return act(look)
             except _Lost:
                 continue
             except Transient as error:

@@ -51,7 +51,8 @@ class Rfc2136Zone:
 
     def check(self, name: str) -> None:
         where, other = self.servers.name(name), "AAAA" if self.type == "A" else "A"
-        self._own(where, self.servers.ask(self.servers.primary, where, self.type))
+        if wrong := _wrong(where, self.servers.ask(self.servers.primary, where, self.type)):
+            raise Refused(wrong)
         if self.servers.ask(self.servers.primary, where, other).values:
             raise Refused(
                 f"{where} has {other} records besides: they would go on leading to servers that have left. Only "
@@ -78,7 +79,8 @@ class Rfc2136Zone:
             if isinstance(here, ProviderError):
                 raise here
             found[name] = Found(
-                here=self._own(where[name], here),
+                here=AddressSet(addresses=here.values, ttl=here.ttl if here.values else 0),
+                wrong=_wrong(where[name], here),
                 notes=notes[name].values,
                 everywhere={
                     str(server): str(seen)
@@ -149,13 +151,14 @@ class Rfc2136Zone:
         except ProviderError as error:
             return error
 
-    def _own(self, where: dns.name.Name, found: Records) -> AddressSet:
-        if found.alias:
-            raise Refused(
-                f"{where} is an alias (CNAME) of {found.alias} and has no addresses of its own: a name server takes an "
-                f"address for it without an error and ignores it. Name {found.alias} in the fleet file instead"
-            )
-        return AddressSet(addresses=found.values, ttl=found.ttl)
+
+def _wrong(where: dns.name.Name, found: Records) -> str:
+    if not found.alias:
+        return ""
+    return (
+        f"{where} is an alias (CNAME) of {found.alias} and has no addresses of its own: a name server takes an address "
+        f"for it without an error and ignores it. Name {found.alias} in the fleet file instead"
+    )
 
 
 def _beside(where: dns.name.Name) -> dns.name.Name:
@@ -167,7 +170,8 @@ def _ttl(title: str, found: Found, low: int) -> Finding:
     said = f"{found.here.ttl} s"
     lowered = Notes.read(found.notes).lowered
     if lowered is not None:
-        said += f", lowered from {lowered.was} s as long as a way back is open"
+        held = ", ".join(sorted(Notes.read(found.notes).held)) or "nobody"
+        said += f", lowered from {lowered.was} s as long as a way back is open (for {held})"
     elif found.here.ttl > low:
         said += f": it is lowered to {low} s when a rollout begins, and the first swap waits for it"
     return Finding(name=f"{title}: TTL", ok=True, detail=said)

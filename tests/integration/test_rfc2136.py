@@ -322,6 +322,18 @@ def test_a_refused_update_says_what_to_allow(liar: Names) -> None:
         traffic_of(liar, "web").add("web", the_new())
 
 
+def test_a_name_that_has_become_an_alias_harms_no_other(liar: Names) -> None:
+    liar.put("web", "A", 1, A)
+    liar.put("api", "A", 1, B)
+    traffic = Rfc2136Traffic(liar.settings({"web": 80, "api": 80}, check="none"))
+    bring_in(traffic, "web", the_new())
+    liar.put("web", "A", 1)
+    liar.put("web", "CNAME", 1, "elsewhere.test.")
+    seen = traffic.proven([("web", "web-1.g2"), ("web", A), ("api", B)])
+    assert [view.state for view in seen.values()] == ["down", "absent", "serving"]
+    assert "alias" in seen["web", "web-1.g2"].detail
+
+
 def test_a_ttl_that_was_raised_meanwhile_is_waited_for_and_put_back(liar: Names) -> None:
     liar.put("web", "A", 2, A)
     traffic = traffic_of(liar, "web")

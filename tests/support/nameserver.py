@@ -52,7 +52,8 @@ class Zone:
         """As its owner would, by hand."""
         with self.lock:
             key = (dns.name.from_text(name, dns.name.from_text(ZONE)), dns.rdatatype.from_text(type))
-            self._become({**self.sets, key: (ttl, frozenset(values))})
+            rest = {other: found for other, found in self.sets.items() if other != key}
+            self._become({**rest, key: (ttl, frozenset(values))} if values else rest)
 
     def get(self, name: str, type: str = "A") -> tuple[int, set[str]]:
         with self.lock:
