@@ -534,6 +534,21 @@ def test_facts_are_those_of_the_real_process_and_folder(host: LocalHost, tmp_pat
     assert abs(found.clock_offset) < 1
 
 
+def test_a_server_counts_the_connections_that_are_open_to_it(host: LocalHost) -> None:
+    server = host.server(unique("busy"))
+    guest = LocalGuest(host.settings)
+
+    def counted() -> int:
+        found = guest.facts([server["id"]], paths=[])[server["id"]].connections
+        assert found is not None
+        return found["8080"]
+
+    until(lambda: counted() == 0, "nobody is connected")
+    with socket.create_connection((server["address"], 8080)), socket.create_connection((server["address"], 8080)):
+        until(lambda: counted() == 2, "two are connected")
+    until(lambda: counted() == 0, "both have gone")
+
+
 def test_a_server_whose_folder_cannot_be_read_hides_only_itself(host: LocalHost) -> None:
     well = host.server(unique("well"))
     program = "import os, time\nfor _ in range(250): os.mkdir('x' * 20); os.chdir('x' * 20)\ntime.sleep(600)"

@@ -25,7 +25,7 @@ def test_an_address_with_a_listener_of_somebody_else_is_passed_over() -> None:
     used = {f"127.250.8.{last}" for last in range(2, 255)}
     assert Addresses("127.250.8.0/24").take(used, 8080) == "127.250.8.1"
     with socket.create_server(("127.250.8.1", 0)) as taken:
-        assert listeners()["127.250.8.1"] == (taken.getsockname()[1],)
+        assert listeners()["127.250.8.1"] == {taken.getsockname()[1]: 0}
         with pytest.raises(NoCapacity):
             Addresses("127.250.8.0/24").take(used, 8080)
 

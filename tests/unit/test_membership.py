@@ -24,6 +24,16 @@ def wanted(u: Upgrade) -> dict[str, str]:
     return {place.name: place.want for place in desired(u, SEATS)}
 
 
+def test_where_one_takes_the_others_place_only_one_is_wanted_while_a_step_moves_it() -> None:
+    back = told("UndoBegan", u=BACK)
+    assert wanted(back) == {"s.g2": "serving"}
+    assert desired(back, SEATS, additive=False) == []
+    assert {place.name for place in desired(DRAINING, SEATS, additive=False)} == {"s.g2"}
+    again = replace(SWAPPING, life=2)
+    assert [place.name for place in desired(again, SEATS) if place.want == "serving"] == ["s"]
+    assert [place.name for place in desired(again, SEATS, additive=False) if place.want == "serving"] == []
+
+
 @pytest.mark.parametrize(
     ("u", "places"),
     [
