@@ -893,6 +893,11 @@ class Kept:
     rollout: str
     item: LedgerItem
 
+    @property
+    def yours(self) -> bool:
+        """Whether a person's `settle` has left it behind: nothing of ours ends it."""
+        return self.item.until is None and self.item.state in ("quarantined", "retained")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
@@ -938,7 +943,6 @@ def gc(
     now = store.now()
     for rollout in rollouts:
         try:
-            kept += [Kept(rollout=rollout.id, item=item) for item in store.ledger(rollout.id)]
             if not rollout.closed:
                 rows, those = _read(store, rollout)
                 up = [row for row in rows if _time_is_up(row.upgrade, now)]
@@ -969,6 +973,11 @@ def gc(
             patience = Patience(**answer["patience"]) if "patience" in answer else patience
         except ChangeoverError as error:
             unread[lane] = error.message
+    for rollout in rollouts:  # now, after what was done
+        try:
+            kept += [Kept(rollout=rollout.id, item=item) for item in store.ledger(rollout.id)]
+        except UnsafeStore as error:
+            unread[rollout.id] = error.message
     return Inventory(
         kept=tuple(kept),
         due=tuple((row.upgrade.rollout, row.upgrade.server) for row in due),

@@ -15,7 +15,7 @@ from orchestrator.domain.orphans import Deed, Sighting, Thing, deed, doubt, expl
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import ChangeoverError, UnsafeStore
-from orchestrator.lanes import lanes
+from orchestrator.lanes import NEWEST, lanes
 from orchestrator.store import Entry, LedgerItem, Row
 from providers.compute import Compute, Image, Server
 from providers.errors import NotFound, ProviderError
@@ -249,11 +249,35 @@ def collect(
         if act and yes is None:
             not_done.append(f"{lane}: nobody has said yes to it, or too long ago: changeover gc --yes")
         elif act and fleets:
+            _strike(world, lane, fleets, done)
             _act(world, request, lane, fleets, found, foreign, only, done, not_done)
     except (ProviderError, ChangeoverError) as error:
         body = {"ok": False, "error": str(error)}
     world.store.put_document("collect", request, body, ttl=86400.0)
     return {"ok": body["ok"], "done": len(done)}
+
+
+def _strike(world: World, lane: str, fleets: Sequence[Fleet], done: list[str]) -> None:
+    """What a person has settled, and has ended since by other means, is listed no more: it costs nobody anything."""
+    store, compute = world.store, world.compute(fleets[0])
+    for id in {rollout.id: None for rollout in (*store.open_rollouts(), *store.rollouts()[:NEWEST])}:
+        with suppress(ChangeoverError):
+            if world.spec(id).fleet.lane != lane:
+                continue
+            left = [i for i in store.ledger(id) if i.id and i.until is None and i.state in ("quarantined", "retained")]
+            rows = {row.upgrade.server: row.upgrade for row in store.rows(id, {item.server for item in left})}
+            left = [item for item in left if item.server in rows and rows[item.server].settled]
+            if not left:
+                continue
+            there: dict[str, Server | Image] = {}
+            there |= compute.images([item.id for item in left if item.kind == "image"])
+            there |= compute.servers([item.id for item in left if item.kind != "image"])
+            gone = [item for item in left if item.id not in there or there[item.id].state == "terminated"]
+            if gone:
+                store.put_ledger(id, [replace(item, state="deleted") for item in gone])
+                told = [f"{item.kind} {item.id} of {item.server} is gone: listed no more" for item in gone]
+                store.note(id, Entry(event="LedgerSettled", actor=world.worker, detail={"items": told}))
+                done += told
 
 
 def _said_yes(world: World, request: str, lane: str) -> Mapping[str, Any] | None:

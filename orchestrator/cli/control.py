@@ -299,6 +299,11 @@ def gc(
             "What may be serving users is not touched by --foreign alone. Look at the balancers first; what none of "
             f"them sends users to: changeover gc --foreign --yes --only {unnamed[0]}"
         )
+    if any(each.yours for each in found.kept):
+        output.say(
+            "What is yours to delete a settle has left behind, and nothing of ours touches it. End it with the "
+            "provider's own tools: gc --yes then takes it off this list."
+        )
     due = found.ripe or (found.due and not named)
     if due and not yes:
         options = [*(["--foreign"] if foreign else []), *(f"--only {id}" for id in only or ())]

@@ -494,6 +494,7 @@ def inventory(found: Inventory, now: float) -> RenderableType:
         left = "" if item.until is None else words.span(item.until - now) if item.until > now else "due"
         if left == "due" and item.kind == "old server" and (each.rollout, item.server) in found.kept_on:
             left = "kept on"
+        left = "yours to delete" if each.yours else left
         table.add_row(text(each.rollout), text(item.server), item.kind, item.state, text(item.id), left)
     parts.append(table)
     gone = len(found.kept) - len(alive) - len(back)

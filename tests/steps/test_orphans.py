@@ -151,6 +151,17 @@ def test_what_is_of_a_rollout_not_known_here_is_touched_only_when_told() -> None
         assert state(r, server) == "stopped"
 
 
+def test_a_doctor_names_rebuild_first_where_a_rollout_is_not_known_here() -> None:
+    with running(["web-1"]) as r:
+        _, server = leave(r, rollout="r0elsewhere")
+        r.ask("doctor", request="q", fleet=r.fleet.canonical())
+        answer = r.store.document("doctor", "q")
+        assert answer is not None
+        first = answer["checks"][0]
+        assert server in first["detail"] and "may be serving users" in first["detail"]
+        assert (first["ok"], first["fix"].partition(",")[0]) == (False, "changeover rebuild FILE")
+
+
 @pytest.mark.parametrize(
     ("name", "server", "why"),
     [

@@ -81,6 +81,27 @@ def test_a_rollout_whose_old_server_was_terminated_by_somebody_can_end() -> None
         assert "web-1.g2 is serving in pool web" in entry.detail["seen"]
 
 
+def test_what_a_settle_has_left_behind_is_listed_until_it_is_gone() -> None:
+    with running(["web-1"], retain=RETAIN) as r:
+        held_on_its_way_back(r)
+        settle(r, "new", unchecked=True)
+        assert ledger(r) == {"image": "quarantined", "server": "live", "old server": "retained"}
+
+        def gc(*, yes: bool) -> operations.Inventory:
+            return operations.gc(r.store, r.ask, lambda: r.queue.append, collect=yes, grace=5.0)
+
+        gc(yes=False)
+        assert ledger(r)["old server"] == "retained", "a dry run changes no list"
+        found = gc(yes=True)
+        assert ledger(r) == {"image": "quarantined", "server": "live", "old server": "deleted"}
+        assert found.done == ("old server web-1 of web-1 is gone: listed no more",)
+        assert [each.item.kind for each in found.kept if each.yours] == ["image"]
+        (image,) = (item.id for item in r.store.ledger(r.rollout) if item.kind == "image")
+        del r.cloud.things[image]
+        gc(yes=True)
+        assert ledger(r) == {"image": "deleted", "server": "live", "old server": "deleted"}
+
+
 def test_settling_twice_is_settling_once_and_never_the_other_way() -> None:
     with running(["web-1"], retain=RETAIN) as r:
         held_on_its_way_back(r)

@@ -723,6 +723,16 @@ def test_gc_that_could_not_read_something_ends_with_3(place: Place, monkeypatch:
     assert place.json("gc")[0] == 3
 
 
+def test_gc_says_what_a_settle_has_left_for_the_person(place: Place) -> None:
+    id = place.applied()
+    place.store.put_ledger(
+        id, [LedgerItem(key="image:t", kind="image", server="web-1", state="quarantined", id="img-7")]
+    )
+    code, out, err = place.run("gc")
+    assert code == 0
+    assert "yours to delete" in out and "gc --yes then takes it off this list" in err
+
+
 def test_a_refused_rebuild_says_how_to_lift_a_quarantine(place: Place) -> None:
     about = {"rollout": "r7", "server": "web-2", "name": "co-x", "state": "stopped", "quarantined": True}
     place.world.marked = (Found(kind="server", id="srv-9", **about),)  # type: ignore[arg-type] # words only
