@@ -189,7 +189,8 @@ class SimAmi(Ami):
 
     @property
     def state_reason(self) -> dict[str, str] | None:
-        return {"Code": "Client.Error", "Message": self.failed} if self.state == "failed" else None
+        # Known before it is failed: an answer reads one after the other, and time goes by between.
+        return {"Code": "Client.Error", "Message": self.failed} if self.failed else None
 
     @property
     def block_device_mappings(self) -> list[dict[str, Any]]:
