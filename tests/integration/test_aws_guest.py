@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,7 +116,16 @@ def test_many_are_asked_in_three_calls_a_batch(stage: Stage, monkeypatch: pytest
     ids = [stage.server() for _ in range(7)]
     stage.facts(*ids)
     monkeypatch.setattr("providers.guest.aws.BATCH", 5)
-    monkeypatch.setattr("providers.guest.aws.PAUSE", 2.0)
+    commands = stage.cloud.ledgers.commands
+
+    def until_all_have_said(_pause: float) -> None:
+        end = time.monotonic() + 60
+        while any(set(command.ids) - set(command.said) for command in commands.values()):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    stepped = SimpleNamespace(sleep=until_all_have_said, monotonic=time.monotonic, time=time.time)
+    monkeypatch.setattr("providers.guest.aws.time", stepped)
     before = stage.cloud.calls.copy()
     assert set(stage.guest.facts(ids, paths=())) == set(ids)
     made = {name: count - before[name] for name, count in stage.cloud.calls.items() if count != before[name]}
