@@ -11,6 +11,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,6 +80,7 @@ class Machines:
         _program(self._programs / "systemctl", SYSTEMCTL)
         self._lock = threading.Lock()
         self._all: dict[str, Machine] = {}
+        self._scripts: set[subprocess.Popen[str]] = set()
 
     def create(self, id: str, address: str, *, copy: Path, memory: int, disk: int, mode: str = "") -> None:
         """A machine whose disk is a copy of that folder, or new if there is none; it is off."""
@@ -130,20 +132,28 @@ class Machines:
         with self._lock:
             machine = self._all[id]
         own = {"SIM_ROOT": str(machine.folder), "SIM_PATH": SYSTEM_PATH}
+        script_of_ours = subprocess.Popen(  # noqa: S603 - whoever may send a command may run it, on a machine of ours
+            ["/bin/sh", "-c", script],
+            cwd=machine.folder,
+            env={**own, "PATH": f"{self._programs}:{SYSTEM_PATH}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that it ends with all that it has started
+        )
+        with self._lock:
+            self._scripts.add(script_of_ours)
         try:
-            ended = subprocess.run(  # noqa: S603 - whoever may send a command may run it, on a machine of ours
-                ["/bin/sh", "-c", script],
-                cwd=machine.folder,
-                env={**own, "PATH": f"{self._programs}:{SYSTEM_PATH}"},
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=seconds,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return False, str(error)
-        return ended.returncode == 0, ended.stdout
+            output, _ = script_of_ours.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False, "it took too long"
+        finally:
+            _end(script_of_ours)
+            with self._lock:
+                self._scripts.discard(script_of_ours)
+        return script_of_ours.returncode == 0, output
 
     def folder(self, id: str) -> Path:
         """Its disk."""
@@ -184,12 +194,23 @@ class Machines:
             return {each.id: each.process.pid for each in self._all.values() if each.process is not None}
 
     def close(self) -> None:
+        with self._lock:
+            scripts = list(self._scripts)
+        for script in scripts:
+            _end(script)
         for id in list(self._all):
             self.destroy(id)
 
 
 def _plain_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+
+
+def _end(script: subprocess.Popen[str]) -> None:
+    """Ends it and all that it has started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(script.pid, signal.SIGKILL)
+    script.wait()
 
 
 def _program(path: Path, text: str) -> None:
