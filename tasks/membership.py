@@ -200,13 +200,20 @@ def not_serving(turn: Turn, members: Sequence[tuple[str, Member]]) -> str:
     return ", ".join(f"{name} is {view.state} in {pool}" for pool, name, view in sick)
 
 
+def tested(u: Upgrade) -> tuple[str, float]:
+    """The boot of B that has passed a smoke test, and when: the step's own, or one that swap has made since."""
+    smoke = u.results["smoke_test"]
+    later = u.results.get("swap", u.notes if u.step == "swap" else {})
+    return str(later.get("boot", smoke["boot"])), float(later.get("tested", smoke["at"]))
+
+
 def lost(turn: Turn) -> str:
     """Why B is no longer the server that its smoke test has asked; empty while it runs, on the same boot."""
     id = turn.upgrade.results["provision"]["server"]
     server = turn.compute.servers([id]).get(id)
     if server is None or server.state != "running":
         return f"its server {id} is {server.state if server else 'gone'}"
-    if server.boot != turn.upgrade.results["smoke_test"]["boot"]:
+    if server.boot != tested(turn.upgrade)[0]:
         return f"its server {id} has started anew since its smoke test"
     return ""
 

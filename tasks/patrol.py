@@ -190,14 +190,14 @@ def _put_back_new(turn: Turn, finding: Finding, seats: Sequence[Seat]) -> tuple[
     why = f"{place.name} is {was.state} in {place.pool}" + (f" ({was.detail})" if was.detail else "")
     if was.state == "down":
         return why, True, None
-    tested = turn.upgrade.results["smoke_test"]
+    address = turn.upgrade.results["smoke_test"]["address"]
     if lost := membership.lost(turn):
         return f"{why}: {lost}", True, None
-    if was.state == "absent" and turn.now - tested["at"] > swap.FRESH:
-        failed, _ = smoke_test.one_round(turn, tested["address"], old_runs=_old_runs(turn))
+    if was.state == "absent" and turn.now - membership.tested(turn.upgrade)[1] > swap.FRESH:
+        failed, _ = smoke_test.one_round(turn, address, old_runs=_old_runs(turn))
         if failed:
             return f"{why}, and its smoke test fails now: {failed}", True, None
-    member = replace(_member(place, seats), address=tested["address"])
+    member = replace(_member(place, seats), address=address)
     return why, False, _in(turn, place.pool, member, back=was.state != "absent")
 
 

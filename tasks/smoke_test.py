@@ -24,20 +24,29 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     if isinstance(turn.fleet.state, SyncHook) and not notes.get("synced"):
         _sync(turn, turn.fleet.state, intent.params["address"])
         notes["synced"] = True
+    tested = rounds(turn, intent.params["address"], notes)
+    if isinstance(tested, Wait):
+        return tested
+    return Done(result={**tested, "at": turn.now, **intent.params})
+
+
+def rounds(turn: Turn, address: str, notes: Mapping[str, Any], *, again: str = "") -> Wait | Mapping[str, Any]:
+    """Advance the test: a wait with what is to be noted, or how often it was asked and the evidence when it has passed
+    often enough in a row. `again`: why it is made anew. Raises `StepFailed` when it cannot pass any more."""
     smoke = turn.fleet.checks.smoke
-    passes, rounds = int(notes.get("passes", 0)), int(notes.get("rounds", 0))
+    passes, made = int(notes.get("passes", 0)), int(notes.get("rounds", 0))
     evidence: Mapping[str, Any] = {}
     while passes < smoke.passes:
-        why, evidence = one_round(turn, intent.params["address"])
-        rounds += 1
+        why, evidence = one_round(turn, address)
+        made += 1
         passes = 0 if why else passes + 1
-        notes |= {"passes": passes, "rounds": rounds, "last": why}
-        if why and smoke.tries - rounds < smoke.passes:
-            raise StepFailed(f"smoke test of {turn.upgrade.server}'s new server: {why}", evidence)
+        if why and smoke.tries - made < smoke.passes:
+            raise StepFailed(f"smoke test of {turn.upgrade.server}'s new server{again}: {why}", evidence)
         if passes < smoke.passes and smoke.every > 0:
-            reason = f"smoke test: {passes} of {smoke.passes} passes in a row" + (f"; last: {why}" if why else "")
-            return Wait(reason=reason, every=smoke.every, notes=notes)
-    return Done(result={"passes": passes, "rounds": rounds, "at": turn.now, **intent.params, **evidence})
+            reason = f"smoke test{again}: {passes} of {smoke.passes} passes in a row"
+            kept = {**notes, "passes": passes, "rounds": made, "last": why}
+            return Wait(reason=reason + (f"; last: {why}" if why else ""), every=smoke.every, notes=kept)
+    return {"passes": passes, "rounds": made, **evidence}
 
 
 def one_round(turn: Turn, address: str, *, old_runs: bool = True) -> tuple[str, Mapping[str, Any]]:

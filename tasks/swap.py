@@ -30,16 +30,18 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         if (left := intent.at + intent.params.get("lead", 0.0) - turn.now) > 0:
             reason = f"{members[0][0]} is not ready for {members[0][1].name}: an answer with the former TTL may be kept"
             return Wait(reason=reason, every=left, notes=notes)
-        if "wanted" not in notes and turn.now - turn.upgrade.results["smoke_test"]["at"] > FRESH:
-            why, seen = smoke_test.one_round(turn, intent.params["address"])
-            if why:
-                raise StepFailed(f"smoke test of {turn.upgrade.server}'s new server, made again: {why}", seen)
+        if "wanted" not in notes:
+            said = _still_tested(turn, intent.params["address"], notes)
+            if isinstance(said, Wait):
+                return said
+            notes = dict(said)
         notes.setdefault("doubt", turn.now + DOUBT)
         if (wait := membership.bring_in(turn, members, notes=notes, back=False)) is not None:
             return _joining(turn, members, wait)
         if turn.fleet.rollout.soak > 0:
-            return _soak(turn, members, {"since": turn.now, "until": turn.now + turn.fleet.rollout.soak})
-        return Done(result={"since": turn.now})
+            until = turn.now + turn.fleet.rollout.soak
+            return _soak(turn, members, {**_proof(notes), "since": turn.now, "until": until})
+        return Done(result={**_proof(notes), "since": turn.now})
     views = turn.traffic.proven(membership.names(members))
     sick = [(pool, name, view) for (pool, name), view in sorted(views.items()) if view.state != "serving"]
     if sick:
@@ -50,8 +52,32 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
             return Wait(reason=f"{why}; making sure", every=1.0, notes={**notes, "sick": looks})
         raise StepFailed(why, {"balancer": membership.evidence(views)})
     if turn.now < notes["until"]:
-        return _soak(turn, members, {"since": notes["since"], "until": notes["until"]})
-    return Done(result={"since": notes["since"], "balancer": membership.evidence(views)})
+        return _soak(turn, members, {**_proof(notes), "since": notes["since"], "until": notes["until"]})
+    return Done(result={**_proof(notes), "since": notes["since"], "balancer": membership.evidence(views)})
+
+
+def _still_tested(turn: Turn, address: str, notes: Mapping[str, Any]) -> Wait | Mapping[str, Any]:
+    """Before users are sent: B runs, and this very boot of it has passed its smoke test not long ago. Otherwise it is
+    tested again, by the same rules. What is noted when so; raises `StepFailed` when B is gone or does not pass."""
+    id = turn.upgrade.results["provision"]["server"]
+    server = turn.compute.servers([id]).get(id)
+    if server is None or server.state != "running":
+        gone = int(notes.get("gone", 0)) + 1
+        why = f"its server {id} is {server.state if server else 'gone'}"
+        if gone >= SURE:
+            raise StepFailed(f"{turn.upgrade.server}'s new server never served: {why}")
+        return Wait(reason=f"{why}; making sure", every=1.0, notes={**notes, "gone": gone})
+    boot, at = membership.tested(turn.upgrade)
+    if server.boot == boot and turn.now - at <= FRESH:
+        return _proof(notes)
+    begun = notes if notes.get("testing") == server.boot else {**_proof(notes), "testing": server.boot}
+    made = smoke_test.rounds(turn, address, begun, again=", made again")
+    return made if isinstance(made, Wait) else {"boot": server.boot, "tested": turn.now}
+
+
+def _proof(notes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Which boot of B was tested again, and when; nothing where the first test still counts."""
+    return {name: notes[name] for name in ("boot", "tested") if name in notes}
 
 
 def _joining(turn: Turn, members: Sequence[tuple[str, Member]], wait: Wait) -> Wait:
@@ -78,7 +104,7 @@ def _joining(turn: Turn, members: Sequence[tuple[str, Member]], wait: Wait) -> W
     return Wait(reason=f"{why}; making sure", every=1.0, notes={**notes, "down": since})
 
 
-def _soak(turn: Turn, members: Sequence[tuple[str, Member]], notes: Mapping[str, float]) -> Wait:
+def _soak(turn: Turn, members: Sequence[tuple[str, Member]], notes: Mapping[str, Any]) -> Wait:
     """Both serve, and B is looked at all the while."""
     every = max(0.05, min(turn.fleet.rollout.poll, notes["until"] - turn.now))
     reason = f"soaking: {turn.upgrade.server} and its new server both serve"

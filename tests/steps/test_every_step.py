@@ -362,7 +362,9 @@ def test_the_suite_notices_a_random_token(monkeypatch: pytest.MonkeyPatch) -> No
     honest = keys.key
 
     def random(*args: Any, **kwargs: Any) -> Any:
-        return replace(honest(*args, **kwargs), token=uuid.uuid4().hex)
+        made = uuid.uuid4().hex
+        # And the name with it: a second thing of a name of ours is ended as a stray.
+        return replace(honest(*args, **kwargs), token=made, name=f"co-{made}")
 
     found = points("forward")
     monkeypatch.setattr(keys, "key", random)

@@ -45,6 +45,7 @@ def starts_anew(r: Runner) -> None:
     """And its application does not come up with it."""
     change(r, boot="another")
     falls_silent(r)
+    r.sites.fails(str(r.upgrade(SERVER).results["smoke_test"]["address"]), PORT)
 
 
 def falls_silent(r: Runner) -> None:
@@ -85,10 +86,45 @@ def test_a_new_server_that_dies_before_it_serves_goes_back_within_a_minute(
             proven_once(r)
         ill(r)
         assert turned_back_after(r) < MINUTE
-        assert "web-1's new server never served: its server " in r.upgrade(SERVER).cause
+        cause = r.upgrade(SERVER).cause
+        assert cause.startswith(
+            ("web-1's new server never served: its server ", "smoke test of web-1's new server, made")
+        )
         r.until(lambda: r.upgrade(SERVER).terminal)
         assert SERVER in r.serving() and NEW not in r.members()
         assert not watch.dark
+
+
+@pytest.mark.parametrize("soak", ["0s", "30s"])
+@pytest.mark.parametrize("fails_first", [False, True])
+def test_one_that_has_started_anew_since_its_smoke_test_is_tested_again_before_users_are_sent(
+    fails_first: bool, soak: str
+) -> None:
+    policy = {"waves": ["rest"], "bake": "0s", "soak": soak, "poll": "1s"}
+    with running([SERVER, "web-2"], rollout=policy, retain={"old_servers": "24h"}) as r:
+        at_the_threshold(r)
+        where = str(r.upgrade(SERVER).results["smoke_test"]["address"]), PORT
+        change(r, boot="another")
+        if fails_first:
+            good = r.sites.ask(where)
+            r.sites.answers(*where, replace(good, status=503), good)
+        before = r.sites.calls[where]
+        r.until(lambda: NEW in r.members())
+        assert r.sites.calls[where] - before == 2 + fails_first, "as often in a row as ever"
+        r.until(lambda: r.upgrade(SERVER).state == "upgraded")
+        assert r.upgrade(SERVER).results["swap"]["boot"] == "another"
+        r.patrolling = True
+        del r.cloud.pools["web"][NEW]
+        r.until(lambda: NEW in r.serving())
+        assert r.upgrade(SERVER).ailing is None or not r.upgrade(SERVER).ailing.looks
+
+
+def test_one_whose_smoke_test_still_counts_is_not_asked_again() -> None:
+    with running([SERVER, "web-2"]) as r:
+        at_the_threshold(r)
+        before = r.sites.calls.total()
+        r.until(lambda: {SERVER, "web-2"}.isdisjoint(r.members()))
+        assert r.sites.calls.total() - before <= 2, "at most what the other's own test has left"
 
 
 def test_one_that_runs_and_is_down_in_the_balancer_goes_back_within_a_minute() -> None:
@@ -126,6 +162,7 @@ def test_a_cloud_that_does_not_answer_makes_nobody_dead() -> None:
     with running([SERVER, "web-2"]) as r:
         at_the_threshold(r)
         falls_silent(r)
+        r.until(lambda: "wanted" in r.upgrade(SERVER).notes)
 
         def away(name: str) -> Fault:
             if name == "servers":
