@@ -34,7 +34,9 @@ def random_token(patch: Patch) -> None:
     honest = keys.key
 
     def key(u: Upgrade, intent: Intent, *, role: str) -> Any:
-        return replace(honest(u, intent, role=role), token=uuid.uuid4().hex)
+        made = uuid.uuid4().hex
+        # And the name with it: a second thing of a name of ours is ended as a stray.
+        return replace(honest(u, intent, role=role), token=made, name=f"co-{made}")
 
     patch.setattr(keys, "key", key)
 
