@@ -108,7 +108,22 @@ def once_and_in_the_ledger(e: Evidence) -> Iterator[Violation]:
         if tags.get("changeover:managed") != "1":
             says = f"{line['id']} was made without the tag by which it could be found again"
             yield Violation(id="I4", where=line.where, says=says)
+    yield from _under_the_hands(e)
     yield from _ledger(e)
+
+
+def _under_the_hands(e: Evidence) -> Iterator[Violation]:
+    """Nothing is ended while the step is under way that makes it: an undo, and whoever collects, come after that."""
+    for line in e.effects("delete_image", "terminate"):
+        made = e.made.get(line["id"])
+        if made is None or e.lost(line.at):
+            continue
+        server = e.server_of(line["id"])
+        told = [entry["after"] for entry in e.entries(server) if entry["after"] and entry.at <= line.at + SKEW]
+        intent = (told[-1].get("intent") or {}) if told else {}
+        if intent.get("token") == made["token"]:
+            says = f"{line['id']} of {server} was ended while {intent['step']} was under way, which made it"
+            yield Violation(id="I4", where=line.where, says=says)
 
 
 def _ledger(e: Evidence) -> Iterator[Violation]:

@@ -55,10 +55,15 @@ def test_one_that_is_turned_back_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("every", [7, 11, 17, 29])
 def test_one_whose_workers_die_has_none(every: int, tmp_path: Path) -> None:
     def act(r: Runner) -> None:
-        points = iter(range(10**9))
+        # Not as far apart each time: else it might be the same point of the same step for ever. And now and then there
+        # are as many points in a row as the longest step has.
+        deaths = itertools.accumulate(itertools.cycle((every, every + 1, 3 * every)))
+        points, next_death = itertools.count(1), next(deaths)
 
         def crash(_point: str) -> None:
-            if next(points) % every == every - 1:
+            nonlocal next_death
+            if next(points) >= next_death:
+                next_death = next(deaths)
                 raise Crashed
 
         r.crash = crash
