@@ -17,6 +17,9 @@ from tests.support.valkey import running_valkey
 
 # Many more histories of the state machines: `pytest tests/unit --hypothesis-profile=thorough`.
 settings.register_profile("thorough", deadline=None, database=None)
+# A busy machine takes its time: no example has a deadline.
+settings.register_profile("unhurried", deadline=None, database=None)
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
