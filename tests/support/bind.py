@@ -24,7 +24,7 @@ import pytest
 
 from providers.clients.dns import Nameservers, Server
 from tests.support.haproxy import until
-from tests.support.nameserver import KEY, SECRET, ZONE
+from tests.support.nameserver import KEY, SECRET, ZONE, settings
 
 OWNER = dns.tsig.Key("owner.", SECRET, "hmac-sha256")
 _COMMON = """\
@@ -94,17 +94,7 @@ class Bind:
         return found.ttl, set(found.values)
 
     def settings(self, pools: dict[str, int], **changes: Any) -> dict[str, Any]:
-        given = {
-            "zone": ZONE,
-            "primary": str(self.primary),
-            "servers": f"{self.primary} {self.secondary}",
-            "key_name": "changeover",
-            "key_secret": SECRET,
-            "ttl": 1,
-            "margin": 0,
-            "pools": {pool: {"backend": pool, "port": port} for pool, port in pools.items()},
-        }
-        return {**given, **changes}
+        return {**settings(str(self.primary), str(self.secondary), pools), **changes}
 
 
 @contextlib.contextmanager

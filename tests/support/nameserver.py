@@ -230,18 +230,21 @@ class Names:
         self.put, self.get = zone.put, zone.get
 
     def settings(self, pools: dict[str, int], **changes: Any) -> dict[str, Any]:
-        """What the provider is given; `pools` with their ports."""
-        given = {
-            "zone": ZONE,
-            "primary": self.primary.where,
-            "servers": f"{self.primary.where} {self.secondary.where}",
-            "key_name": "changeover",
-            "key_secret": SECRET,
-            "ttl": 1,
-            "margin": 0,
-            "pools": {pool: {"backend": pool, "port": port} for pool, port in pools.items()},
-        }
-        return {**given, **changes}
+        return {**settings(self.primary.where, self.secondary.where, pools), **changes}
+
+
+def settings(primary: str, secondary: str, pools: dict[str, int]) -> dict[str, Any]:
+    """What the provider is given; `pools` with their ports."""
+    return {
+        "zone": ZONE,
+        "primary": primary,
+        "servers": f"{primary} {secondary}",
+        "key_name": "changeover",
+        "key_secret": SECRET,
+        "ttl": 1,
+        "margin": 0,
+        "pools": {pool: {"backend": pool, "port": port} for pool, port in pools.items()},
+    }
 
 
 @contextlib.contextmanager
