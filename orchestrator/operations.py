@@ -226,6 +226,8 @@ def refuse_blockers(plan: Plan) -> None:
 def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") -> Rollout:
     """The rollout of this plan, its upgrades and its locks. Raises `Locked`, and `Conflict` where another plan was
     about to become the rollout of that id."""
+    from orchestrator.lanes import remember
+
     now = store.now()
     rollout = _rollout(fleet, plan, id=id or new_id("r", now), now=now, actor=actor)
     domains = {server.name: server.domain or "" for server in fleet.servers}
@@ -251,6 +253,7 @@ def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") 
         if mine:
             store.forget_document("spec", rollout.id)
         raise
+    remember(store, fleet, rollout.id)
     store.wake()
     return made
 
@@ -352,6 +355,8 @@ def _put(store: Store, fleet: Fleet, found: Rebuilt, plan: Plan, locks: Mapping[
         wave=wave_of(found.positions),
         why=f"rebuilt from the world by {actor}: look at each server, then resume",
     )
+    from orchestrator.lanes import remember
+
     # Only one at a time: the file of the rollout that comes to be is to be the one that its records were told by.
     who = f"{actor}:{new_id('q', now)}"
     if store.lease("rebuild", owner=who, seconds=PATIENCE) is None:
@@ -360,6 +365,7 @@ def _put(store: Store, fleet: Fleet, found: Rebuilt, plan: Plan, locks: Mapping[
         _refuse_known(store, whole.id)  # somebody else has rebuilt it since it was looked for
         store.forget_document("spec", whole.id)  # of a rebuild that did not come to its end
         store.put_document("spec", whole.id, {"plan": asdict(plan)})
+        remember(store, fleet, whole.id)
         made = store.create(whole, [position.upgrade for position in found.positions], locks=locks)
         store.put_ledger(whole.id, [item for position in found.positions for item in _ledger_of(position)])
         for position in found.positions:

@@ -15,7 +15,7 @@ from orchestrator.domain.orphans import Deed, Sighting, Thing, deed, doubt, expl
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import ChangeoverError, UnsafeStore
-from orchestrator.lanes import NEWEST, lanes
+from orchestrator.lanes import NEWEST, lanes, where
 from orchestrator.store import Entry, LedgerItem, Row
 from providers.compute import Compute, Image, Server
 from providers.errors import NotFound, ProviderError
@@ -49,10 +49,24 @@ class _Known:
     def row(self, thing: Thing) -> Row | None:
         return self.world.store.row(thing.rollout, thing.server) if thing.server else None
 
-    def kept(self) -> set[str]:
-        """Every id that a ledger holds on to. What was quarantined by us has an end, by a person none."""
-        items = (item for ledger in self.ledgers.values() for item in ledger)
-        return {item.id for item in items if item.id and not _ends(item)}
+    def kept(self, place: str) -> set[tuple[str, str]]:
+        """Every id that a ledger holds on to, with the rollout whose things it explains: each its own, and those of
+        this world any thing (""), since two hosts may give the same. What was quarantined by us has an end, by a person
+        none."""
+        found: set[tuple[str, str]] = set()
+        for id, ledger in self.ledgers.items():
+            mine = {item.id for item in ledger if item.id and not _ends(item)}
+            found |= {(id, each) for each in mine}
+            if self.may_be_at(id, place):
+                found |= {("", each) for each in mine}
+        return found
+
+    def may_be_at(self, id: str, place: str) -> bool:
+        """Whether this rollout's servers are in that world, as far as can be told."""
+        try:
+            return where(self.world.spec(id).fleet) == place
+        except ChangeoverError:
+            return True
 
 
 def _ends(item: LedgerItem) -> bool:
@@ -81,8 +95,11 @@ def look(world: World, lane: str, fleets: Sequence[Fleet]) -> list[Sighting]:
     known = _Known(world)
     for id in [*(rollout.id for rollout in world.store.open_rollouts()), *(thing.rollout for thing in things)]:
         known.of(id)
-    _settle_ledgers(world, lane, things, known)
-    kept = known.kept() | _replaced(world, known)
+    place = where(fleets[0])
+    _settle_ledgers(world, place, things, known)
+    kept = known.kept(place) | {("", id) for id in _replaced(world, known)}
+    elsewhere = _listed_elsewhere(world, lane, place)
+    things = [thing for thing in things if (thing.kind, thing.id, thing.name) not in elsewhere]
     orphans = [thing for thing in (_judged(thing, known, kept) for thing in things) if thing is not None]
     foreign = {t.rollout for t in orphans if known.of(t.rollout) is None and t.rollout not in known.unreadable}
     pools, unread = _pools(world, [*fleets, *_fleets_of(world, orphans, known)])
@@ -98,6 +115,15 @@ def look(world: World, lane: str, fleets: Sequence[Fleet]) -> list[Sighting]:
     return found
 
 
+def _listed_elsewhere(world: World, lane: str, place: str) -> set[tuple[str, str, str]]:
+    """Two worlds of the same name may be one, reached with other settings: what is found in both is listed once."""
+    base, _, apart = lane.rpartition("@")
+    if apart != place:
+        return set()
+    world.store.sighted(base, [])  # it was the only world of its name once; those are found anew
+    return {(s.kind, s.id, s.name) for s in world.store.sightings() if s.lane < lane and s.lane.startswith(f"{base}@")}
+
+
 def _thing(found: Server | Image) -> Thing:
     return Thing(
         kind="server" if isinstance(found, Server) else "image",
@@ -110,7 +136,7 @@ def _thing(found: Server | Image) -> Thing:
     )
 
 
-def _judged(thing: Thing, known: _Known, kept: set[str]) -> Thing | None:
+def _judged(thing: Thing, known: _Known, kept: Collection[tuple[str, str]]) -> Thing | None:
     """The thing, if nobody accounts for it."""
     rollout = known.of(thing.rollout)
     if thing.rollout in known.unreadable:
@@ -122,7 +148,8 @@ def _judged(thing: Thing, known: _Known, kept: set[str]) -> Thing | None:
         return replace(thing, unsure=str(error))
     leased = row is not None and row.lease_until > known.world.store.now()
     upgrade = row.upgrade if row is not None else None
-    if explained(thing, kept=kept, upgrade=upgrade, leased=leased):
+    held = not {("", thing.id), (thing.rollout, thing.id)}.isdisjoint(kept)
+    if explained(thing, kept=held, upgrade=upgrade, leased=leased):
         return None
     if rollout is None:
         return thing
@@ -174,13 +201,13 @@ def _pools(world: World, fleets: Sequence[Fleet]) -> tuple[dict[str, list[str]],
 # -- ledgers -----------------------------------------------------------------------------------------------------------
 
 
-def _settle_ledgers(world: World, lane: str, things: Sequence[Thing], known: _Known) -> None:
+def _settle_ledgers(world: World, place: str, things: Sequence[Thing], known: _Known) -> None:
     """What was only intended, and never showed, is given up; what a record remembers and its ledger lacks is added."""
     there = {thing.id: thing for thing in things}
     names = {thing.name for thing in things}
     for id in [id for id, rollout in known.rollouts.items() if rollout is not None]:
         with suppress(ChangeoverError):
-            if world.spec(id).fleet.lane != lane:
+            if where(world.spec(id).fleet) != place:
                 continue
             items = _given_up(world, id, known.ledgers[id], names) + _added(world, id, known.ledgers[id], there)
             if items:
@@ -249,7 +276,7 @@ def collect(
         if act and yes is None:
             not_done.append(f"{lane}: nobody has said yes to it, or too long ago: changeover gc --yes")
         elif act and fleets:
-            _strike(world, lane, fleets, done)
+            _strike(world, fleets, done)
             _act(world, request, lane, fleets, found, foreign, only, done, not_done)
     except (ProviderError, ChangeoverError) as error:
         body = {"ok": False, "error": str(error)}
@@ -257,12 +284,12 @@ def collect(
     return {"ok": body["ok"], "done": len(done)}
 
 
-def _strike(world: World, lane: str, fleets: Sequence[Fleet], done: list[str]) -> None:
+def _strike(world: World, fleets: Sequence[Fleet], done: list[str]) -> None:
     """What a person has settled, and has ended since by other means, is listed no more: it costs nobody anything."""
     store, compute = world.store, world.compute(fleets[0])
     for id in {rollout.id: None for rollout in (*store.open_rollouts(), *store.rollouts()[:NEWEST])}:
         with suppress(ChangeoverError):
-            if world.spec(id).fleet.lane != lane:
+            if where(world.spec(id).fleet) != where(fleets[0]):
                 continue
             left = [i for i in store.ledger(id) if i.id and i.until is None and i.state in ("quarantined", "retained")]
             rows = {row.upgrade.server: row.upgrade for row in store.rows(id, {item.server for item in left})}

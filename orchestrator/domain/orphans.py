@@ -78,10 +78,10 @@ class Patience:
     at_once: int = 10
 
 
-def explained(thing: Thing, *, kept: Collection[str], upgrade: Upgrade | None, leased: bool) -> str:
-    """Who accounts for it; empty if nobody does. `kept` are the ids that a ledger holds, or that somebody replaces;
-    `upgrade` is the one that it was made for, and `leased` that a worker has it in hand."""
-    if thing.id in kept:
+def explained(thing: Thing, *, kept: bool, upgrade: Upgrade | None, leased: bool) -> str:
+    """Who accounts for it; empty if nobody does. `kept`: a ledger holds it, or somebody replaces it; `upgrade` is the
+    one that it was made for, and `leased` that a worker has it in hand."""
+    if kept:
         return "in a ledger"
     if upgrade is None:
         return ""

@@ -18,6 +18,7 @@ from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
 
 Kind = Literal["image", "server", "old server"]
+WORLDS = 100  # that are remembered
 LedgerState = Literal["intended", "live", "retained", "quarantined", "deleted"]
 IgnoredReason = Literal["stale epoch", "another step", "leased", "settled", "unknown", "newer schema"]
 Failure = Literal["", "before", "after"]
@@ -357,6 +358,14 @@ class Store(Protocol):
 
     def sighted(self, lane: str, found: Sequence[Sighting]) -> None:
         """Of that lane these are the sightings from now on, and no others."""
+        ...
+
+    def put_world(self, world: str, rollout: str) -> None:
+        """That rollout's file says how to reach that world, from now on. Of the newest `WORLDS` one is kept each."""
+        ...
+
+    def worlds(self) -> Sequence[str]:
+        """The rollouts whose files say how to reach each world, newest first."""
         ...
 
     def owner_of(self, lock: str) -> str | None:

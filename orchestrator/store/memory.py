@@ -16,6 +16,7 @@ from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
 from orchestrator.errors import NotFound
 from orchestrator.store import (
+    WORLDS,
     AuditEntry,
     Claim,
     Entry,
@@ -96,6 +97,7 @@ class MemoryStore:
         self._look: dict[str, dict[tuple[str, str], float]] = {}
         self._leases: dict[str, _Lease] = {}
         self._sightings: dict[str, tuple[str, bytes]] = {}
+        self._worlds: dict[str, str] = {}
         self._workers: dict[str, tuple[bytes, float]] = {}
         self._ignored: dict[str, int] = {}
         self._queue_wait = 0.0
@@ -610,6 +612,17 @@ class MemoryStore:
         with self._lock:
             others = {key: kept for key, kept in self._sightings.items() if kept[0] != lane}
             self._sightings = {**others, **fresh}
+
+    def put_world(self, world: str, rollout: str) -> None:
+        with self._lock:
+            self._worlds.pop(world, None)
+            self._worlds[world] = rollout
+            for oldest in list(self._worlds)[:-WORLDS]:
+                del self._worlds[oldest]
+
+    def worlds(self) -> Sequence[str]:
+        with self._lock:
+            return list(reversed(self._worlds.values()))
 
     def owner_of(self, lock: str) -> str | None:
         with self._lock:

@@ -41,6 +41,7 @@ from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import SCHEMA, Direction, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.store import (
+    WORLDS,
     AuditEntry,
     Claim,
     Entry,
@@ -638,6 +639,24 @@ class RedisStore:
             else:
                 whole.srem(self._key("orphans"), lane)
             whole.execute()
+
+    def put_world(self, world: str, rollout: str) -> None:
+        with self._told:
+            whole = self._redis.pipeline(transaction=True)
+            whole.zadd(self._key("worlds"), {world: self.now()})
+            whole.hset(self._key("worlds", "files"), world, rollout)
+            whole.zrange(self._key("worlds"), 0, -WORLDS - 1)
+            forgotten = whole.execute()[-1]
+            if forgotten:
+                whole.zrem(self._key("worlds"), *forgotten)
+                whole.hdel(self._key("worlds", "files"), *forgotten)
+                whole.execute()
+
+    def worlds(self) -> Sequence[str]:
+        with self._told:
+            order = self._redis.zrevrange(self._key("worlds"), 0, -1)
+            files = self._redis.hgetall(self._key("worlds", "files"))
+        return [files[world].decode() for world in order if world in files]
 
     def owner_of(self, lock: str) -> str | None:
         rollout = self._run("owner_of", {"lock": lock})

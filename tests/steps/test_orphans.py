@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 
 import pytest
 import structlog
 
 from orchestrator import operations
-from orchestrator.domain.plan import token
-from orchestrator.store import LedgerItem
+from orchestrator.domain.plan import make_plan, token
+from orchestrator.domain.upgrade import Upgrade
+from orchestrator.lanes import NEWEST, lanes, remember
+from orchestrator.store import Entry, LedgerItem
 from providers import Key
 from providers.compute import Server, Size
 from providers.compute.fake import FakeCompute, GiB
 from providers.errors import Transient
 from providers.traffic import MemberView
 from tasks import keys, orphans
+from tasks.survey import look
 from tests.support.runner import PORT, Runner, running
 
 
@@ -293,6 +297,86 @@ def test_a_search_settles_the_ledgers() -> None:
         told = [e for e in operations.events(r.store, r.rollout) if e.event == "LedgerSettled"]
         assert len(told) == 2
         assert not r.store.sightings()
+
+
+@contextmanager
+def two_hosts() -> Iterator[tuple[Runner, Runner]]:
+    """Two worlds that call themselves the same, in one installation: `r2` is the rollout in the second."""
+    with running(["web-1"]) as first, running(["web-1"]) as second:
+        spec = second.store.document("spec", second.rollout)
+        assert spec is not None
+        first.store.put_document("spec", "r2", spec)
+        remember(first.store, second.fleet, "r2")
+        upgrades = [Upgrade(rollout="r2", server="web-1", wave=0)]
+        first.store.create(replace(second.record(), id="r2", state="paused"), upgrades, locks={})
+        assert first.fleet.lane == second.fleet.lane
+        yield first, second
+
+
+def test_a_second_host_of_the_same_name_is_searched_as_well() -> None:
+    with two_hosts() as (r, other):
+        r.until(lambda: r.upgrade("web-1").state == "upgraded")
+        here, there = leave(r), leave(other, rollout="r2")
+        r.clock.now += 30  # the clock of one is not the other's
+        found = gc(r).orphans
+        assert {s.name for s in found} == {
+            run.cloud.things[id].view.name for run, ids in ((r, here), (other, there)) for id in ids
+        }
+        assert len({s.key for s in found}) == 4, "what has the same id in two worlds is two things"
+        r.clock.now += 901
+        assert len(gc(r).done) == 4
+        assert state(r, here[1]) == state(other, there[1]) == "stopped"
+        assert r.serving() == {"web-1.g2"}
+
+
+def test_what_was_intended_on_one_host_is_not_given_up_for_not_being_on_another() -> None:
+    with two_hosts() as (r, _):
+        r.until(lambda: r.upgrade("web-1").state == "upgraded")
+        new = r.upgrade("web-1").results["provision"]["server"]
+        item = next(item for item in r.store.ledger(r.rollout) if item.id == new)
+        r.store.put_ledger(r.rollout, [replace(item, id="", state="intended")])
+        r.clock.now += 4000
+        for lane in lanes(r.store):
+            orphans.scan(r.world, lane=lane)
+        assert {item.key: item.state for item in r.store.ledger(r.rollout)}[item.key] == "live"
+
+
+def test_two_files_that_reach_one_world_with_other_settings_explain_each_others_things() -> None:
+    with running(["web-1"]) as r:
+        r.until(lambda: r.upgrade("web-1").state == "upgraded")
+        settings = {**r.fleet.provider.settings, "spoken": "otherwise"}
+        other = r.fleet.model_copy(update={"provider": r.fleet.provider.model_copy(update={"settings": settings})})
+        plan = replace(make_plan(other, look(r.world, other)), fleet=other.canonical())
+        r.store.put_document("spec", "r2", {"plan": asdict(plan)})
+        remember(r.store, other, "r2")
+        r.store.create(replace(r.record(), id="r2", state="failed"), [], locks={})
+        image, _ = leave(r, rollout="r2")  # which a ledger has, and no record
+        r.store.put_ledger("r2", [LedgerItem(key="image:k", kind="image", server="web-1", state="live", id=image)])
+        assert len(lanes(r.store)) == 2
+        left = leave(r)
+        for _ in range(2):
+            gc(r)
+            r.clock.now += 901
+        assert image not in {s.id for s in r.store.sightings()}
+        assert {s.id for s in r.store.sightings() if not s.foreign} >= set(left)
+        assert len({s.id for s in r.store.sightings()}) == len(r.store.sightings()), "each is listed once"
+
+
+def test_a_world_whose_rollouts_are_long_closed_is_still_searched() -> None:
+    with running(["web-1"]) as r:
+        plan = make_plan(r.fleet, look(r.world, r.fleet))
+        elsewhere = r.fleet.model_copy(
+            update={"provider": r.fleet.provider.model_copy(update={"account": "of-last-year"})}
+        )
+        for n in range(NEWEST + 2):
+            fleet = r.fleet if n else elsewhere
+            made = replace(plan, id=f"p{n}", fleet=fleet.canonical())
+            (lock,) = r.store.open_rollouts()
+            r.store.change(lock, replace(lock, state="succeeded", closed=True), entry=Entry(event="x", actor="test"))
+            operations.create(r.store, fleet, made, actor="test", id=f"o{n}")
+            r.clock.now += 10
+        assert len(lanes(r.store)) == 2
+        assert elsewhere.lane in lanes(r.store)
 
 
 def test_coordinators_send_one_search_in_five_minutes() -> None:

@@ -85,17 +85,17 @@ def test_what_another_installation_may_own_is_touched_only_when_told() -> None:
 
 @pytest.mark.parametrize("state", ["running", "waiting", "held"])
 def test_work_that_is_under_way_accounts_for_what_it_made(state: Any) -> None:
-    assert explained(THING, kept=(), upgrade=replace(ENDED, state=state), leased=False)
+    assert explained(THING, kept=False, upgrade=replace(ENDED, state=state), leased=False)
 
 
 def test_a_worker_that_has_it_in_hand_accounts_for_it() -> None:
-    assert explained(THING, kept=(), upgrade=ENDED, leased=True)
-    assert not explained(THING, kept=(), upgrade=ENDED, leased=False)
-    assert not explained(THING, kept=(), upgrade=None, leased=False)
+    assert explained(THING, kept=False, upgrade=ENDED, leased=True)
+    assert not explained(THING, kept=False, upgrade=ENDED, leased=False)
+    assert not explained(THING, kept=False, upgrade=None, leased=False)
 
 
 def test_a_ledger_accounts_for_what_it_holds() -> None:
-    assert explained(THING, kept={"srv-9"}, upgrade=None, leased=False)
+    assert explained(THING, kept=True, upgrade=None, leased=False)
 
 
 def test_the_record_of_an_upgraded_server_accounts_for_its_new_one_and_for_the_way_back() -> None:
@@ -107,11 +107,11 @@ def test_the_record_of_an_upgraded_server_accounts_for_its_new_one_and_for_the_w
         results={"provision": {"server": "srv-9"}, "create_image": {"image": "img-1"}},
     )
     image = replace(THING, kind="image", id="img-1", address="")
-    assert explained(THING, kept=(), upgrade=u, leased=False)
-    assert explained(image, kept=(), upgrade=u, leased=False)
-    assert not explained(replace(THING, id="srv-8"), kept=(), upgrade=u, leased=False)
-    assert not explained(image, kept=(), upgrade=replace(u, old_gone=True), leased=False)
-    assert explained(replace(THING, id="srv-8"), kept=(), upgrade=replace(u, begun=(RETIRE,)), leased=False)
+    assert explained(THING, kept=False, upgrade=u, leased=False)
+    assert explained(image, kept=False, upgrade=u, leased=False)
+    assert not explained(replace(THING, id="srv-8"), kept=False, upgrade=u, leased=False)
+    assert not explained(image, kept=False, upgrade=replace(u, old_gone=True), leased=False)
+    assert explained(replace(THING, id="srv-8"), kept=False, upgrade=replace(u, begun=(RETIRE,)), leased=False)
 
 
 def test_what_was_only_intended_is_given_up_an_hour_after_its_server_came_to_rest() -> None:

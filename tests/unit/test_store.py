@@ -40,7 +40,7 @@ from orchestrator.domain.upgrade import (
     Waits,
 )
 from orchestrator.errors import BadInput, ChangeoverError, Fenced, Locked, NotFound, Unreachable, UnsafeStore
-from orchestrator.store import Claim, Entry, Ignored, LedgerItem, RefusedIntent, Row, Store, codec
+from orchestrator.store import WORLDS, Claim, Entry, Ignored, LedgerItem, RefusedIntent, Row, Store, codec
 from orchestrator.store.connecting import plainly
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
@@ -1460,6 +1460,14 @@ def test_a_lane_has_the_sightings_of_its_last_search_and_no_others(site: Site) -
     site.store.sighted("a/b/c", [])
     site.store.sighted("x/y/z", [])
     assert site.store.sightings() == []
+
+
+def test_the_newest_rollout_of_each_world_is_remembered_and_the_oldest_world_makes_room(site: Site) -> None:
+    for n in range(WORLDS + 2):
+        site.store.put_world(f"w{n}", f"r{n}")
+        site.clock.now += 1
+    site.store.put_world("w2", "again")
+    assert site.store.worlds() == ["again", *(f"r{n}" for n in range(WORLDS + 1, 2, -1))]
 
 
 def test_a_ledger_keeps_the_last_word_about_a_key(site: Site) -> None:
