@@ -27,11 +27,14 @@ class StateFolder:
 
     @classmethod
     def open(cls, path: Path) -> StateFolder:
-        """The folder and its `logs` exist, for their owner alone. Raises `BadInput`."""
+        """The folder and its `logs` exist, for their owner alone. Raises `BadInput`, also for a folder of somebody
+        else: whoever owns it may put another in place of anything in it."""
         path = path.expanduser().absolute()
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _ours_alone(path)
             (path / "logs").mkdir(exist_ok=True, mode=0o700)
+            _ours_alone(path / "logs")
         except OSError as error:
             raise BadInput(f"{error.strerror}: {error.filename}", place="CHANGEOVER_STATE_DIR") from None
         return cls(path)
@@ -115,6 +118,15 @@ class StateFolder:
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
                 raise Conflict(f"{each} is not a folder that is ours alone", next=f"ls -ld {each}")
         return folder
+
+
+def _ours_alone(folder: Path) -> None:
+    """Raises `OSError`, and `BadInput` for one that is not ours. One that was made with a wide umask is closed."""
+    for found in (folder.lstat(), folder.stat()):  # a link too: whoever owns it may let it point elsewhere
+        if found.st_uid != os.getuid():
+            raise BadInput(f"{folder} belongs to another user (uid {found.st_uid})", place="CHANGEOVER_STATE_DIR")
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
 
 
 def is_locked(file: Path) -> bool:

@@ -1462,6 +1462,16 @@ def test_a_lane_has_the_sightings_of_its_last_search_and_no_others(site: Site) -
     assert site.store.sightings() == []
 
 
+@pytest.mark.parametrize("packed", ["too long", "cut off", "no zlib"])
+def test_what_would_fill_a_readers_memory_is_not_unpacked(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "UNPACKED", 1000)
+    whole = codec.pack(b'"' + b"x" * 998 + b'"')
+    assert len(codec.unpack(whole, key="k")) == 1000
+    bad = {"too long": codec.pack(b"x" * 5_000_000), "cut off": whole[:-6], "no zlib": b"x" * 50}[packed]
+    with pytest.raises(UnsafeStore, match="stored at k cannot be read"):
+        codec.unpack(bad, key="k")
+
+
 def test_the_newest_rollout_of_each_world_is_remembered_and_the_oldest_world_makes_room(site: Site) -> None:
     for n in range(WORLDS + 2):
         site.store.put_world(f"w{n}", f"r{n}")
