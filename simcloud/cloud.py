@@ -11,11 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from simcloud.faults import Troubles
+from simcloud.faults import REQUESTS, Troubles
 from simcloud.machines import Machines, claim_block
+
+if TYPE_CHECKING:
+    from simcloud.route53 import Zones
 
 ACCOUNT = "123456789012"  # whoever has no role
 
@@ -23,7 +27,8 @@ ACCOUNT = "123456789012"  # whoever has no role
 @dataclass(kw_only=True)
 class Timings:
     """How long things take, in seconds. `lag`: for so long after it was made an id is not found.
-    `agent`: from running until the agent of Systems Manager is online."""
+    `agent`: from running until the agent of Systems Manager is online. `change`: a change of record sets itself, and
+    `spread`: until every name server knows of it (INSYNC; Route 53 says 60 in general)."""
 
     image: float = 0.1
     pending: float = 0.05
@@ -32,6 +37,8 @@ class Timings:
     shutting_down: float = 0.05
     agent: float = 0.05
     lag: float = 0.0
+    change: float = 0.01
+    spread: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +100,19 @@ class SimCloud:
         self.machines = Machines(self._under("machines"), port=port) if machines else None
         self.disks = self._under("disks")
         self._claims: list[socket.socket] = []
+        if corrected:
+            self.troubles.limit("route53:*", size=REQUESTS, refill=REQUESTS)
         self._stop = serve(self)
         SimCloud.alive = self
 
     url: str = ""
+
+    @cached_property
+    def zones(self) -> Zones:
+        """Of Route 53, with the name servers that answer for them."""
+        from simcloud.route53 import Zones
+
+        return Zones(self)
 
     def _under(self, name: str) -> Path:
         made = self.folder / name
@@ -105,6 +121,8 @@ class SimCloud:
 
     def close(self) -> None:
         self._stop()
+        if "zones" in self.__dict__:
+            self.zones.close()
         if self.machines is not None:
             self.machines.close()
         for claim in self._claims:

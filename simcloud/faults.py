@@ -117,6 +117,7 @@ THROTTLES: Mapping[str, tuple[str, int]] = {
     "ssm": ("ThrottlingException", 400),
 }
 THROTTLE = ("Throttling", 400)
+REQUESTS = 5.0  # of Route 53, a second and account
 # What each says of credentials whose time is over.
 EXPIRIES: Mapping[str, tuple[str, int]] = {"ec2": ("RequestExpired", 400), "ssm": ("ExpiredTokenException", 400)}
 EXPIRY = ("ExpiredToken", 403)

@@ -31,6 +31,7 @@ from werkzeug.test import run_wsgi_app
 
 from simcloud.ec2 import CorrectedEC2
 from simcloud.faults import EXPIRIES, EXPIRY, THROTTLE, THROTTLES, Fault, error_body, fault_of
+from simcloud.route53 import CorrectedRoute53
 from simcloud.ssm import CorrectedSSM
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Wire:
     def __init__(self, cloud: SimCloud) -> None:
         self._cloud = cloud
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._ours = {"ec2": _app(CorrectedEC2, cloud), "ssm": _app(CorrectedSSM, cloud)} if cloud.corrected else {}
+        corrected = {"ec2": CorrectedEC2, "route53": CorrectedRoute53, "ssm": CorrectedSSM} if cloud.corrected else {}
+        self._ours = {service: _app(answers, cloud) for service, answers in corrected.items()}
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -108,6 +110,8 @@ class Wire:
         except Exception:
             traceback.print_exc(file=sys.stderr)
             return _refuse(call, start, "InternalError", "an error of the simulated cloud itself", 500)
+        if call.action == "ChangeResourceRecordSets" and self._cloud.corrected and status.startswith("200"):
+            time.sleep(self._cloud.timings.change)  # others are told to wait meanwhile
         kept = [(name, value) for name, value in headers if name.lower() not in ("content-length", "x-amzn-requestid")]
         start(status, [*kept, ("Content-Length", str(len(whole))), ("x-amzn-RequestId", call.request)])
         return [whole]
@@ -176,7 +180,8 @@ def _app(answers: type[BaseResponse], cloud: SimCloud) -> Flask:
     app.debug = True  # an error of ours is raised, not shown as a page
     app.request_class = BackendRequest
     view = convert_to_flask_response(cast(type[BaseResponse], ours).dispatch)
-    app.add_url_rule("/", endpoint="all", methods=HTTP_METHODS, view_func=view)
+    for path in ("/", "/<path:args>"):
+        app.add_url_rule(path, endpoint="all", methods=HTTP_METHODS, view_func=view)
     return app
 
 
