@@ -19,6 +19,7 @@ from simcloud.faults import REQUESTS, Troubles
 from simcloud.machines import Machines, claim_block
 
 if TYPE_CHECKING:
+    from simcloud.balancer import Balancers
     from simcloud.route53 import Zones
 
 ACCOUNT = "123456789012"  # whoever has no role
@@ -28,7 +29,8 @@ ACCOUNT = "123456789012"  # whoever has no role
 class Timings:
     """How long things take, in seconds. `lag`: for so long after it was made an id is not found.
     `agent`: from running until the agent of Systems Manager is online. `change`: a change of record sets itself, and
-    `spread`: until every name server knows of it (INSYNC; Route 53 says 60 in general)."""
+    `spread`: until every name server knows of it (INSYNC; Route 53 says 60 in general). `registering`: until a balancer
+    asks a target for the first time; `health`: between two checks of it; `propagation`: until it does as it is told."""
 
     image: float = 0.1
     pending: float = 0.05
@@ -39,6 +41,9 @@ class Timings:
     lag: float = 0.0
     change: float = 0.01
     spread: float = 0.1
+    registering: float = 0.05
+    health: float = 0.05
+    propagation: float = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,7 @@ class SimCloud:
         os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
         from moto.moto_api._internal.models import moto_api_backend
 
+        from simcloud.elbv2 import Groups
         from simcloud.wire import serve
 
         moto_api_backend.reset()
@@ -99,6 +105,8 @@ class SimCloud:
         self.folder = Path(tempfile.mkdtemp(prefix="simcloud-"))
         self.machines = Machines(self._under("machines"), port=port) if machines else None
         self.disks = self._under("disks")
+        self.groups = Groups(self)
+        self.balancers: Balancers | None = None
         self._claims: list[socket.socket] = []
         if corrected:
             self.troubles.limit("route53:*", size=REQUESTS, refill=REQUESTS)
@@ -123,6 +131,8 @@ class SimCloud:
         self._stop()
         if "zones" in self.__dict__:
             self.zones.close()
+        if self.balancers is not None:
+            self.balancers.close()
         if self.machines is not None:
             self.machines.close()
         for claim in self._claims:
@@ -135,6 +145,14 @@ class SimCloud:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def balancing(self) -> None:
+        """Balancers are at work from now on: none is before there is something to balance."""
+        from simcloud.balancer import Balancers
+
+        with self.lock:
+            if self.balancers is None:
+                self.balancers = Balancers(self)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

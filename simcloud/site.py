@@ -2,7 +2,8 @@
 
     python -S site.py ADDRESS PORT FOLDER NAME MODE
 
-`/health` is 200 once the site is up, and 503 in mode `sick`; any other path is a file of the machine's folder.
+`/health` is 200 once the site is up, and 503 in mode `sick` or while the machine's folder has a file `sick`; `/slow` is
+answered when there is no file `hold`; any other path is a file of the folder.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ class Site(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/health":
-            ill = self.mode == "sick"
+            ill = self.mode == "sick" or (self.folder / "sick").exists()
             self._answer(503 if ill else 200, json.dumps({"server": self.name, "ok": not ill}).encode())
+            return
+        if path == "/slow":
+            while (self.folder / "hold").exists():
+                time.sleep(0.01)
+            self._answer(200, b"at last\n")
             return
         wanted = (self.folder / path.lstrip("/")).resolve()
         if self.folder in wanted.parents and wanted.is_file():

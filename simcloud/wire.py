@@ -30,6 +30,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import run_wsgi_app
 
 from simcloud.ec2 import CorrectedEC2
+from simcloud.elbv2 import CorrectedELBv2
 from simcloud.faults import EXPIRIES, EXPIRY, THROTTLE, THROTTLES, Fault, error_body, fault_of
 from simcloud.route53 import CorrectedRoute53
 from simcloud.ssm import CorrectedSSM
@@ -64,7 +65,8 @@ class Wire:
     def __init__(self, cloud: SimCloud) -> None:
         self._cloud = cloud
         self._moto = DomainDispatcherApplication(create_backend_app)
-        corrected = {"ec2": CorrectedEC2, "route53": CorrectedRoute53, "ssm": CorrectedSSM} if cloud.corrected else {}
+        ours = {"ec2": CorrectedEC2, "elbv2": CorrectedELBv2, "route53": CorrectedRoute53, "ssm": CorrectedSSM}
+        corrected = ours if cloud.corrected else {}
         self._ours = {service: _app(answers, cloud) for service, answers in corrected.items()}
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
@@ -152,7 +154,6 @@ class Wire:
 def _call_of(environ: dict[str, Any], body: bytes) -> Call:
     scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
     key, region, service = scope.groups() if scope is not None else ("", "", "")
-    service = {"elasticloadbalancing": "elbv2"}.get(service, service)
     target = environ.get("HTTP_X_AMZ_TARGET", "")
     path = unquote(environ["PATH_INFO"])
     if target:
@@ -161,7 +162,10 @@ def _call_of(environ: dict[str, Any], body: bytes) -> Call:
         method = environ["REQUEST_METHOD"]
         action = next((name for verb, at, name in _ROUTE53 if verb == method and at.search(path)), "Other")
     else:
-        action = parse_qs(body.decode(errors="replace")).get("Action", [""])[0]
+        told = parse_qs(body.decode(errors="replace"))
+        action = told.get("Action", [""])[0]
+        if service == "elasticloadbalancing":  # one host for two kinds of balancers
+            service = "elb" if told.get("Version") == ["2012-06-01"] else "elbv2"
     account = get_account_id_from(key) if key else ""
     return Call(key=key, account=account, region=region, service=service, action=action, request=str(uuid.uuid4()))
 

@@ -1,13 +1,16 @@
 """What the simulated cloud does as AWS does, and plain moto does not: each check holds there, and fails here.
 
 The sources of AWS' own behaviour are its API references: EC2 RunInstances, CreateImage, DescribeInstanceStatus,
-TerminateInstances, DeregisterImage, "Ensuring idempotency", "Troubleshoot instance launch issues".
+TerminateInstances, DeregisterImage, "Ensuring idempotency", "Troubleshoot instance launch issues"; ELBv2
+RegisterTargets, DeregisterTargets, DescribeTargetHealth, TargetHealth.
 """
 
 from __future__ import annotations
 
+import http.client
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -328,6 +331,170 @@ def answers_come_in_pages(sim: Sim) -> None:
     assert [len(page["Volumes"]) for page in pages] == [2, 1]
 
 
+class Group:
+    """A target group, and a balancer whose listener leads to it."""
+
+    def __init__(self, sim: Sim, *, used: bool = True, zones: int = 2, kind: str = "instance", delay: int = 30) -> None:
+        self.sim, self.elb = sim, sim.client("elbv2")
+        made = self.elb.create_target_group(
+            Name="web",
+            Protocol="HTTP",
+            Port=8080,
+            VpcId=sim.network.vpc,
+            TargetType=kind,
+            HealthCheckPath="/health",
+            HealthyThresholdCount=2,
+            UnhealthyThresholdCount=2,
+        )
+        self.arn = made["TargetGroups"][0]["TargetGroupArn"]
+        told = [{"Key": "deregistration_delay.timeout_seconds", "Value": str(delay)}]
+        self.elb.modify_target_group_attributes(TargetGroupArn=self.arn, Attributes=told)
+        self.listener = ""
+        if used:
+            subnets = list(sim.network.subnets.values())[:zones]
+            balancer = self.elb.create_load_balancer(Name="shop", Subnets=subnets)["LoadBalancers"][0]
+            listener = self.elb.create_listener(
+                LoadBalancerArn=balancer["LoadBalancerArn"],
+                Protocol="HTTP",
+                Port=8090,
+                DefaultActions=[{"Type": "forward", "TargetGroupArn": self.arn}],
+            )
+            self.listener = listener["Listeners"][0]["ListenerArn"]
+
+    def register(self, *ids: str, **more: Any) -> None:
+        self.elb.register_targets(TargetGroupArn=self.arn, Targets=[{"Id": id, **more} for id in ids])
+
+    def deregister(self, *ids: str, **more: Any) -> None:
+        self.elb.deregister_targets(TargetGroupArn=self.arn, Targets=[{"Id": id, **more} for id in ids])
+
+    def health(self, *ids: str) -> list[tuple[str, str]]:
+        """States and reasons."""
+        more = {"Targets": [{"Id": id} for id in ids]} if ids else {}
+        told = self.elb.describe_target_health(TargetGroupArn=self.arn, **more)["TargetHealthDescriptions"]
+        return [(each["TargetHealth"]["State"], each["TargetHealth"].get("Reason", "")) for each in told]
+
+    def becomes(self, state: str, reason: str = "") -> None:
+        self.sim.until(lambda: self.health() == [(state, reason)])
+
+
+@check
+def a_target_is_registered_before_it_is_asked_and_asked_before_it_is_healthy(sim: Sim) -> None:
+    sim.cloud.timings.registering, sim.cloud.timings.health = 0.5, 30
+    group, id = Group(sim), sim.running()
+    group.register(id)
+    assert group.health() == [("initial", "Elb.RegistrationInProgress")]
+    group.becomes("healthy")
+
+
+@check
+def a_target_that_answers_wrongly_is_unhealthy_and_says_why(sim: Sim) -> None:
+    trouble = ("Target.ResponseCodeMismatch", "Health checks failed with these codes: [503]")
+    group, id = Group(sim), sim.running()
+    group.register(id)
+    group.becomes("healthy")
+    sim.cloud.groups.ill[id] = trouble
+    group.becomes("unhealthy", "Target.ResponseCodeMismatch")
+    del sim.cloud.groups.ill[id]
+    group.becomes("healthy")
+
+
+@check
+def a_target_drains_for_as_long_as_its_group_says(sim: Sim) -> None:
+    group, id = Group(sim, delay=1), sim.running()
+    group.register(id)
+    group.becomes("healthy")
+    group.deregister(id)
+    assert group.health() == [("draining", "Target.DeregistrationInProgress")]
+    sim.until(lambda: group.health() == [])
+    assert group.health(id) == [("unused", "Target.NotRegistered")]
+
+
+@check
+def a_target_that_drains_begins_anew_when_it_is_registered_again(sim: Sim) -> None:
+    sim.cloud.timings.registering = 0.5
+    group, id = Group(sim), sim.running()
+    group.register(id)
+    group.becomes("healthy")
+    group.deregister(id)
+    group.register(id)
+    assert group.health() == [("initial", "Elb.RegistrationInProgress")]
+    group.becomes("healthy")
+
+
+@check
+def whoever_is_no_target_is_deregistered_without_complaint(sim: Sim) -> None:
+    group = Group(sim)
+    group.deregister(sim.running())
+    assert group.health() == []
+
+
+@check
+def an_instance_is_a_target_at_each_of_its_ports(sim: Sim) -> None:
+    group, id = Group(sim), sim.running()
+    group.register(id, Port=8080)
+    group.register(id, Port=8081)
+    assert len(group.health()) == 2
+    group.deregister(id, Port=8081)
+    told = group.elb.describe_target_health(TargetGroupArn=group.arn)["TargetHealthDescriptions"]
+    states = {each["Target"]["Port"]: each["TargetHealth"]["State"] for each in told}
+    assert states[8081] == "draining" and states[8080] != "draining"
+
+
+@check
+def a_target_of_a_group_that_nothing_leads_to_is_unused(sim: Sim) -> None:
+    group = Group(sim, used=False)
+    group.register(sim.running())
+    assert group.health() == [("unused", "Target.NotInUse")]
+
+
+@check
+def a_target_in_a_zone_that_its_balancer_does_not_serve_is_unused(sim: Sim) -> None:
+    group = Group(sim, zones=1)
+    group.register(sim.running(SubnetId=sim.network.subnets["eu-west-1b"]))
+    assert group.health() == [("unused", "Target.NotInUse")]
+
+
+@check
+def an_address_that_the_balancer_itself_has_is_unusable(sim: Sim) -> None:
+    group = Group(sim, kind="ip")
+    group.register("10.1.2.3", AvailabilityZone="all")
+    balancers = sim.cloud.balancers
+    address = "127.66.1.250" if balancers is None else sim.until(lambda: balancers.places.get(group.listener))[0]
+    group.deregister("10.1.2.3")
+    group.register(address)
+    assert ("unused", "Target.IpUnusable") in group.health()
+
+
+@check
+def an_address_that_is_neither_of_the_network_nor_private_is_refused(sim: Sim) -> None:
+    with refused("InvalidTarget"):
+        Group(sim, kind="ip").register("8.8.8.8")
+
+
+@check
+def an_instance_that_does_not_exist_is_refused(sim: Sim) -> None:
+    with refused("InvalidTarget"):
+        Group(sim).register("i-00000000000000000")
+
+
+@check
+def an_instance_that_was_terminated_drains_by_itself(sim: Sim) -> None:
+    group, id = Group(sim, delay=1), sim.running()
+    group.register(id)
+    group.becomes("healthy")
+    sim.client("ec2").terminate_instances(InstanceIds=[id])
+    assert group.health() == [("draining", "Target.DeregistrationInProgress")]
+    sim.until(lambda: group.health() == [])
+
+
+@check
+def target_groups_come_in_pages(sim: Sim) -> None:
+    for name in ("a", "b", "c"):
+        sim.client("elbv2").create_target_group(Name=name, Protocol="TCP", Port=1, VpcId=sim.network.vpc)
+    pages = list(sim.client("elbv2").get_paginator("describe_target_groups").paginate(PageSize=2))
+    assert [len(page["TargetGroups"]) for page in pages] == [2, 1]
+
+
 @pytest.mark.parametrize("holds", CHECKS, ids=lambda each: each.__name__)
 def test_the_simulated_cloud_does_as_aws(simulated: Sim, holds: Check) -> None:
     holds(simulated)
@@ -363,3 +530,74 @@ def test_commands_run_on_the_machines_of_the_simulated_cloud(real: Sim) -> None:
 def test_and_on_nothing_with_plain_moto(plain: Sim) -> None:
     with pytest.raises((AssertionError, ClientError, ResponseParserError)):
         a_command_really_runs(plain)
+
+
+def ask(place: tuple[str, int], path: str, *, link: http.client.HTTPConnection | None = None) -> tuple[int, str]:
+    """Status, and which instance has answered."""
+    mine = link or http.client.HTTPConnection(*place, timeout=20)
+    try:
+        mine.request("GET", path)
+        answer = mine.getresponse()
+        answer.read()
+        return answer.status, answer.getheader("X-Served-By", "")
+    finally:
+        if link is None:
+            mine.close()
+
+
+def test_users_are_passed_on_to_those_that_are_healthy(real: Sim) -> None:
+    group, ids = Group(real, delay=1), [real.running() for _ in range(2)]
+    balancers, machines = real.cloud.balancers, real.cloud.machines
+    assert balancers is not None and machines is not None
+    place = real.until(lambda: balancers.places.get(group.listener))
+    assert ask(place, "/index.html") == (503, ""), "nobody is there"
+    group.register(*ids)
+    real.until(lambda: group.health() == [("healthy", "")] * 2)
+    link = http.client.HTTPConnection(*place, timeout=20)
+    seen: set[tuple[int, str]] = set()
+    real.until(lambda: seen.add(ask(place, "/index.html", link=link)) or len(seen) == 2)
+    assert seen == {(200, id) for id in ids}
+    link.close()
+
+    (machines.folder(ids[0]) / "sick").touch()
+    real.until(lambda: ("unhealthy", "Target.ResponseCodeMismatch") in group.health())
+    assert {ask(place, "/index.html") for _ in range(20)} == {(200, ids[1])}
+    (machines.folder(ids[1]) / "sick").touch()
+    real.until(lambda: group.health() == [("unhealthy", "Target.ResponseCodeMismatch")] * 2)
+    real.until(lambda: ask(place, "/index.html")[1] == ids[0], seconds=30)  # nobody is healthy: all are asked
+
+
+def test_what_runs_at_a_target_that_drains_may_end_until_its_time_is_up(real: Sim) -> None:
+    group, id = Group(real, delay=2), real.running()
+    assert real.cloud.balancers is not None and real.cloud.machines is not None
+    group.register(id)
+    group.becomes("healthy")
+    place = real.until(lambda: real.cloud.balancers and real.cloud.balancers.places.get(group.listener))
+    hold = real.cloud.machines.folder(id) / "hold"
+    with ThreadPoolExecutor(2) as users:
+        for ends in (True, False):
+            group.register(id)
+            group.becomes("healthy")
+            real.until(lambda: ask(place, "/index.html")[0] == 200)
+            hold.touch()
+            answer = users.submit(ask, place, "/slow")
+            real.until(lambda: real.cloud.balancers and any(real.cloud.balancers._flights.values()))
+            group.deregister(id)
+            if ends:
+                hold.unlink()
+                assert answer.result(20) == (200, id)
+                real.until(lambda: ask(place, "/index.html")[0] == 503)
+            else:
+                assert answer.result(20) == (502, ""), "it is cut"
+            real.until(lambda: group.health() == [])
+
+
+def test_a_target_where_nobody_listens_fails_its_checks(real: Sim) -> None:
+    group, id = Group(real), real.running()
+    assert real.cloud.machines is not None
+    group.register(id)
+    group.becomes("healthy")
+    real.cloud.machines.stop(id)
+    group.becomes("unhealthy", "Target.FailedHealthChecks")
+    real.client("ec2").stop_instances(InstanceIds=[id])
+    group.becomes("unused", "Target.InvalidState")
