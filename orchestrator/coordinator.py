@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from kombu.exceptions import OperationalError
@@ -25,6 +25,9 @@ from orchestrator.mending import mend
 from orchestrator.reading import readable
 from orchestrator.settings import Settings
 from orchestrator.store import Entry, Row, Store, Tally
+
+if TYPE_CHECKING:
+    from orchestrator.lanes import Reach
 
 log = structlog.get_logger()
 
@@ -87,6 +90,7 @@ class Coordinator:
     name: str = field(default_factory=lambda: f"coordinator-{uuid.uuid4().hex[:6]}")
     _views: dict[str, _View] = field(default_factory=dict)
     _left_alone: dict[str, str] = field(default_factory=dict)
+    _reaches: dict[str, Reach] = field(default_factory=dict)
     _scan_at: float = 0.0
     _reopen_at: float = 0.0
 
@@ -140,7 +144,7 @@ class Coordinator:
             return
         from orchestrator.lanes import lanes  # with the fleet file's model, which nothing else of this needs
 
-        for lane in lanes(self.store):
+        for lane in lanes(self.store, self._reaches):
             self.scan(lane)
 
     def _send_due(self) -> None:

@@ -965,7 +965,7 @@ def gc(
     ripe: set[str] = set()
     patience: Patience | None = None
     named = {"only": list(only)} if only else {}  # a worker of the version before knows no such thing
-    searched = lanes(store)
+    searched = lanes(store, {})
     for lane in searched:
         request = new_id("q", now)
         try:

@@ -15,7 +15,7 @@ from orchestrator.domain.orphans import Deed, Sighting, Thing, deed, doubt, expl
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import ChangeoverError, UnsafeStore
-from orchestrator.lanes import NEWEST, lanes, where
+from orchestrator.lanes import NEWEST, where
 from orchestrator.store import Entry, LedgerItem, Row
 from providers.compute import Compute, Image, Server
 from providers.errors import NotFound, ProviderError
@@ -75,7 +75,7 @@ def _ends(item: LedgerItem) -> bool:
 
 def scan(world: World, *, lane: str) -> Mapping[str, Any]:
     """One look at a lane; what nobody accounts for is kept in the store, and the ledgers are settled."""
-    fleets = lanes(world.store).get(lane)
+    fleets = world.lanes().get(lane)
     if fleets is None:
         return {"orphans": 0}
     try:
@@ -266,7 +266,7 @@ def collect(
     not_done: list[str] = []
     body: dict[str, Any] = {"ok": True, "done": done, "not_done": not_done, "patience": asdict(world.patience)}
     try:
-        fleets = lanes(world.store).get(lane, ())
+        fleets = world.lanes().get(lane, ())
         found = look(world, lane, fleets) if fleets else []
         now = world.store.now()
         yes = _said_yes(world, request, lane) if act else None

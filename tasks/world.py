@@ -22,6 +22,7 @@ from orchestrator.domain.orphans import Patience
 from orchestrator.domain.plan import FoundServer, Plan, plan_from
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import NotFound, UnsafeStore
+from orchestrator.lanes import Reach, lanes
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
 from orchestrator.store import Claim, Store
@@ -73,6 +74,7 @@ class World:
     ending: Callable[[], bool] = lambda: False
     find: Callable[[Any, str, Mapping[str, Any]], Any] = find
     _specs: dict[str, tuple[Spec, float]] = field(default_factory=dict)
+    _reaches: dict[str, Reach] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
     _writers: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -132,6 +134,10 @@ class World:
         except UnsafeStore:  # whose other servers go on with what they have begun
             return True
         return now is None or now.plan == plan
+
+    def lanes(self) -> Mapping[str, tuple[Fleet, ...]]:
+        """Where the rollouts of this installation live: see `orchestrator.lanes`."""
+        return lanes(self.store, self._reaches)
 
     def compute(self, fleet: Fleet) -> Compute:
         return cast(Compute, self._provider("compute", fleet.provider.name, _lane_settings(fleet)))

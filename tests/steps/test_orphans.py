@@ -336,7 +336,7 @@ def test_what_was_intended_on_one_host_is_not_given_up_for_not_being_on_another(
         item = next(item for item in r.store.ledger(r.rollout) if item.id == new)
         r.store.put_ledger(r.rollout, [replace(item, id="", state="intended")])
         r.clock.now += 4000
-        for lane in lanes(r.store):
+        for lane in lanes(r.store, {}):
             orphans.scan(r.world, lane=lane)
         assert {item.key: item.state for item in r.store.ledger(r.rollout)}[item.key] == "live"
 
@@ -352,7 +352,7 @@ def test_two_files_that_reach_one_world_with_other_settings_explain_each_others_
         r.store.create(replace(r.record(), id="r2", state="failed"), [], locks={})
         image, _ = leave(r, rollout="r2")  # which a ledger has, and no record
         r.store.put_ledger("r2", [LedgerItem(key="image:k", kind="image", server="web-1", state="live", id=image)])
-        assert len(lanes(r.store)) == 2
+        assert len(lanes(r.store, {})) == 2
         left = leave(r)
         for _ in range(2):
             gc(r)
@@ -375,8 +375,8 @@ def test_a_world_whose_rollouts_are_long_closed_is_still_searched() -> None:
             r.store.change(lock, replace(lock, state="succeeded", closed=True), entry=Entry(event="x", actor="test"))
             operations.create(r.store, fleet, made, actor="test", id=f"o{n}")
             r.clock.now += 10
-        assert len(lanes(r.store)) == 2
-        assert elsewhere.lane in lanes(r.store)
+        assert len(lanes(r.store, {})) == 2
+        assert elsewhere.lane in lanes(r.store, {})
 
 
 def test_coordinators_send_one_search_in_five_minutes() -> None:

@@ -15,7 +15,6 @@ import pytest
 from orchestrator import coordinator
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import Intent, Upgrade
-from orchestrator.lanes import lanes
 from orchestrator.store import memory
 from orchestrator.store.memory import MemoryStore
 from providers.compute import Server
@@ -193,7 +192,7 @@ def no_quarantine(patch: Patch) -> None:
     """What one look finds, and no ledger has by its id yet, is deleted at once."""
 
     def scan(world: World, *, lane: str) -> Mapping[str, Any]:
-        fleets = lanes(world.store).get(lane, ())
+        fleets = world.lanes().get(lane, ())
         for fleet in fleets:
             compute = world.compute(fleet)
             known = {item.id for r in world.store.rollouts() for item in world.store.ledger(r.id)}
