@@ -20,24 +20,19 @@ def params(_turn: Turn) -> Mapping[str, Any]:
     return {}
 
 
-def do(turn: Turn, intent: Intent) -> Done | Wait:
+def do(turn: Turn, _intent: Intent) -> Done | Wait:
     id = turn.upgrade.results["provision"]["server"]
     notes = dict(turn.upgrade.notes)
     if "address" not in notes:
-        made = turn.upgrade.results["provision"]
-        fresh = turn.upgrade.seen is None and turn.now - intent.at < turn.fleet.rollout.poll
-        if fresh and made.get("state") == "pending":
-            # It was pending when it was made, a moment ago: the first look is one for all servers at once.
-            return _wait(turn, "server", id, f"server {id} is starting", notes)
         server = turn.look_at_server(id)
         if server is None or server.state == "pending":
-            return _wait(turn, "server", id, f"server {id} is starting", notes)
+            return starting(turn.fleet, id)
         if server.state != "running":
             raise StepFailed(f"server {id} is {server.state}: {server.reason or 'no reason given'}")
         notes |= {"address": server.address, "boot": server.boot}
     facts = _facts(turn, id)
     if facts is None:
-        return _wait(turn, "guest", id, f"server {id} does not answer from inside yet", notes)
+        return _wait(turn.fleet, "guest", id, f"server {id} does not answer from inside yet", notes)
     problems = compare(facts, turn.server.paths, turn.fleet)
     evidence = {"facts": asdict(facts)}
     if problems:
@@ -53,9 +48,14 @@ def _facts(turn: Turn, id: str) -> Facts | None:
     return turn.guest.facts([id], paths=paths(turn.fleet)).get(id)
 
 
-def _wait(turn: Turn, kind: str, id: str, reason: str, notes: Mapping[str, Any]) -> Wait:
-    observe = Observe(kind=kind, lane=turn.fleet.lane, ids=(id,))
-    return Wait(reason=reason, every=turn.fleet.rollout.poll, observe=observe, notes=notes)
+def starting(fleet: Fleet, id: str) -> Wait:
+    """What a server that has just been made is looked at for, together with all others of its lane."""
+    return _wait(fleet, "server", id, f"server {id} is starting", {})
+
+
+def _wait(fleet: Fleet, kind: str, id: str, reason: str, notes: Mapping[str, Any]) -> Wait:
+    observe = Observe(kind=kind, lane=fleet.lane, ids=(id,))
+    return Wait(reason=reason, every=fleet.rollout.poll, observe=observe, notes=notes)
 
 
 def paths(fleet: Fleet) -> list[str]:

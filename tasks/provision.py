@@ -9,7 +9,7 @@ from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
 from providers.compute import Size
 from providers.errors import NoCapacity, NotFound, Refused
-from tasks import cleaning, keys
+from tasks import cleaning, keys, poll_readiness
 from tasks.step import Done, NeedsPerson, StepFailed, Wait
 from tasks.world import Turn
 
@@ -60,6 +60,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         result={"server": server.id, "address": server.address, "state": server.state},
         ledger=(*cleaning.ended(turn, "server", former), item),
         locks=(keys.lock(turn.fleet, server.id),),
+        wait=poll_readiness.starting(turn.fleet, server.id) if server.state == "pending" else None,
     )
 
 

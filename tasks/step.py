@@ -21,7 +21,7 @@ import structlog
 from orchestrator import dispatch
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.retry import Limits, Trouble, answer_to, poison
-from orchestrator.domain.steps import RETIRE, STEPS
+from orchestrator.domain.steps import RETIRE, STEPS, following
 from orchestrator.domain.upgrade import (
     CLOSE,
     Ailed,
@@ -71,12 +71,14 @@ KEPT_ON = 300.0  # seconds after which the retirement of an A that is kept on, s
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """The step is done. `result` is small, JSON-able and without secrets; `locks` are taken with the commit."""
+    """The step is done. `result` is small, JSON-able and without secrets; `locks` are taken with the commit. `wait`:
+    what the next step would wait for first; it gets no message before that was seen."""
 
     result: Mapping[str, Any] = field(default_factory=dict)
     ledger: tuple[LedgerItem, ...] = ()
     locks: tuple[str, ...] = ()
     retain_until: float | None = None
+    wait: Wait | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,7 @@ class Ran:
 def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server: str, epoch: int) -> Ran:
     """One message's work: at most one turn at one upgrade, bounded in time."""
     owner = f"{world.worker}/{os.getpid()}:{uuid.uuid4().hex[:12]}"
+    asked = world.monotonic()
     try:
         claim = world.store.claim(
             rollout,
@@ -147,7 +150,7 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
         return Ran(result={"ignored": f"not claimed: {error.message}"}, goes_on=False)
     if isinstance(claim, Ignored):
         return Ran(result={"ignored": claim.reason}, goes_on=False)
-    turn = Turn(world, claim)
+    turn = Turn(world, claim, asked=asked)
     point = turn.point
     world.crash(f"{point}.claimed")
     try:
@@ -295,15 +298,16 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
         intent = Intent(
             step=u.step, attempt=attempt, rung=rung, token=made, name=name, at=turn.now, params=dict(params)
         )
-        limit = turn.fleet.rollout.deadlines.get(u.step) or _usual_deadline(turn.fleet, u.step)
+        limit = _limit(turn.fleet, u.step)
         limit += float(params.get("lead", 0.0))  # what has to pass before it can begin is not its own time
-        event = Began(intent=intent, deadline=turn.now + limit)
+        event = Began(intent=intent, deadline=u.deadline or turn.now + limit)
         entry = Entry(
             event="Began", actor=world.worker, detail={"step": u.step, "attempt": attempt, "name": name, **params}
         )
         kind = MAKES.get(u.step)
         if kind is not None:
             ledger = (LedgerItem(key=f"{kind}:{made}", kind=kind, server=u.server, state="intended"),)
+    asked = world.monotonic()
     answer = world.store.intent(
         turn.claim,
         u.after(event),
@@ -314,16 +318,16 @@ def _announce(world: World, step: Step, turn: Turn) -> str | None:
     )
     if isinstance(answer, RefusedIntent):
         return answer.reason
-    turn.claim = answer
+    turn.confirm(answer, asked=asked)
     turn.upgrade = answer.row.upgrade
     world.crash(f"{turn.point}.announced")
     return None
 
 
-def _usual_deadline(fleet: Fleet, step: str) -> float:
-    """Seconds. What the fleet file tells a step to spend is not what it may be late by."""
+def _limit(fleet: Fleet, step: str) -> float:
+    """Seconds that the step may take. What the fleet file tells a step to spend is not what it may be late by."""
     told = {"swap": fleet.rollout.soak, "drain_old": fleet.rollout.drain.deadline}
-    return DEADLINES[step] + told.get(step, 0.0)
+    return fleet.rollout.deadlines.get(step) or DEADLINES[step] + told.get(step, 0.0)
 
 
 def _said(reason: str) -> str:
@@ -340,17 +344,23 @@ def _outcome(turn: Turn, answer: Done | Wait) -> tuple[Event, Extras]:
     if isinstance(answer, Wait):
         if u.deadline is not None and turn.now > u.deadline:
             return _overdue(turn, answer)
-        if answer.observe is None:
-            wait = Waiting(reason=answer.reason, at=turn.now + answer.every)
-        else:
-            every = max(0.05, answer.every)
-            at = next_look(answer.observe.lane, every, turn.now)
-            wait = Waiting(reason=answer.reason, at=at, observe=answer.observe, every=every)
-        return Waits(wait=wait, notes=answer.notes), Extras()
+        return Waits(wait=_waiting(answer, turn.now), notes=answer.notes), Extras()
     extras = Extras(ledger=answer.ledger, locks=answer.locks, detail={"step": u.step, "result": answer.result})
     if u.direction == "undo" and u.state != "upgraded":
         return Undone(at=turn.now, result=answer.result), extras
-    return Finished(result=answer.result, at=turn.now, retain_until=answer.retain_until), extras
+    event = Finished(result=answer.result, at=turn.now, retain_until=answer.retain_until)
+    if answer.wait is not None and (follower := following(u.step)) is not None:
+        deadline = turn.now + _limit(turn.fleet, follower)
+        event = replace(event, wait=_waiting(answer.wait, turn.now), deadline=deadline)
+    return event, extras
+
+
+def _waiting(answer: Wait, now: float) -> Waiting:
+    if answer.observe is None:
+        return Waiting(reason=answer.reason, at=now + answer.every)
+    every = max(0.05, answer.every)
+    at = next_look(answer.observe.lane, every, now)
+    return Waiting(reason=answer.reason, at=at, observe=answer.observe, every=every)
 
 
 def next_look(lane: str, every: float, now: float) -> float:
@@ -433,7 +443,10 @@ def kept_short(event: Event, extras: Extras) -> tuple[Event, Extras]:
     match event:
         case Waits(wait=wait, notes=notes):
             event = replace(event, wait=replace(wait, reason=shortened(wait.reason)), notes=shortened(notes))
-        case Finished(result=result) | Undone(result=result):
+        case Finished(result=result, wait=wait):
+            wait = wait and replace(wait, reason=shortened(wait.reason))
+            event = replace(event, result=shortened(result), wait=wait)
+        case Undone(result=result):
             event = replace(event, result=shortened(result))
         case Stumbled(why=why) | AttemptEnded(why=why) | TurnedBack(why=why) | Held(why=why) | Ailed(why=why):
             event = replace(event, why=shortened(why))
@@ -497,7 +510,8 @@ def _answer(world: World, row: Row, event: Event) -> Ran:
     u = row.upgrade
     match event:
         case Finished(result=result) | Undone(result=result):
-            return Ran(result={"step": "done", **result}, goes_on=bool(u.remaining) and not u.terminal)
+            goes_on = bool(u.remaining) and not u.terminal and u.wait is None
+            return Ran(result={"step": "done", **result}, goes_on=goes_on)
         case TurnedBack(why=why):
             if not u.terminal:
                 dispatch.send(world.store, world.publish, row, grace=world.grace)

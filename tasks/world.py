@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -37,6 +38,7 @@ from providers.traffic import Traffic
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
 
 TRUSTED = 5.0  # seconds for which what a rollout is about need not be asked again: only a rebuild changes it
+CONFIRMED = 0.2  # seconds for which the store's word that an upgrade is ours counts for the next call too
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
 AGAIN = 0.01  # seconds between two tries for a balancer that another worker has
 
@@ -188,8 +190,10 @@ def read_fleet(canonical: Mapping[str, Any]) -> Fleet:
 class Turn:
     """One worker's turn at one upgrade: the claim, and the providers behind a renewal of the lease before each call."""
 
-    def __init__(self, world: World, claim: Claim, *, name: str = "") -> None:
+    def __init__(self, world: World, claim: Claim, *, name: str = "", asked: float = -math.inf) -> None:
+        """`asked`: when the claim was asked for, by the world's monotonic clock."""
         self._world = world
+        self._confirmed = asked
         self._name = name
         self._began = world.monotonic()
         self._base = claim.lease_until - world.lease
@@ -241,19 +245,25 @@ class Turn:
     def before_call(self, what: str) -> None:
         """Raises `Fenced` if the upgrade is no longer ours, `OutOfTime` if this message had its time.
 
-        A worker may stand still between the store's answer and the call, and wake up when its lease is long another's:
-        if more than half of it passed meanwhile, it asks again. What is left is the moment between a look at the clock
-        and the call itself."""
+        The lease is renewed, unless the store has said a moment ago that it is ours. A worker may stand still between
+        the store's answer and the call, and wake up when its lease is long another's: if more than half of it passed
+        meanwhile, it asks again. What is left is the moment between a look at the clock and the call itself."""
+        fresh = min(CONFIRMED, self._world.lease / 20)
         while True:
-            asked = self._world.monotonic()
+            now = self._world.monotonic()
             if self._world.ending():
                 raise OutOfTime(f"its worker was told to end before {what}")
-            if asked - self._began > BODY_LIMIT:
+            if now - self._began > BODY_LIMIT:
                 raise OutOfTime(f"{BODY_LIMIT:g} s of work are up before {what}")
-            self.claim = self._world.store.renew(self.claim, lease=self._world.lease)
-            if self._world.monotonic() - asked <= self._world.lease / 2:
+            if now - self._confirmed <= fresh:
                 break
+            self.confirm(self._world.store.renew(self.claim, lease=self._world.lease), asked=now)
+            fresh = self._world.lease / 2
         self._world.crash(f"{self.point}.before {what}")
+
+    def confirm(self, claim: Claim, *, asked: float) -> None:
+        """The store has said that the upgrade is ours, asked at that time of the monotonic clock."""
+        self.claim, self._confirmed = claim, asked
 
     def after_call(self, what: str) -> None:
         self._world.crash(f"{self.point}.after {what}")

@@ -19,7 +19,7 @@ from orchestrator.store.connecting import connect
 from orchestrator.store.health import check_messages
 from tasks import register
 from tasks.world import World
-from workers import guard
+from workers import guard, taken
 from workers.intake import CONSUMER
 from workers.lifecycle import Lifecycle
 from workers.watchdog import Watchdog
@@ -28,6 +28,7 @@ from workers.watchdog import Watchdog
 def run(name: str, *, concurrency: int | None = None) -> int:
     """Works until it is told to end; the exit code. Raises `UntestedKombu`, `Unreachable`, `UnsafeStore`."""
     guard.apply()
+    taken.apply()
     logs.configure(name)
     # With a receiver of its own, Celery leaves logging and the standard streams as they are.
     signals.setup_logging.connect(_keep_logging)

@@ -16,7 +16,8 @@ from celery.worker.consumer import Consumer
 from vine import promise as vine_promise
 
 CONSUMER = f"{__name__}:Intake"
-GATHER = 0.1  # seconds for which events are gathered; two dozen of them are sent at once, whatever the time
+GATHER = 0.5  # seconds for which events are gathered: Flower shows them a moment later
+GATHERED = 250  # events that are sent at once, whatever the time
 
 
 class Intake(Consumer):  # type: ignore[misc] # celery has no types
@@ -50,6 +51,7 @@ class Intake(Consumer):  # type: ignore[misc] # celery has no types
         # A time rather than a mark: should the timer be lost with its connection, a later event sets another.
         if self.hub and now >= self._flush_at:
             self._flush_at = now + GATHER
+            self.event_dispatcher.buffer_limit = GATHERED
             self.hub.call_soon(self.hub.call_later, GATHER, self._flush_events)
 
     def shutdown(self) -> None:

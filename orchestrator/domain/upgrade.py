@@ -303,11 +303,14 @@ class Looked:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The due step is done. `retain_until`: with the last step, how long A is kept."""
+    """The due step is done. `retain_until`: with the last step, how long A is kept. `wait`: what the next step would
+    wait for first, so that no message is needed to say so; it has until `deadline` (epoch seconds), this included."""
 
     result: Mapping[str, Any]
     at: float
     retain_until: float | None = None
+    wait: Waiting | None = None
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -455,9 +458,9 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
                 intent=intent,
                 begun=(*u.begun, intent),
                 deadline=deadline,
-                limit=None if deadline is None else deadline - intent.at,
+                limit=u.limit or (None if deadline is None else deadline - intent.at),
                 wait=None,
-                seen=None,
+                seen=u.seen,  # by what it waited for before it began
                 why="",
             )
         case UndoBegan(deadline=deadline) if active and u.direction == "undo" and u.undoing != u.step:
@@ -469,15 +472,18 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return replace(u, seen=seen, wait=replace(u.wait, at=again))
         case Finished() if retiring and u.intent is not None and u.intent.step == RETIRE:
             return replace(u, **_fresh(), old_gone=True, results={**u.results, RETIRE: event.result}, why="")
-        case Finished(result=result, at=at) if active and u.direction == "forward" and u.intent is not None:
-            return _finished(u, result, at, event.retain_until)
+        case Finished() if active and u.direction == "forward" and u.intent is not None:
+            return _finished(u, event)
         case Stumbled(why=why, at=at, counts=counts) if active or retiring:
             state = u.state if retiring else "waiting"
+            untimed = event.refused and u.intent is None  # it has all its time once it may begin
             return replace(
                 u,
                 state=state,
                 wait=Waiting(reason=why, at=at, refused=event.refused),
                 seen=None,
+                deadline=None if untimed else u.deadline,
+                limit=None if untimed else u.limit,
                 tries=u.tries + counts,
                 why=why,
             )
@@ -537,14 +543,17 @@ def _timed_anew(u: Upgrade, at: float) -> Upgrade:
     return replace(u, tries=0, deadline=None if u.limit is None else at + u.limit)
 
 
-def _finished(u: Upgrade, result: Mapping[str, Any], at: float, retain_until: float | None) -> Upgrade:
-    results = {**u.results, u.step: result}
+def _finished(u: Upgrade, event: Finished) -> Upgrade:
+    results = {**u.results, u.step: event.result}
     follower = following(u.step)
-    if follower is not None:
+    if follower is None:
+        ended = replace(u, **_fresh(), state="upgraded", step=RETIRE, results=results, why="")
+        return replace(ended, ended_at=event.at, retain_until=event.retain_until)
+    if event.wait is None:
         return replace(u, **_fresh(), state="running", step=follower, results=results, why="")
-    return replace(
-        u, **_fresh(), state="upgraded", step=RETIRE, results=results, why="", ended_at=at, retain_until=retain_until
-    )
+    limit = None if event.deadline is None else event.deadline - event.at
+    first = {**_fresh(), "wait": event.wait, "deadline": event.deadline, "limit": limit}
+    return replace(u, **first, state="waiting", step=follower, results=results, why=event.wait.reason)
 
 
 def _settled(u: Upgrade, event: Settled) -> Upgrade:

@@ -117,14 +117,16 @@ def _steps(entries: Sequence[AuditEntry], end: float) -> list[dict[str, Any]]:
         step = str(entry.detail.get("step") or entry.after.get("step") or STEPS[0])
         match entry.event:
             case "Began" | "UndoBegan":
-                begun, outcome = (step, entry.at), "running"
+                begun, outcome = begun or (step, entry.at), "running"
             case "Waits" | "Held" | "Stumbled":
                 outcome = "waiting"
             case "Finished" | "Undone" | "AttemptEnded" | "TurnedBack" if begun is not None:
                 note = str(entry.detail.get("why", ""))
                 ended = _CLOSING[entry.event]
                 stretches.append({"step": begun[0], "start": begun[1], "end": entry.at, "outcome": ended, "note": note})
-                begun = None
+                waits = entry.event == "Finished" and entry.after.get("wait")
+                # The wait for what it needs first is the next step's, though that begins only afterwards.
+                begun, outcome = (str(entry.after["step"]), entry.at) if waits else None, "waiting"
     if begun is not None:
         stretches.append({"step": begun[0], "start": begun[1], "end": max(end, begun[1]), "outcome": outcome})
     return stretches

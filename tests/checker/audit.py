@@ -22,7 +22,7 @@ MOVES: Mapping[str, frozenset[tuple[str, str]]] = {
         ("Waits", "running waiting", "waiting"),
         ("Stumbled", "running waiting", "waiting"),
         ("AttemptEnded", "running waiting", "waiting"),
-        ("Finished", "running waiting", "running upgraded"),
+        ("Finished", "running waiting", "running waiting upgraded"),
         ("Undone", "running waiting", "running rolled_back failed"),
         ("TurnedBack", "pending running waiting held upgraded", "running waiting rolled_back failed"),
         ("Held", "running waiting", "held"),

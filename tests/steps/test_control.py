@@ -46,8 +46,13 @@ def states(r: Runner) -> dict[str, str]:
 
 
 def at(r: Runner, server: str, step: str) -> Callable[[], bool]:
-    """It works at that step, and has begun it."""
-    return lambda: r.upgrade(server).step == step and r.upgrade(server).intent is not None
+    """It works at that step: has begun it, or waits for what it needs first."""
+
+    def there() -> bool:
+        u = r.upgrade(server)
+        return u.step == step and (u.intent is not None or u.wait is not None)
+
+    return there
 
 
 def begun_since(r: Runner, entry: str) -> list[tuple[str, str]]:

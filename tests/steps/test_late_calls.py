@@ -13,10 +13,9 @@ from orchestrator import operations
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import Stumbled
 from orchestrator.errors import Unreachable
-from orchestrator.store import Claim
 from providers import errors
 from providers.compute.fake import FakeCompute
-from tasks import patrol, step
+from tasks import patrol, step, world
 from tests.simulation.loss import bring_back, keep
 from tests.support.outcome import SERVER, Watch, ends_well, journey, settle, turn_back
 from tests.support.runner import Crashed, Runner, running
@@ -245,19 +244,22 @@ def test_an_unanswered_call_of_long_ago_is_not_waited_for(monkeypatch: pytest.Mo
         assert r.clock() - began < 15
 
 
-def test_a_worker_that_stood_still_before_its_call_does_not_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("word", ["claim", "intent", "renew"])
+def test_a_worker_that_stood_still_before_its_call_does_not_make_it(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the store's word that the upgrade is its own, and wakes up when that has long ceased to hold."""
+    if word == "renew":
+        monkeypatch.setattr(world, "CONFIRMED", -1.0)  # every call asks once more
     with journey("forward") as (r, watch):
-        honest, froze = r.store.renew, []
+        honest, froze = getattr(r.store, word), []
 
-        def freeze(claim: Claim, *, lease: float) -> Claim:
-            renewed = honest(claim, lease=lease)
+        def freeze(*args: Any, **kwargs: Any) -> Any:
+            answer = honest(*args, **kwargs)
             if not froze:
                 froze.append(r.upgrade(SERVER).step)
-                r.clock.now += 1.5 * lease
-            return renewed
+                r.clock.now += 1.5 * r.world.lease
+            return answer
 
-        monkeypatch.setattr(r.store, "renew", freeze)
+        monkeypatch.setattr(r.store, word, freeze)
         r.until(lambda: bool(froze))
         assert r.cloud.calls.get(CALLS[froze[0]], 0) == 0, "it has called without knowing that it may"
         settle(r)

@@ -206,7 +206,8 @@ def check_record(u: Upgrade) -> None:
     if u.intent is not None:
         assert u.intent == u.begun[-1]
     if u.intent is None and u.direction == "forward":
-        assert u.deadline is None, "what has not begun cannot be late"
+        late = u.state == "held" or (u.wait is not None and not u.wait.refused)
+        assert u.deadline is None or late, "what has neither begun nor waits for what it needs cannot be late"
     if u.direction == "undo":
         assert not u.has_begun(RETIRE)
     assert len({i.token for i in u.begun}) == len(u.begun), "each intent has its own token"

@@ -1,0 +1,96 @@
+"""Notes in the broker which messages a worker holds: the ones that it holds for longer than a moment.
+
+kombu notes each message as taken in a transaction of its own, and takes the note back in another one: a third of what a
+worker's processor does for a step that takes a few milliseconds. Here notes are gathered for a moment. What was
+acknowledged before its turn came is never written, and the rest goes in one transaction for all.
+
+A worker that is killed within that moment takes the message along. Nothing counts on the note: it brings a message back
+only after the visibility timeout of ten minutes, and a server whose message is lost is sent on again within seconds,
+since it is due in the agenda of the records.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from kombu.asynchronous import get_event_loop
+from kombu.transport import redis as transport
+from kombu.transport import virtual
+from kombu.utils.json import dumps
+
+MOMENT = 0.1  # seconds
+
+
+class Taken(transport.QoS):
+    """Of one channel. It reaches into kombu's inside, like `workers.guard`, which refuses a version that was never
+    tried."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]  # kombu has no types here
+        self._lock = threading.Lock()  # a message may be acknowledged by any thread
+        self._new: dict[str, float] = {}  # taken and not noted, with the time: epoch seconds
+        self._over: set[str] = set()  # noted, and acknowledged since
+        self._write_at = 0.0
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        with self._lock:
+            self._new[delivery_tag] = time.time()
+        virtual.QoS.append(self, message, delivery_tag)
+        self._write_soon()
+
+    def ack(self, delivery_tag: str) -> None:
+        with self._lock:
+            noted = self._new.pop(delivery_tag, None) is None
+            if noted:
+                self._over.add(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+        if noted:
+            self._write_soon()
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        self.write()
+        super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]  # nor here
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Each is given back by its note."""
+        self.write()
+        super().restore_unacked(client)  # type: ignore[no-untyped-call]  # nor here
+
+    def write(self) -> None:
+        """All that has gathered, at once."""
+        with self._lock:
+            new, self._new = self._new, {}
+            over, self._over = self._over, set()
+        held = {tag: self._delivered[tag] for tag in new if tag in self._delivered}
+        if self.channel.closed or not (held or over):
+            return
+        with self.pipe_or_acquire() as pipe:
+            if held:
+                pipe.zadd(self.unacked_index_key, {tag: new[tag] for tag in held})
+                pipe.hset(self.unacked_key, mapping={tag: _note(message) for tag, message in held.items()})
+            if over:
+                pipe.zrem(self.unacked_index_key, *over)
+                pipe.hdel(self.unacked_key, *over)
+            pipe.execute()
+
+    def _write_soon(self) -> None:
+        loop = get_event_loop()
+        now = time.monotonic()
+        if loop is None:
+            self.write()
+        elif now >= self._write_at:  # a time, no mark: should the timer be lost, the next message sets another
+            self._write_at = now + MOMENT
+            loop.call_soon(loop.call_later, MOMENT, self.write)
+
+
+def _note(message: Any) -> str:
+    """As kombu writes it, who reads it again."""
+    info = message.delivery_info
+    return str(dumps([message._raw, info["exchange"], info["routing_key"]]))
+
+
+def apply() -> None:
+    """From now on the channels of this process note what they hold like this."""
+    transport.Channel.QoS = Taken
