@@ -511,7 +511,8 @@ def _answer(world: World, row: Row, event: Event) -> Ran:
     match event:
         case Finished(result=result) | Undone(result=result):
             goes_on = bool(u.remaining) and not u.terminal and u.wait is None
-            return Ran(result={"step": "done", **result}, goes_on=goes_on)
+            waits = {"waits": u.why} if u.wait is not None else {}
+            return Ran(result={"step": "done", **waits, **result}, goes_on=goes_on)
         case TurnedBack(why=why):
             if not u.terminal:
                 dispatch.send(world.store, world.publish, row, grace=world.grace)

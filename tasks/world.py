@@ -34,12 +34,14 @@ from providers.errors import Busy, Refused
 from providers.guest import Guest
 from providers.probe import Probe
 from providers.traffic import Traffic
+from tasks.gathering import Gathering
 
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
 
 TRUSTED = 5.0  # seconds for which what a rollout is about need not be asked again: only a rebuild changes it
 CONFIRMED = 0.2  # seconds for which the store's word that an upgrade is ours counts for the next call too
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
+GATHER = 0.03  # seconds: next to nothing beside a step, and enough for all that were woken by one look
 AGAIN = 0.01  # seconds between two tries for a balancer that another worker has
 
 
@@ -60,7 +62,7 @@ class World:
     """One a process. `crash` is called around every provider call; tests let it fail there. `late`: seconds after which
     a call that was begun has taken effect or never will (connect 3 s, read 10 s, and a moment at the provider).
     `handover`: seconds for which it waits for a balancer that another worker has, rather than come again with another
-    message; none where time is not real."""
+    message; `gather`: seconds in which looks of its threads become one call; none of either where time is not real."""
 
     store: Store
     publish: Sender
@@ -69,6 +71,7 @@ class World:
     grace: float = 5.0
     late: float = 15.0
     handover: float = 0.0
+    gather: float = 0.0
     patience: Patience = field(default_factory=Patience)
     monotonic: Callable[[], float] = boottime
     spread: Callable[[], float] = random.random
@@ -94,6 +97,7 @@ class World:
             grace=settings.grace,
             late=settings.late,
             handover=min(QUEUE, settings.lease / 10),
+            gather=GATHER,
             patience=Patience(seen=settings.orphan_seen, kept=settings.orphan_kept),
         )
 
@@ -166,7 +170,9 @@ class World:
         key = (role, name, repr(sorted(settings.items(), key=lambda item: item[0])))
         with self._lock:
             if key not in self._providers:
-                self._providers[key] = self.find(role, name, {what: _meant(value) for what, value in settings.items()})
+                made = self.find(role, name, {what: _meant(value) for what, value in settings.items()})
+                gathers = role == "compute" and self.gather > 0
+                self._providers[key] = Gathering(made, window=self.gather) if gathers else made
             return self._providers[key]
 
 

@@ -64,7 +64,7 @@ class Taken(transport.QoS):
             new, self._new = self._new, {}
             over, self._over = self._over, set()
         held = {tag: self._delivered[tag] for tag in new if tag in self._delivered}
-        if self.channel.closed or not (held or over):
+        if not (held or over):
             return
         with self.pipe_or_acquire() as pipe:
             if held:
@@ -82,7 +82,11 @@ class Taken(transport.QoS):
             self.write()
         elif now >= self._write_at:  # a time, no mark: should the timer be lost, the next message sets another
             self._write_at = now + MOMENT
-            loop.call_soon(loop.call_later, MOMENT, self.write)
+            loop.call_soon(loop.call_later, MOMENT, self._write_in_time)
+
+    def _write_in_time(self) -> None:
+        if not self.channel.closed:  # its connection may be gone, and what it held has been given back
+            self.write()
 
 
 def _note(message: Any) -> str:

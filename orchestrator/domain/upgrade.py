@@ -228,6 +228,8 @@ class Upgrade:
         if self.terminal and self.by_hand:
             side = f"the new server of {self.server}" if self.state == "upgraded" else self.server
             return f"{side} serves, as settled by a person"
+        if self.terminal and self.life == 1 and not self.begun:
+            return f"nothing was done to {self.server}"
         does = "serves" if self.ailing is None else f"does not serve as it must ({self.ailing.why})"
         if self.state == "upgraded":
             return f"the new server of {self.server} {does}" + (

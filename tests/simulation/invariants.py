@@ -453,6 +453,7 @@ class Invariants:
         ended = u.ended_at or 0.0
         if self.hurt.get(u.server, 0.0) > ended - LATE:
             return  # what the outside did after it had ended, or was about to
+        untouched = u.life == 1 and not u.begun  # where and how it is, is nobody's doing
         for pool in self._pools(u.server):
             members = self.cloud.pools[pool]
             mine = _of(u.server, members)
@@ -461,7 +462,7 @@ class Invariants:
             if u.state == "upgraded":
                 self.must(bool(up) and u.server not in mine, "I3", f"{u.server} is upgraded; in {pool}: {sorted(mine)}")
             else:
-                whole = u.server in up and not new
+                whole = (u.server in up or untouched) and not new
                 self.must(whole, "I3", f"{u.server} is {u.state}; in {pool}: {sorted(mine)}, of them up: {sorted(up)}")
 
     def i4_nothing_is_left_but_what_came_late(self) -> None:

@@ -66,3 +66,39 @@ def test_what_a_provider_cannot_make_anew_is_told_before_anything_is_made() -> N
         blockers = make_plan(r.fleet, look(r.world, r.fleet)).blockers
         assert [each for each in blockers if "web-2" in each and "belongs to a group; its zone has no" in each]
         assert not any("web-1" in each for each in blockers)
+
+
+def test_a_server_that_boots_is_waited_for_without_a_message() -> None:
+    with running(["web-1"]) as r:
+        r.until(lambda: "provision" in r.upgrade("web-1").results)
+        u = r.upgrade("web-1")
+        assert (u.state, u.step, u.intent) == ("waiting", "poll_readiness", None)
+        assert u.wait is not None and u.wait.observe is not None
+        assert "is starting" in u.why
+        r.finish()
+        ran = [result for task, result in r.history if task == "tasks.poll_readiness"]
+        assert [result.get("step") for result in ran] == ["done"]
+
+
+def test_one_that_never_boots_is_late_though_its_step_has_not_begun() -> None:
+    with running(["web-1"], rollout={"waves": ["rest"], "deadlines": {"poll_readiness": "100s"}}) as r:
+        r.until(lambda: "provision" in r.upgrade("web-1").results)
+        began = r.clock()
+        made = r.cloud.things[r.upgrade("web-1").results["provision"]["server"]]
+        made.ready_at = 1e12
+        r.until(lambda: r.upgrade("web-1").terminal)
+        assert 100 <= r.clock() - began < 120
+        assert r.upgrade("web-1").state == "failed"
+        assert "poll_readiness did not finish in time" in r.upgrade("web-1").cause
+        assert "web-1" in r.serving()
+
+
+def test_one_that_boots_while_its_rollout_is_paused_has_all_its_time_afterwards() -> None:
+    with running(["web-1"], rollout={"waves": ["rest"], "deadlines": {"poll_readiness": "100s"}}) as r:
+        r.until(lambda: "provision" in r.upgrade("web-1").results)
+        operations.pause(r.store, r.rollout, actor="test")
+        r.until(lambda: "paused" in r.upgrade("web-1").why)
+        r.clock.now += 3600
+        operations.resume(r.store, r.rollout, actor="test")
+        r.finish()
+        assert r.upgrade("web-1").state == "upgraded"

@@ -1,0 +1,133 @@
+"""Looks of many threads at the same moment are one call; what they hear is what they asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from providers.compute import Image, Server, Size
+from providers.errors import Throttled
+from tasks.gathering import Gathering
+
+SIZE = Size(memory=1, disk=1)
+
+
+class Cloud:
+    """Knows three servers and an image; counts what it is asked."""
+
+    caps = SimpleNamespace(batch=100)
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.error: Exception | None = None
+        self.things = [
+            *(
+                Server(id=f"i-{n}", name=f"co-{n}", state="running", address="", size=SIZE, tags={"r": "1", "s": n})
+                for n in "abc"
+            ),
+            Image(id="m-a", name="co-m", state="available", disk=1, tags={"r": "1", "s": "a"}),
+        ]
+
+    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
+        self.asked.append(sorted(ids))
+        if self.error is not None:
+            raise self.error
+        return {thing.id: thing for thing in self.things if isinstance(thing, Server) and thing.id in ids}
+
+    def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]:
+        self.asked.append(dict(tags))
+        return [thing for thing in self.things if tags.items() <= thing.tags.items()]
+
+
+def together(count: int, ask: Any) -> list[Any]:
+    """What `count` threads hear that ask at the same moment."""
+    start = threading.Barrier(count)
+
+    def one(number: int) -> Any:
+        start.wait(30)
+        return ask(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def gathering(cloud: Any, *, window: float = 0.5) -> Gathering:
+    return Gathering(cloud, window=window)
+
+
+def test_looks_of_one_moment_are_one_call_and_each_hears_of_its_own() -> None:
+    cloud = Cloud()
+    both = gathering(cloud)
+    names = ["i-a", "i-b", "i-gone", "i-a"]
+    heard = together(4, lambda number: both.servers([names[number]]))
+    assert [sorted(answer) for answer in heard] == [["i-a"], ["i-b"], [], ["i-a"]]
+    assert cloud.asked == [["i-a", "i-a", "i-b", "i-gone"]]
+
+
+def test_what_carries_tags_is_asked_for_by_those_that_all_ask_for() -> None:
+    cloud = Cloud()
+    both = gathering(cloud)
+    heard = together(2, lambda number: [thing.id for thing in both.inventory({"r": "1", "s": "ab"[number]})])
+    assert heard == [["i-a", "m-a"], ["i-b"]]
+    assert cloud.asked == [{"r": "1"}]
+
+
+def test_one_that_asks_alone_asks_as_it_would_have() -> None:
+    cloud = Cloud()
+    alone = gathering(cloud, window=0.0)
+    assert [thing.id for thing in alone.inventory({"r": "1", "s": "c"})] == ["i-c"]
+    assert list(alone.servers(["i-a"])) == ["i-a"]
+    assert list(alone.servers(["i-a", "i-b"])) == ["i-a", "i-b"]
+    assert cloud.asked == [{"r": "1", "s": "c"}, ["i-a"], ["i-a", "i-b"]]
+
+
+def test_an_error_is_heard_by_all_who_asked_and_by_nobody_later() -> None:
+    cloud = Cloud()
+    both = gathering(cloud)
+    cloud.error = Throttled("slower", retry_after=1.0)
+
+    def ask(_number: int) -> str:
+        with pytest.raises(Throttled) as caught:
+            both.servers(["i-a"])
+        return str(caught.value)
+
+    assert together(3, ask) == ["slower"] * 3
+    cloud.error = None
+    assert list(both.servers(["i-b"])) == ["i-b"]
+
+
+def test_no_call_asks_for_more_than_the_provider_takes() -> None:
+    cloud = Cloud()
+    cloud.caps = SimpleNamespace(batch=2)
+    both = gathering(cloud)
+    together(5, lambda number: both.servers([f"i-{number}"]))
+    assert sorted(len(ids) for ids in cloud.asked) == [1, 2, 2]
+
+
+def test_the_answer_is_younger_than_the_question() -> None:
+    """Who asks while a call is under way is not answered by that."""
+    cloud = Cloud()
+    both = gathering(cloud, window=0.0)
+    under_way, go_on = threading.Event(), threading.Event()
+    honest = cloud.servers
+
+    def slow(ids: Sequence[str]) -> Mapping[str, Server]:
+        found = honest(ids)
+        under_way.set()
+        go_on.wait(30)
+        return found
+
+    both._servers._put = slow
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(both.servers, ["i-a"])
+        assert under_way.wait(30)
+        both._servers._put = honest
+        assert list(both.servers(["i-a"])) == ["i-a"]
+        go_on.set()
+        assert list(first.result(30)) == ["i-a"]
+    assert cloud.asked == [["i-a"], ["i-a"]]
