@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,36 @@ class _MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
     """Connections to whom the sentinels call the master now. As many as allowed are made; who wants one more waits."""
 
 
+class Client(redis.Redis):
+    """redis-py's, with nothing round a command but its connection: what the other does there for repetitions, metrics
+    and caches, none of which is used here, takes longer than the command."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        parse: Any = self.parse_response
+        connection: Any = self.connection_pool.get_connection()
+        try:
+            connection.send_command(*args)
+            return parse(connection, args[0], **options)
+        finally:
+            self.connection_pool.release(connection)
+
+    def ask_all(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The answers of several commands, sent at once, as Redis gives them; of each that it refused, why."""
+        connection: Any = self.connection_pool.get_connection()
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [_answer(connection) for _ in commands]
+        finally:
+            self.connection_pool.release(connection)
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
+
+
 def connect(address: Address, *, connections: int, answer: float = ANSWER) -> Any:
     """A client with a pool of its own, that tries nothing twice: what was not answered may have happened, and whoever
     called decides what to do then. `answer`: seconds to wait for one. Nothing is connected before it is needed."""
@@ -35,7 +66,7 @@ def connect(address: Address, *, connections: int, answer: float = ANSWER) -> An
         "protocol": 2,
         **address.connection(),
     }
-    return redis.Redis(connection_pool=_pool(address, options))
+    return Client(connection_pool=_pool(address, options))
 
 
 def _pool(address: Address, options: dict[str, Any]) -> Any:

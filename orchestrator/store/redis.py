@@ -716,10 +716,8 @@ class RedisStore:
     def _hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[list[bytes | None] | Exception]:
         """One answer a key, or why that key has none: see `_hash`."""
         with self._told:
-            pipeline = self._redis.pipeline(transaction=False)
-            for key in keys:
-                pipeline.hmget(key, fields)
-            return cast(list[list[bytes | None] | Exception], pipeline.execute(raise_on_error=False))
+            answers = self._redis.ask_all([("HMGET", key, *fields) for key in keys])
+            return cast(list[list[bytes | None] | Exception], answers)
 
     def _hash(self, key: str, answer: list[bytes | None] | Exception) -> list[bytes | None]:
         with self._told:
