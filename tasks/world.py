@@ -28,7 +28,7 @@ from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
 from orchestrator.store import Claim, Store
 from orchestrator.store.redis import RedisStore
-from providers import find
+from providers import Role, find
 from providers.compute import Compute, Image, Server, Size
 from providers.errors import Busy, Refused
 from providers.guest import Guest
@@ -42,6 +42,7 @@ TRUSTED = 5.0  # seconds for which what a rollout is about need not be asked aga
 CONFIRMED = 0.2  # seconds for which the store's word that an upgrade is ours counts for the next call too
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
 GATHER = 0.03  # seconds: next to nothing beside a step, and enough for all that were woken by one look
+MANY = 200  # fleets and roles whose providers are found at once
 AGAIN = 0.01  # seconds between two tries for a balancer that another worker has
 
 
@@ -81,6 +82,7 @@ class World:
     _specs: dict[str, tuple[Spec, float]] = field(default_factory=dict)
     _reaches: dict[str, Reach] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    _found: dict[tuple[Role, int], tuple[Fleet, Any]] = field(default_factory=dict)
     _writers: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -146,26 +148,27 @@ class World:
         return lanes(self.store, self._reaches)
 
     def compute(self, fleet: Fleet) -> Compute:
-        return cast(Compute, self._provider("compute", fleet.provider.name, _lane_settings(fleet)))
+        return cast(Compute, self._provider("compute", fleet))
 
     def guest(self, fleet: Fleet) -> Guest:
-        return cast(Guest, self._provider("guest", fleet.provider.guest or fleet.provider.name, _lane_settings(fleet)))
+        return cast(Guest, self._provider("guest", fleet))
 
     def traffic(self, fleet: Fleet) -> Traffic:
-        pools = {
-            name: {"backend": pool.backend or name, "port": pool.port} for name, pool in fleet.traffic.pools.items()
-        }
-        return cast(
-            Traffic, self._provider("traffic", fleet.traffic.provider, {**fleet.traffic.settings, "pools": pools})
-        )
+        return cast(Traffic, self._provider("traffic", fleet))
 
     def probe(self, fleet: Fleet) -> Probe:
-        ports = sorted({pool.port for pool in fleet.traffic.pools.values()})
-        return cast(
-            Probe, self._provider("probe", fleet.checks.smoke.probe, {**fleet.provider.settings, "ports": ports})
-        )
+        return cast(Probe, self._provider("probe", fleet))
 
-    def _provider(self, role: str, name: str, settings: Mapping[str, Any]) -> Any:
+    def _provider(self, role: Role, fleet: Fleet) -> Any:
+        """Found by the fleet itself where it was asked for before: to put all settings into a key takes a while."""
+        known = self._found.get((role, id(fleet)))
+        if known is None or known[0] is not fleet:
+            if len(self._found) >= MANY:
+                self._found.clear()
+            known = self._found[role, id(fleet)] = (fleet, self._shared(role, *ASKED[role](fleet)))
+        return known[1]
+
+    def _shared(self, role: Role, name: str, settings: Mapping[str, Any]) -> Any:
         """One of a kind, account and process: clients keep their connections, and threads share them."""
         key = (role, name, repr(sorted(settings.items(), key=lambda item: item[0])))
         with self._lock:
@@ -186,6 +189,24 @@ def _lane_settings(fleet: Fleet) -> Mapping[str, Any]:
     """The provider's settings, with account and region where the file names them."""
     where = {"account": fleet.provider.account, "region": fleet.provider.region}
     return {**{name: value for name, value in where.items() if value != "default"}, **fleet.provider.settings}
+
+
+def _traffic_settings(fleet: Fleet) -> Mapping[str, Any]:
+    pools = {name: {"backend": pool.backend or name, "port": pool.port} for name, pool in fleet.traffic.pools.items()}
+    return {**fleet.traffic.settings, "pools": pools}
+
+
+def _probe_settings(fleet: Fleet) -> Mapping[str, Any]:
+    return {**fleet.provider.settings, "ports": sorted({pool.port for pool in fleet.traffic.pools.values()})}
+
+
+# The name of the provider that a fleet asks for in each role, and its settings.
+ASKED: Mapping[Role, Callable[[Fleet], tuple[str, Mapping[str, Any]]]] = {
+    "compute": lambda fleet: (fleet.provider.name, _lane_settings(fleet)),
+    "guest": lambda fleet: (fleet.provider.guest or fleet.provider.name, _lane_settings(fleet)),
+    "traffic": lambda fleet: (fleet.traffic.provider, _traffic_settings(fleet)),
+    "probe": lambda fleet: (fleet.checks.smoke.probe, _probe_settings(fleet)),
+}
 
 
 def read_fleet(canonical: Mapping[str, Any]) -> Fleet:

@@ -41,6 +41,7 @@ class Freezer:
         self.made: list[str] = []
         self.frozen = ""
         self._call: Callable[[], Any] | None = None
+        r.world._found.clear()
         r.world._providers.clear()
         r.world.find = lambda role, _name, settings: _Behind(FAKES[role](settings), self)
 

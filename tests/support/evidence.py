@@ -191,6 +191,7 @@ def watch(r: Runner) -> Recorder:
     """A recorder inside that runner's cloud, before anything has happened there."""
     recorder, find = Recorder(r.cloud), r.world.find
     r.world.find = lambda role, name, settings: recorder.wrap(role, find(role, name, settings))
+    r.world._found.clear()
     r.world._providers.clear()  # those that the survey has used are not watched
     return recorder
 
