@@ -59,6 +59,8 @@ def shortened(value: Any) -> Any:
     match value:
         case str() if len(value) > LONGEST_TEXT:
             return redact(value)[: LONGEST_TEXT - 1] + "…"
+        case str() | int() | float() | None:  # most of all: to ask whether it is a mapping takes longer
+            return value
         case Mapping():
             return {key: shortened(each) for key, each in value.items()}
         case list() | tuple():
