@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 
+from tests.simulation.quick import without_collector
 from tests.simulation.simulation import TAIL, Failed, on_redis, simulate
 from tests.support.valkey import running_valkey
 
@@ -36,16 +37,17 @@ def tell(seed: int, url: str) -> int:
 
 def play(first: int, count: int, url: str) -> int:
     failed, events, checks, states, began = 0, 0, 0, Counter[str](), time.monotonic()
-    for seed in range(first, first + count):
-        try:
-            outcome = simulate(seed, store=on_redis(url, seed) if url else None, lines=TAIL)
-        except Failed as error:
-            failed += 1
-            print(str(error).splitlines()[0], flush=True)
-            continue
-        states += outcome.states
-        events += outcome.events
-        checks += outcome.checks
+    with without_collector():
+        for seed in range(first, first + count):
+            try:
+                outcome = simulate(seed, store=on_redis(url, seed) if url else None, lines=TAIL)
+            except Failed as error:
+                failed += 1
+                print(str(error).splitlines()[0], flush=True)
+                continue
+            states += outcome.states
+            events += outcome.events
+            checks += outcome.checks
     print(f"{count} seeds, {failed} failed; {events} events, {checks} checks; servers: {dict(states)};", end=" ")
     print(f"{time.monotonic() - began:.1f} s")
     return 1 if failed else 0

@@ -64,8 +64,10 @@ class Cloud(FakeCloud):
     hurt: Callable[[str, str], None] = lambda _id, _why: None
 
     def alive(self, address: str) -> bool:
-        id = self.addresses.get(address, "")
-        return super().alive(address) and id not in self.ill and self.fate(id) != "never joins"
+        if not super().alive(address):
+            return False
+        id = self.addresses[address]
+        return id not in self.ill and self.fate(id) != "never joins"
 
     def fate(self, id: str) -> str:
         """What is wrong with this B; nothing of any other server."""

@@ -81,10 +81,11 @@ class Invariants:
     def __post_init__(self) -> None:
         self._pools_of = {server.name: server.pools for server in self.fleet.servers}
 
-    def must(self, holds: bool, invariant: str, why: str) -> None:
+    def must(self, holds: bool, invariant: str, why: str | Callable[[], str]) -> None:
+        """`why` is put into words only where it does not hold."""
         self.count += 1
         if not holds:
-            error = Violated(f"{invariant}: {why}")
+            error = Violated(f"{invariant}: {why if isinstance(why, str) else why()}")
             self.fail(error)
             raise error
 
@@ -152,10 +153,14 @@ class Invariants:
         up = self.up(pool)
         lost = {server for server in self.hurt if pool in self._pools(server) and not _of(server, up)}
         wanted = self.fleet.traffic.pools[pool].min_healthy - len(lost)
-        self.must(len(up) >= wanted, "I1", f"{sorted(up)} serve in {pool}, {wanted} must (outside took {sorted(lost)})")
+        self.must(
+            len(up) >= wanted,
+            "I1",
+            lambda: f"{sorted(up)} serve in {pool}, {wanted} must (outside took {sorted(lost)})",
+        )
 
     def _made(self, name: str, key: Key, answer: Any, before: int, *, late: bool) -> None:
-        self.must(key.token in self.tokens, "I6", f"{key.name} was made without an intent")
+        self.must(key.token in self.tokens, "I6", lambda: f"{key.name} was made without an intent")
         if self.cloud.made[key.token] == before:
             return  # adopted
         by_hand = self.made_by.get(key.token) in self.touched  # somebody has deleted the first
@@ -166,7 +171,7 @@ class Invariants:
             # Of a frozen worker, or of what was undone meanwhile: it is found in the end.
             self.late_made.add(answer.id)
             return
-        self.must(self.cloud.made[key.token] == 1 or by_hand, "I4", f"{key.name} was made twice")
+        self.must(self.cloud.made[key.token] == 1 or by_hand, "I4", lambda: f"{key.name} was made twice")
         kind = Server if name == "ensure_server" else Image
         others = [
             thing.view.id
@@ -202,7 +207,7 @@ class Invariants:
         last = probed[-passes:]
         good = len(last) == passes and all(probe.passed and probe.boot == view.boot for probe in last)
         fresh = bool(last) and self.clock() - last[-1].at <= swap.FRESH + LATE
-        self.must(good and fresh, "I2", f"{member.name} comes into {pool}, and its smoke tests were {last}")
+        self.must(good and fresh, "I2", lambda: f"{member.name} comes into {pool}, and its smoke tests were {last}")
 
     def _went_out(self, pool: str, name: str, before: Any, *, cut: bool, late: bool) -> None:
         view, up = before
@@ -219,7 +224,7 @@ class Invariants:
             )
         if now is None and view.sessions:
             told = self.fleet.rollout.drain.at_deadline == "cut"
-            self.must(cut and told, "I1", f"{name} left {pool} with {view.sessions} requests in flight")
+            self.must(cut and told, "I1", lambda: f"{name} left {pool} with {view.sessions} requests in flight")
 
     def _in_rotation(self, id: str) -> list[str]:
         thing = self.cloud.things.get(id)
@@ -236,10 +241,10 @@ class Invariants:
         """I7: A is stopped when nobody is sent to it, and B has served for the soak."""
         if before != "running":
             return
-        self.must(not self._in_rotation(id), "I7", f"{id} was stopped while {self._in_rotation(id)}")
+        self.must(not self._in_rotation(id), "I7", lambda: f"{id} was stopped while {self._in_rotation(id)}")
         if id not in self._pools_of:
             return
-        self.must((id, "drain_old") in self.announced, "I6", f"{id} was stopped without an intent")
+        self.must((id, "drain_old") in self.announced, "I6", lambda: f"{id} was stopped without an intent")
         if id in self.hurt:
             return
         soak = self.fleet.rollout.soak
@@ -255,10 +260,10 @@ class Invariants:
     def _terminated(self, id: str, before: str | None) -> None:
         if before is None or before == "terminated":
             return
-        self.must(not self._in_rotation(id), "I1", f"{id} was terminated while {self._in_rotation(id)}")
+        self.must(not self._in_rotation(id), "I1", lambda: f"{id} was terminated while {self._in_rotation(id)}")
         if id not in self._pools_of or self.forgotten:
             return
-        self.must((id, RETIRE) in self.announced, "I7", f"the old server {id} was terminated without an intent")
+        self.must((id, RETIRE) in self.announced, "I7", lambda: f"the old server {id} was terminated without an intent")
         upgrade = self.upgrade(id)
         if upgrade is not None:
             until = upgrade.retain_until
@@ -296,16 +301,16 @@ class Invariants:
     def _moved(self, to: Upgrade, *, version: int, entry: int) -> None:
         shadow = self.shadows.setdefault((to.rollout, to.server), Shadow())
         who = f"{to.server} of {to.rollout}"
-        self.must(to.state in LEGAL[shadow.state], "I3", f"{who} went from {shadow.state} to {to.state}")
-        self.must(entry == shadow.entry + 1, "I6", f"{who}: audit entry {entry} follows {shadow.entry}")
-        self.must(version > shadow.version, "I6", f"{who}: version {version} follows {shadow.version}")
+        self.must(to.state in LEGAL[shadow.state], "I3", lambda: f"{who} went from {shadow.state} to {to.state}")
+        self.must(entry == shadow.entry + 1, "I6", lambda: f"{who}: audit entry {entry} follows {shadow.entry}")
+        self.must(version > shadow.version, "I6", lambda: f"{who}: version {version} follows {shadow.version}")
         self._given_once(who, version)
         shadow.version, shadow.entry, shadow.state = version, entry, to.state
 
     def _given_once(self, who: str, version: int) -> None:
         """Whatever the store has forgotten: whoever saw the forgotten one may still change what he saw."""
         before = self.versions.get(who, -1)
-        self.must(version > before, "I3", f"{who}: version {version} follows {before}")
+        self.must(version > before, "I3", lambda: f"{who}: version {version} follows {before}")
         self.versions[who] = version
 
     def stored_admit(
@@ -323,15 +328,17 @@ class Invariants:
         if answer is None:
             return
         row = self.store.row(rollout, server)
-        self.must(answer == row.version, "I3", f"{server} is at {row.version}, and {answer} was told")
+        self.must(answer == row.version, "I3", lambda: f"{server} is at {row.version}, and {answer} was told")
         self._moved(to, version=row.version, entry=row.entry)
         now: Rollout = self.store.rollout(rollout)
-        self.must(self._may_go_on(now, "running"), "admission", f"{server} was admitted while {now.state}")
+        self.must(self._may_go_on(now, "running"), "admission", lambda: f"{server} was admitted while {now.state}")
         flying = [u for u in self.upgrades(rollout) if u.state in FLYING]
-        self.must(len(flying) <= limit, "admission", f"{len(flying)} are in flight, {limit} may be")
-        self.must(now.wave == wave == to.wave, "admission", f"{server} of wave {to.wave} was admitted in {now.wave}")
+        self.must(len(flying) <= limit, "admission", lambda: f"{len(flying)} are in flight, {limit} may be")
+        self.must(
+            now.wave == wave == to.wave, "admission", lambda: f"{server} of wave {to.wave} was admitted in {now.wave}"
+        )
         domains = {u.domain for u in flying if u.domain}
-        self.must(len(domains) <= 1 or not domain, "admission", f"{sorted(domains)} are in flight at once")
+        self.must(len(domains) <= 1 or not domain, "admission", lambda: f"{sorted(domains)} are in flight at once")
 
     def _may_go_on(self, now: Rollout, *states: str) -> bool:
         return self.store.frozen() is None and not now.stop and now.state in states
@@ -343,7 +350,7 @@ class Invariants:
         """What is changed is what was seen."""
         shadow = self.shadows.get((u.rollout, u.server))
         last = shadow.version if shadow is not None else version
-        self.must(version >= last, "I3", f"{u.server} was changed as of version {version}, and it is at {last}")
+        self.must(version >= last, "I3", lambda: f"{u.server} was changed as of version {version}, and it is at {last}")
 
     def stored_claim(self, answer: Claim | Ignored, *_args: Any, **_how: Any) -> None:
         if isinstance(answer, Claim):
@@ -358,7 +365,7 @@ class Invariants:
         self.evidence.claimed(claim)
         who = (claim.rollout, claim.server)
         before = self.fences.get(who, 0)
-        self.must(claim.fence > before, "I8", f"{claim.server}: fence {claim.fence} follows {before}")
+        self.must(claim.fence > before, "I8", lambda: f"{claim.server}: fence {claim.fence} follows {before}")
         self.fences[who] = claim.fence
 
     def stored_intent(self, answer: Claim | RefusedIntent, claim: Claim, to: Upgrade, **how: Any) -> None:
@@ -370,14 +377,18 @@ class Invariants:
         self.announced.add((to.server, f"undo_{to.step}" if undo else to.step))
         if to.intent is not None and not undo:
             self.tokens.add(to.intent.token)
-        self.must(self.store.frozen() is None, "freeze", f"{to.server} began {to.step} while all is frozen")
+        self.must(self.store.frozen() is None, "freeze", lambda: f"{to.server} began {to.step} while all is frozen")
         if to.state == "upgraded":
-            self.must(to.ailing is None, "I7", f"the end of {to.server}'s old server began while the new one ails")
+            self.must(
+                to.ailing is None, "I7", lambda: f"the end of {to.server}'s old server began while the new one ails"
+            )
         if undo or to.state == "upgraded":
             return
         now: Rollout = self.store.rollout(to.rollout)
         allowed = self._may_go_on(now, "running", "baking") or (now.state == "aborting" and how["finishing"])
-        self.must(allowed, "pause", f"{to.server} began {to.step} while the rollout is {now.state} ({now.stop})")
+        self.must(
+            allowed, "pause", lambda: f"{to.server} began {to.step} while the rollout is {now.state} ({now.stop})"
+        )
 
     def stored_commit(self, answer: Row, claim: Claim, to: Upgrade, **_how: Any) -> None:
         self._compared(to, claim.version)

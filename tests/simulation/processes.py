@@ -123,6 +123,8 @@ class Plant:
 
     def _hand_out(self) -> None:
         """The most urgent first, and of those the oldest."""
+        if not self.waiting:
+            return
         free = [slot for slot in self.slots if slot.world is not None and slot.actor is None]
         while self.waiting and free:
             slot = free.pop(self.scheduler.random.randrange(len(free)))

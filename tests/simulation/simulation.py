@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
-from uuid import UUID
 
 from orchestrator import coordinator, mending, operations
+from orchestrator.domain import upgrade
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
-from orchestrator.store import Row
+from orchestrator.store import Row, memory, redis
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
+from providers.compute import fake as compute
 from providers.compute.fake import FakeCloud
+from providers.traffic import fake as traffic
 from tasks import membership, observe, orphans, patrol, step
 from tasks.world import Spec, World
 from tests.simulation import loss, scenario
@@ -30,6 +31,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, Violated
 from tests.simulation.people import ACTOR, People
 from tests.simulation.processes import LEASE, Plant
+from tests.simulation.quick import replace, without_collector
 from tests.simulation.remote import LATEST, RemoteStore, Wire
 from tests.simulation.scenario import ROLLOUT
 from tests.simulation.scheduler import START, Scheduler
@@ -92,7 +94,7 @@ def simulate(
     overrules the seed on whether anything goes wrong. Of the trace only the last `lines` are kept, or all.
     """
     with ExitStack() as stack:
-        stack.enter_context(_without_collector())
+        stack.enter_context(without_collector())
         for patch in patches:
             stack.enter_context(patch)
         simulation = stack.enter_context(_simulation(seed, store, evidence is not None, calm, lines))
@@ -112,18 +114,6 @@ def simulate(
 def on_redis(url: str, seed: int) -> Callable[[Callable[[], float]], RedisStore]:
     """What makes a store of Redis' own scripts there, in a namespace of this seed."""
     return lambda clock: RedisStore(url, namespace=f"simulation-{seed}-{secrets.token_hex(4)}", clock=clock)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """A simulation makes much and keeps it to its end: looking for garbage meanwhile is a fifth of its time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 @contextmanager
@@ -183,7 +173,7 @@ class Simulation:
         )
 
     def replaced(self) -> list[tuple[Any, tuple[str, Any]]]:
-        """What of the product looks at the machine itself: its clock, its chance and its log."""
+        """What of the product looks at the machine itself: its clock, its chance and its log; and what takes long."""
         log = _Log(self)
         ids = _Ids(self.random)
         return [
@@ -195,6 +185,7 @@ class Simulation:
             (operations, ("secrets", ids)),
             (step, ("UNDO_DEADLINE", UNDO_DEADLINE)),
             (membership, ("POLL", POLL)),
+            *((module, ("replace", replace)) for module in (upgrade, memory, redis, step, compute, traffic)),
         ]
 
     # what `operations` finds in place of the module `time`
@@ -452,14 +443,19 @@ def _refused(row: Row) -> bool:
     return row.upgrade.wait is not None and row.upgrade.wait.refused
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Id:
+    hex: str
+
+
 class _Ids:
     """In place of the modules `uuid` and `secrets`."""
 
     def __init__(self, random: Any) -> None:
         self._random = random
 
-    def uuid4(self) -> UUID:
-        return UUID(int=self._random.getrandbits(128))
+    def uuid4(self) -> _Id:
+        return _Id(hex=f"{self._random.getrandbits(128):032x}")
 
     def randbits(self, bits: int) -> int:
         return int(self._random.getrandbits(bits))
