@@ -22,7 +22,7 @@ def bring_in(turn: Turn, members: Sequence[tuple[str, Member]], *, notes: Mappin
     waiting: list[MemberView] = []
     act = turn.traffic.restore if back else turn.traffic.add
     for pool, member in members:
-        with turn.only_writer(turn.traffic.lane(pool)):
+        with turn.writer_of(pool):
             view = act(pool, member)
             if view.actionable and view.state != "serving":  # the balancer says that the next advance is due already
                 view = act(pool, member)
@@ -53,7 +53,7 @@ def take_out(
         view = _seen_draining(turn, pool, name)
         if view is None or view.state != "draining" or late or (not view.sessions and drain.quiet == 0):
             guard = _guard(turn, pool, serving)
-            with turn.only_writer(turn.traffic.lane(pool)):
+            with turn.writer_of(pool):
                 cut = late and drain.at_deadline == "cut"
                 view = turn.traffic.remove(pool, name, guard=guard, cut=cut)
                 if (
@@ -95,7 +95,7 @@ def _take_out_uncounted(
         for _ in range(2):  # out, and where that shows everywhere at once, noted
             if views[pool, name].state in ("leaving", "absent"):
                 break
-            with turn.only_writer(turn.traffic.lane(pool)):
+            with turn.writer_of(pool):
                 guard = _guard(turn, pool, serving)
                 views[pool, name] = turn.traffic.remove(pool, name, guard=guard, cut=False)
             if not views[pool, name].actionable:
@@ -109,7 +109,7 @@ def _take_out_uncounted(
     if leaving and (wait := _until_quiet(turn, server, leaving, notes)) is not None:
         return wait
     for pool, name in leaving:
-        with turn.only_writer(turn.traffic.lane(pool)):
+        with turn.writer_of(pool):
             view = turn.traffic.remove(pool, name, guard=_guard(turn, pool, serving), cut=False)
         if view.state != "absent":
             return _look(turn, "idle", seats, f"{name} is {view.state} once more", notes)
@@ -156,7 +156,7 @@ def prepare(turn: Turn) -> float:
         return 0.0
     left = 0.0
     for pool, name in names(new_members(turn, "")):
-        with turn.only_writer(turn.traffic.lane(pool)):
+        with turn.writer_of(pool):
             left = max(left, turn.traffic.prepare(pool, name))
     return left
 
@@ -166,7 +166,7 @@ def settled(turn: Turn) -> None:
     if not turn.traffic.caps.prepares:
         return
     for pool, name in names(new_members(turn, "")):
-        with turn.only_writer(turn.traffic.lane(pool)):
+        with turn.writer_of(pool):
             turn.traffic.settled(pool, name)
 
 

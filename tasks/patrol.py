@@ -202,7 +202,7 @@ def _put_back_new(turn: Turn, finding: Finding, seats: Sequence[Seat]) -> tuple[
 
 
 def _in(turn: Turn, pool: str, member: Member, *, back: bool) -> MemberView:
-    with turn.only_writer(turn.traffic.lane(pool)):
+    with turn.writer_of(pool):
         return turn.traffic.restore(pool, member) if back else turn.traffic.add(pool, member)
 
 
@@ -222,7 +222,7 @@ def _take_out(
     if any(each.place in others for each in wrong):
         return []  # the one that users rely on first
     try:
-        with turn.only_writer(turn.traffic.lane(place.pool)):
+        with turn.writer_of(place.pool):
             now = turn.traffic.remove(place.pool, place.name, guard=guard, cut=False)
     except GuardRefused as refused:
         log.warning("not taken out", server=turn.upgrade.server, member=place.name, why=str(refused))

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -299,6 +299,12 @@ class Turn:
     def point(self) -> str:
         """What crash points begin with."""
         return self._name or ("undo_" if self.upgrade.direction == "undo" else "") + self.upgrade.step
+
+    def writer_of(self, pool: str) -> AbstractContextManager[None]:
+        """The turn of whoever changes what is in that pool, where changes there are made in turns."""
+        if not self.traffic.caps.takes_turns:
+            return nullcontext()
+        return self.only_writer(self.traffic.lane(pool))
 
     @contextmanager
     def only_writer(self, resource: str) -> Iterator[None]:

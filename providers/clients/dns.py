@@ -24,6 +24,7 @@ import dns.rcode
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
+import dns.resolver
 import dns.rrset
 import dns.tsig
 import dns.update
@@ -86,13 +87,7 @@ class Nameservers:
 
     def name(self, text: str) -> dns.name.Name:
         """The name, read as relative to the zone unless it ends in a dot. `Refused` if it is outside of it."""
-        try:
-            name = dns.name.from_text(text, origin=self.zone)
-        except dns.exception.DNSException as error:
-            raise Refused(f"{text!r} is no DNS name: {error}") from None
-        if not name.is_subdomain(self.zone):
-            raise Refused(f"{name} is not in the zone {self.zone}")
-        return name
+        return name_in(self.zone, text)
 
     def servers(self) -> tuple[Server, ...]:
         """All that answer users with authority; the primary is the first. Those that the zone itself names (NS), at
@@ -208,6 +203,21 @@ class Nameservers:
         raise Refused(said)
 
 
+def resolved_ns(zone: dns.name.Name, resolver: Server | None) -> set[str]:
+    """The name servers of the zone to which the world is sent, by way of the zones above it; none if nobody is. Asked
+    of that resolver, or of this machine's own. `Transient` if it does not answer."""
+    try:
+        ask = dns.resolver.Resolver(configure=resolver is None)
+        if resolver is not None:
+            ask.nameservers, ask.port = [resolver.address], resolver.port
+        told = ask.resolve(zone, dns.rdatatype.NS, lifetime=CHANGE_SECONDS, search=False)
+    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+        return set()
+    except (dns.exception.DNSException, OSError, EOFError) as error:
+        raise Transient(f"no resolver knows who serves {zone}: {_said(error)}", ambiguous=False) from None
+    return {str(one.target).rstrip(".").lower() for one in told}
+
+
 def key_from(settings: Mapping[str, Any]) -> dns.tsig.Key | None:
     """The TSIG key of `key_name`, `key_secret` (base64) and `key_algorithm`; None without any. Says nothing of the
     secret, whatever is wrong with it."""
@@ -248,6 +258,16 @@ def server_from(text: object) -> Server:
     except OSError as error:
         raise Transient(f"the name server {host} has no address: {error}", ambiguous=False) from None
     return Server(address=str(found[0][4][0]), port=int(port))
+
+
+def name_in(zone: dns.name.Name, text: str) -> dns.name.Name:
+    try:
+        name = dns.name.from_text(text, origin=zone)
+    except dns.exception.DNSException as error:
+        raise Refused(f"{text!r} is no DNS name: {error}") from None
+    if not name.is_subdomain(zone):
+        raise Refused(f"{name} is not in the zone {zone}")
+    return name
 
 
 def zone_name(text: str) -> dns.name.Name:

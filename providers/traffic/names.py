@@ -42,10 +42,13 @@ LOOKS_AT_ONCE = 16
 # A secondary, and whoever asks it, may be this late without being noticed.
 MARGIN_SECONDS = 5.0
 NOTE_TTL = 30
+DEFAULT_TTL = 30
 PREFIX = "_changeover"
 
 Phase = Literal["joining", "entered", "serving", "draining"]
 _PHASES = ("joining", "entered", "serving", "draining")
+_CHECK = re.compile(r"tcp|none|/[^\s\x00-\x1f\x7f]{0,500}")
+_SETTINGS = frozenset({"type", "ttl", "margin", "check", "addresses", "pools"})
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
 T = TypeVar("T")
 
@@ -84,9 +87,10 @@ class Zone(Protocol):
         that nobody would move."""
         ...
 
-    def look(self, names: Collection[str]) -> Mapping[str, Found]:
+    def look(self, names: Collection[str], *, ahead: bool = False) -> Mapping[str, Found]:
         """Each name, now. Raises if the place where changes are made does not answer; another that does not is told,
-        and so is a name that has become none that can be changed: the others are not to suffer from it."""
+        and so is a name that has become none that can be changed: the others are not to suffer from it. `ahead`: to
+        decide a change on, so that changes of this process that are under way may count as made."""
         ...
 
     def examine(self, name: str, *, low: int) -> Sequence[Finding]:
@@ -241,10 +245,11 @@ class NameTraffic:
         check: str = "tcp",
         one: bool = False,
         margin: float = MARGIN_SECONDS,
+        tries: int = TRIES,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._zone, self._pools, self._ttl, self._check = zone, pools, ttl, check
-        self._one, self._margin, self._clock = one, margin, clock
+        self._one, self._margin, self._tries, self._clock = one, margin, tries, clock
 
     @property
     def caps(self) -> Caps:
@@ -406,7 +411,7 @@ class NameTraffic:
         deadline = time.monotonic() + MOMENT_SECONDS
         while look.disagreement() and time.monotonic() < deadline:
             time.sleep(0.01)
-            look = self._look(pool)
+            look = self._look(pool, ahead=True)
         return look
 
     # -- out --------------------------------------------------------------------------------------------------------
@@ -500,9 +505,9 @@ class NameTraffic:
         except KeyError:
             raise NotFound(f"no pool is called {pool!r}; the fleet file has {', '.join(sorted(self._pools))}") from None
 
-    def _look(self, pool: str) -> Look:
+    def _look(self, pool: str, *, ahead: bool = False) -> Look:
         name, _ = self._where(pool)
-        return self._read(self._zone.look([name])[name])
+        return self._read(self._zone.look([name], ahead=ahead)[name])
 
     def _read(self, found: Found) -> Look:
         return Look(found=found, notes=Notes.read(found.notes), now=self._clock(), margin=self._margin)
@@ -521,9 +526,9 @@ class NameTraffic:
     def _advance(self, pool: str, act: Callable[[Look], T]) -> T:
         """An answer that was lost says nothing: what is there now says whether it happened."""
         trouble: ProviderError = Busy(f"others keep changing {self._where(pool)[0]}")
-        for _ in range(TRIES):
+        for _ in range(self._tries):
             try:
-                look = self._look(pool)
+                look = self._look(pool, ahead=True)
                 if look.found.wrong:
                     raise Refused(look.found.wrong)
                 return act(look)
@@ -542,7 +547,7 @@ class NameTraffic:
             return look
         if not self._zone.change(self._where(pool)[0], look.found, to, lines):
             raise _Lost
-        after = self._look(pool)
+        after = self._look(pool, ahead=True)
         if after.found.here != to and after.found.here == look.found.here:
             raise Transient(f"{self._where(pool)[0]} was changed without an error, and is as before", ambiguous=True)
         return after
@@ -613,3 +618,55 @@ def whole(settings: Mapping[str, Any], key: str, default: int, *, most: int, lea
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise Refused(f"traffic settings: {key} is {least} to {most} (seconds, without a unit), not {value!r}")
     return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """The settings that all zones share. `rest`: what `NameTraffic` takes of them."""
+
+    type: str
+    rest: Mapping[str, Any]
+
+
+def named_settings(settings: Mapping[str, Any], *, also: frozenset[str]) -> Said:
+    """`also`: what this zone has besides. `Refused` for anything else, or a value that is none."""
+    known = _SETTINGS | also
+    if unknown := sorted(set(settings) - known):
+        raise Refused(f"traffic settings: unknown {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
+    kind, check, addresses = (settings.get(*one) for one in (("type", "A"), ("check", "tcp"), ("addresses", "many")))
+    if kind not in ("A", "AAAA"):
+        raise Refused(f"traffic settings: type is A or AAAA, not {kind!r}")
+    if not isinstance(check, str) or not _CHECK.fullmatch(check):
+        raise Refused(f"traffic settings: check is tcp, none or a path, not {check!r}")
+    if addresses not in ("many", "one"):
+        raise Refused(f"traffic settings: addresses is many or one, not {addresses!r}")
+    rest = {
+        "pools": pools_from(settings.get("pools")),
+        "ttl": whole(settings, "ttl", DEFAULT_TTL, most=3600, least=1),
+        "check": check,
+        "one": addresses == "one",
+        "margin": whole(settings, "margin", int(MARGIN_SECONDS), most=3600),
+    }
+    return Said(type=kind, rest=rest)
+
+
+def servers_finding(title: str, found: Found, here: str, *, fix: str) -> Finding:
+    """Whether each authoritative server answers, as it is where changes are made (`here`, in words)."""
+    silent = sorted(seen for seen in found.everywhere.values() if isinstance(seen, str))
+    stale = sorted(
+        server for server, seen in found.everywhere.items() if not isinstance(seen, str) and seen != found.here
+    )
+    wrong = [*silent, *([f"{', '.join(stale)} differ from {here}"] if stale else [])]
+    detail = "; ".join(wrong) or f"{', '.join(found.everywhere)} agree"
+    return Finding(name=f"{title}: servers", ok=not wrong, detail=detail, fix=fix if wrong else "")
+
+
+def ttl_finding(title: str, found: Found, low: int) -> Finding:
+    said = f"{found.here.ttl} s"
+    lowered = Notes.read(found.notes).lowered
+    if lowered is not None:
+        held = ", ".join(sorted(Notes.read(found.notes).held)) or "nobody"
+        said += f", lowered from {lowered.was} s as long as a way back is open (for {held})"
+    elif found.here.ttl > low:
+        said += f": it is lowered to {low} s when a rollout begins, and the first swap waits for it"
+    return Finding(name=f"{title}: TTL", ok=True, detail=said)

@@ -5,7 +5,7 @@ Updates are signed with a TSIG key and go to the primary alone; what serves is w
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,23 +18,17 @@ from providers.clients.dns import Change, Nameservers, Records, Server, key_from
 from providers.errors import ProviderError, Refused
 from providers.traffic.names import (
     LOOKS_AT_ONCE,
-    MARGIN_SECONDS,
     NOTE_TTL,
     PREFIX,
     AddressSet,
     Found,
     NameTraffic,
-    Notes,
-    pools_from,
-    whole,
+    named_settings,
+    servers_finding,
+    ttl_finding,
 )
 
-DEFAULT_TTL = 30
-_CHECK = re.compile(r"tcp|none|/[^\s\x00-\x1f\x7f]{0,500}")
-_SETTINGS = (
-    *("zone", "primary", "servers", "key_name", "key_secret", "key_algorithm"),
-    *("type", "ttl", "margin", "check", "addresses", "pools"),
-)
+_SETTINGS = frozenset({"zone", "primary", "servers", "key_name", "key_secret", "key_algorithm"})
 
 
 class Rfc2136Zone:
@@ -59,7 +53,7 @@ class Rfc2136Zone:
                 f"{self.type} is moved here; take the {other} records out, or give them a name of their own"
             )
 
-    def look(self, names: Collection[str]) -> Mapping[str, Found]:
+    def look(self, names: Collection[str], *, ahead: bool = False) -> Mapping[str, Found]:  # noqa: ARG002 - see there
         """Every server about every name, side by side."""
         servers = self.servers.servers()
         primary = servers[0]
@@ -119,20 +113,9 @@ class Rfc2136Zone:
             found = self.look([name])[name]
         except ProviderError as error:
             return [Finding(name=title, ok=False, detail=str(error), fix="mend the zone, or the settings")]
-        silent = sorted(seen for seen in found.everywhere.values() if isinstance(seen, str))
-        stale = sorted(
-            server for server, seen in found.everywhere.items() if not isinstance(seen, str) and seen != found.here
-        )
-        others = f"{', '.join(stale)} differ from the primary" if stale else ""
-        servers = Finding(
-            name=f"{title}: servers",
-            ok=not silent and not stale,
-            detail="; ".join([*silent, *([others] if others else [])]) or f"{', '.join(found.everywhere)} agree",
-            fix="each of them must answer this worker as the primary does: look at `servers`, notify, ACLs"
-            if silent or stale
-            else "",
-        )
-        return [servers, self._key_accepted(where, title, found), _ttl(title, found, low)]
+        fix = "each of them must answer this worker as the primary does: look at `servers`, notify, ACLs"
+        servers = servers_finding(title, found, "the primary", fix=fix)
+        return [servers, self._key_accepted(where, title, found), ttl_finding(title, found, low)]
 
     def _key_accepted(self, where: dns.name.Name, title: str, found: Found) -> Finding:
         beside = _beside(where)
@@ -166,17 +149,6 @@ def _beside(where: dns.name.Name) -> dns.name.Name:
     return dns.name.from_text(PREFIX, origin=where)
 
 
-def _ttl(title: str, found: Found, low: int) -> Finding:
-    said = f"{found.here.ttl} s"
-    lowered = Notes.read(found.notes).lowered
-    if lowered is not None:
-        held = ", ".join(sorted(Notes.read(found.notes).held)) or "nobody"
-        said += f", lowered from {lowered.was} s as long as a way back is open (for {held})"
-    elif found.here.ttl > low:
-        said += f": it is lowered to {low} s when a rollout begins, and the first swap waits for it"
-    return Finding(name=f"{title}: TTL", ok=True, detail=said)
-
-
 class Rfc2136Traffic(NameTraffic):
     """Settings: `zone`, `primary` (address, or address:port, of the server that takes updates), `servers` (all that
     answer users, blank-separated; left out, those that the zone's NS records name), `key_name`, `key_secret` (base64,
@@ -185,34 +157,16 @@ class Rfc2136Traffic(NameTraffic):
     whether it is well: `tcp`, the default, `none`, or a path), `addresses` (`many`, or `one` where two addresses must
     never stand side by side). A pool's `backend` is its name, relative to the zone unless it ends in a dot."""
 
-    def __init__(self, settings: Mapping[str, Any], *, clock: Callable[[], float] | None = None) -> None:
-        if unknown := sorted(set(settings) - set(_SETTINGS)):
-            raise Refused(f"traffic settings: unknown {', '.join(map(repr, unknown))}; known: {', '.join(_SETTINGS)}")
+    def __init__(self, settings: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
+        said = named_settings(settings, also=_SETTINGS)
         for needed in ("zone", "primary"):
             if not isinstance(settings.get(needed), str):
                 raise Refused(f"traffic settings: {needed} must be said")
-        kind, check, addresses = (
-            settings.get(*one) for one in (("type", "A"), ("check", "tcp"), ("addresses", "many"))
-        )
-        if kind not in ("A", "AAAA"):
-            raise Refused(f"traffic settings: type is A or AAAA, not {kind!r}")
-        if not isinstance(check, str) or not _CHECK.fullmatch(check):
-            raise Refused(f"traffic settings: check is tcp, none or a path, not {check!r}")
-        if addresses not in ("many", "one"):
-            raise Refused(f"traffic settings: addresses is many or one, not {addresses!r}")
         servers = Nameservers(
             settings["zone"],
             primary=server_from(settings["primary"]),
             servers=[server_from(one) for one in str(settings.get("servers", "")).split()],
             key=key_from(settings),
         )
-        self._dns = Rfc2136Zone(servers, type=kind)
-        super().__init__(
-            self._dns,
-            pools=pools_from(settings.get("pools")),
-            ttl=whole(settings, "ttl", DEFAULT_TTL, most=3600, least=1),
-            check=check,
-            one=addresses == "one",
-            margin=whole(settings, "margin", int(MARGIN_SECONDS), most=3600),
-            **({} if clock is None else {"clock": clock}),
-        )
+        self._dns = Rfc2136Zone(servers, type=said.type)
+        super().__init__(self._dns, clock=clock, **said.rest)

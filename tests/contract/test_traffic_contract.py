@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -19,9 +19,11 @@ from providers.probe.fake import FakeSites
 from providers.traffic import Guard, Member, MemberView, Traffic
 from providers.traffic.fake import FakeTraffic
 from providers.traffic.rfc2136 import Rfc2136Traffic
+from providers.traffic.route53 import Route53Traffic
 from tests.support.fake_cloud import running_cloud
 from tests.support.haproxy import HAProxy, Loop, Site, Visit, stage
 from tests.support.nameserver import Names, names
+from tests.support.route53 import Zone, hosted_zone
 
 POOL = "web"
 NO_GUARD = Guard(min_healthy=0)
@@ -140,19 +142,19 @@ def fake_world_of_its_own() -> Iterator[World]:
 
 
 class NamesWorld:
-    """A name of which each member is an address, at two name servers of which one is late."""
+    """A name of which each member is an address, at name servers of which one is late."""
 
-    def __init__(self, zone: Names, sites: dict[str, Site]) -> None:
-        self._zone, self._sites = zone, sites
+    def __init__(self, zone: Names | Zone, sites: dict[str, Site], made: Callable[[dict[str, Any]], Traffic]) -> None:
+        self._sites = sites
         port = sites["a"].port
         for site in sites.values():
             site.stop()
             site.port = port
             site.start()
         there = {name: sites[name].address for name in ("a", "c")}
-        zone.zone.put(POOL, "A", 1, *there.values())
-        zone.zone.put(f"_changeover.{POOL}", "TXT", 30, *(f'"member {n} {a} serving 0"' for n, a in there.items()))
-        self.traffic: Traffic = Rfc2136Traffic(zone.settings({POOL: port}, check="/health"))
+        zone.put(POOL, "A", 1, *there.values())
+        zone.put(f"_changeover.{POOL}", "TXT", 30, *(f'"member {n} {a} serving 0"' for n, a in there.items()))
+        self.traffic: Traffic = made(zone.settings({POOL: port}, check="/health"))
         until(self, lambda: self.traffic.members(POOL)[0].detail == "")
 
     def member(self, name: str) -> Member:
@@ -183,7 +185,17 @@ def names_world() -> Iterator[World]:
     loop = Loop()
     try:
         with names(lag=0.05) as zone:
-            yield NamesWorld(zone, {name: Site(loop, name) for name in ("a", "c", "new")})
+            yield NamesWorld(zone, {name: Site(loop, name) for name in ("a", "c", "new")}, Rfc2136Traffic)
+    finally:
+        loop.close()
+
+
+@contextlib.contextmanager
+def route53_world() -> Iterator[World]:
+    loop = Loop()
+    try:
+        with hosted_zone() as zone:
+            yield NamesWorld(zone, {name: Site(loop, name) for name in ("a", "c", "new")}, Route53Traffic)
     finally:
         loop.close()
 
@@ -193,6 +205,7 @@ WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
     "fake in a process of its own": fake_world_of_its_own,
     "haproxy": haproxy_world,
     "rfc2136": names_world,
+    "route53": route53_world,
 }
 
 

@@ -1,33 +1,21 @@
-"""Names as pools over name servers that lie as real ones do; where BIND 9 is installed, over a real primary and its
-secondary, too."""
+"""Names in a zone that takes updates, at name servers that lie as real ones do, and at BIND 9 where it is installed.
+What holds of every zone: test_names.py."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from providers.errors import Busy, Conflict, GuardRefused, NotFound, Refused, Transient, Unauthorized
-from providers.traffic import Guard, Member, MemberView, Traffic
+from providers.errors import Busy, Conflict, GuardRefused, Refused, Transient, Unauthorized
+from providers.traffic import Guard, Member
 from providers.traffic.rfc2136 import Rfc2136Traffic
 from tests.support.bind import bind
 from tests.support.haproxy import Loop, Site, own_address, until
 from tests.support.nameserver import Names, names
-
-NO_GUARD = Guard(min_healthy=0)
-A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"  # nobody is there: these tests ask no server whether it is well
-
-
-class Server(Protocol):
-    def put(self, name: str, type: str, ttl: int, *values: str) -> None: ...
-
-    def get(self, name: str, type: str = "A") -> tuple[int, set[str]]: ...
-
-    def settings(self, pools: dict[str, int], **changes: Any) -> dict[str, Any]: ...
+from tests.support.pools import NO_GUARD, A, B, C, Server, bring_in, look, take_out, the_new
 
 
 @pytest.fixture(scope="module")
@@ -52,84 +40,7 @@ def traffic_of(server: Server, name: str, **changes: Any) -> Rfc2136Traffic:
     return Rfc2136Traffic(server.settings({name: 80}, **{"check": "none", **changes}))
 
 
-def look(traffic: Traffic, pool: str, name: str) -> MemberView:
-    return traffic.proven([(pool, name)])[pool, name]
-
-
-def bring_in(traffic: Traffic, pool: str, member: Member, *, back: bool = False) -> None:
-    act = traffic.restore if back else traffic.add
-    until(lambda: act(pool, member).state == "serving", what=f"{member.name} serves", seconds=30)
-
-
-def take_out(traffic: Traffic, pool: str, name: str, guard: Guard = NO_GUARD) -> None:
-    def gone() -> bool:
-        return traffic.remove(pool, name, guard=guard, cut=False).state == "absent"
-
-    until(gone, what=f"{name} is out", seconds=30)
-
-
-def the_new(address: str = B, name: str = "web-1.g2") -> Member:
-    return Member(name=name, address=address, port=80)
-
-
-# -- the way there and back, at a server in this process and at BIND 9 ------------------------------------------------
-
-
-@pytest.mark.parametrize("addresses", ["many", "one"])
-def test_there_and_back_leaves_the_zone_as_it_was(server: Server, addresses: str) -> None:
-    name = f"back-{addresses}"
-    server.put(name, "A", 3, A)
-    traffic = traffic_of(server, name, addresses=addresses)
-    old = Member(name=A, address=A, port=80)
-    until(lambda: not traffic.members(name)[0].detail, what="all agree", seconds=30)
-    assert traffic.prepare(name, "web-1.g2") > 0
-    assert server.get(name) == (1, {A}), "low, and otherwise the same"
-    bring_in(traffic, name, the_new())
-    assert server.get(name) == (1, {A, B} if addresses == "many" else {B})
-    take_out(traffic, name, A, Guard(min_healthy=1, serving=("web-1.g2",)))
-    assert server.get(name) == (1, {B})
-    bring_in(traffic, name, old, back=True)
-    take_out(traffic, name, "web-1.g2", Guard(min_healthy=1, serving=(A,)))
-    traffic.settled(name, "web-1.g2")
-    assert server.get(name) == (3, {A})
-    assert server.get(f"_changeover.{name}", "TXT")[1] == set()
-
-
-def test_the_ttl_is_low_for_one_old_ttl_before_anybody_comes(server: Server) -> None:
-    server.put("slow", "A", 3, A)
-    traffic = traffic_of(server, "slow")
-    began = time.monotonic()
-    left = traffic.prepare("slow", "web-1.g2")
-    assert 2 <= left <= 3
-    view = traffic.add("slow", the_new())
-    assert (view.state, view.actionable) == ("joining", False)
-    bring_in(traffic, "slow", the_new())
-    assert time.monotonic() - began >= 3
-    assert traffic.prepare("slow", "web-1.g2") == 0
-    traffic.prepare("slow", "web-2.g2")
-    traffic.settled("slow", "web-1.g2")
-    assert server.get("slow")[0] == 1, "somebody still needs it low"
-    traffic.settled("slow", "web-2.g2")
-    assert server.get("slow")[0] == 3
-
-
-def test_an_alias_is_refused_with_what_to_name_instead(server: Server) -> None:
-    server.put("alias", "CNAME", 60, "elsewhere.test.")
-    traffic = traffic_of(server, "alias")
-    for call in (lambda: traffic.members("alias"), lambda: traffic.add("alias", the_new())):
-        with pytest.raises(Refused, match=r"alias \(CNAME\) of elsewhere\.test\."):
-            call()
-    assert not traffic.examine()[0].ok
-
-
-def test_addresses_of_the_other_kind_are_refused(server: Server) -> None:
-    server.put("both", "A", 1, A)
-    server.put("both", "AAAA", 1, "2001:db8::1")
-    traffic = traffic_of(server, "both")
-    with pytest.raises(Refused, match="AAAA records besides"):
-        traffic.members("both")
-    with pytest.raises(Refused, match="AAAA records besides"):
-        traffic.prepare("both", "web-1.g2")
+# -- the key, at a server in this process and at BIND 9 ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,63 +58,6 @@ def test_a_key_that_is_not_accepted_changes_nothing_and_says_so(server: Server, 
     assert server.get("locked") == (1, {A})
     updates = next(found for found in traffic.examine() if found.name.endswith("updates"))
     assert not updates.ok and updates.fix
-
-
-def test_twenty_writers_lose_nothing_of_each_other_nor_of_a_stranger(server: Server) -> None:
-    """Each replaces its own server: ten in one name, ten in names of their own. Somebody else changes other records."""
-    olds = [f"192.0.2.{number}" for number in range(10, 30)]
-    server.put("crowd", "A", 1, *olds[:10])
-    for number in range(10, 20):
-        server.put(f"own-{number}", "A", 1, olds[number])
-    pools = {"crowd": 80} | {f"own-{number}": 80 for number in range(10, 20)}
-    stop, theirs = threading.Event(), [0]
-
-    def stranger() -> None:
-        while not stop.is_set():
-            server.put(f"theirs-{theirs[0]}", "A", 60, C)
-            theirs[0] += 1
-
-    def swap(number: int) -> None:
-        pool = "crowd" if number < 10 else f"own-{number}"
-        traffic = Rfc2136Traffic(server.settings(pools, check="none"))
-        new = the_new(f"198.51.100.{number + 1}", f"web-{number}.g2")
-        patient(lambda: traffic.add(pool, new).state == "serving")
-        patient(lambda: traffic.remove(pool, olds[number], guard=NO_GUARD, cut=False).state == "absent")
-
-    writer = threading.Thread(target=stranger)
-    writer.start()
-    try:
-        with ThreadPoolExecutor(20) as crowd:
-            list(crowd.map(swap, range(20)))
-    finally:
-        stop.set()
-        writer.join()
-    assert server.get("crowd")[1] == {f"198.51.100.{number + 1}" for number in range(10)}
-    for number in range(10, 20):
-        assert server.get(f"own-{number}")[1] == {f"198.51.100.{number + 1}"}
-    assert theirs[0] > 0
-    assert all(server.get(f"theirs-{number}") == (60, {C}) for number in range(theirs[0]))
-
-
-def patient(act: Callable[[], bool]) -> None:
-    """As a step does it: who is busy comes again."""
-
-    def once() -> bool:
-        try:
-            return act()
-        except Busy:
-            return False
-
-    until(once, seconds=60)
-
-
-def test_a_doctor_says_what_the_ttl_means(server: Server) -> None:
-    server.put("fresh", "A", 3600, A)
-    traffic = traffic_of(server, "fresh")
-    until(lambda: all(found.ok for found in traffic.examine()), what="all agree", seconds=30)
-    assert any("3600 s: it is lowered to 1 s" in found.detail for found in traffic.examine())
-    assert server.get("fresh") == (3600, {A})
-    assert server.get("_changeover.fresh", "TXT")[1] == set()
 
 
 def test_a_key_that_may_not_change_this_name_is_found_by_the_doctor(real: Server) -> None:
@@ -397,11 +251,6 @@ def test_a_member_that_is_not_well_holds_the_others_in(liar: Names) -> None:
         assert ill.address not in liar.get("web")[1]
     finally:
         loop.close()
-
-
-def test_a_name_without_an_address_is_no_pool(liar: Names) -> None:
-    with pytest.raises(NotFound, match="has no address"):
-        traffic_of(liar, "empty").members("empty")
 
 
 @pytest.mark.parametrize(

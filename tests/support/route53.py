@@ -1,0 +1,88 @@
+"""A zone at Route 53 of the simulated cloud, with its name servers, for tests of what changes it."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from providers.clients import route53
+from providers.clients.aws import Aws
+from simcloud.cloud import SimCloud, Timings
+from tests.support.aws import credentials, wire
+
+ZONE = "shop.test."
+
+
+class Zone:
+    """The hosted zone `shop.test`. `put` and `get` go to Route 53 as its owner's own calls do, beside the product."""
+
+    def __init__(self, cloud: SimCloud) -> None:
+        self.cloud = cloud
+        self._wire = wire(cloud)
+        made = self._wire.write("route53", "create_hosted_zone", Name=ZONE, CallerReference=uuid.uuid4().hex)
+        self.id = str(made["HostedZone"]["Id"])
+
+    @property
+    def wire(self) -> Aws:
+        return self._wire
+
+    def put(self, name: str, type: str, ttl: int, *values: str, **more: Any) -> None:
+        """As its owner would, by hand; without values it is deleted, as it stands."""
+        whole = ZONE if name == "@" else f"{name}.{ZONE}"
+        records = [{"Value": value} for value in values]
+        made = {"Name": whole, "Type": type, "TTL": ttl, "ResourceRecords": records, **more}
+        if not values and "AliasTarget" not in more:
+            ttl, there = self.get(name, type)
+            made = {**made, "TTL": ttl, "ResourceRecords": [{"Value": value} for value in there]}
+        elif "AliasTarget" in more:
+            made = {"Name": whole, "Type": type, **more}
+        action = "UPSERT" if values or more else "DELETE"
+        self._wire.write(
+            "route53",
+            "change_resource_record_sets",
+            HostedZoneId=self.id,
+            ChangeBatch={"Changes": [{"Action": action, "ResourceRecordSet": made}]},
+        )
+
+    def get(self, name: str, type: str = "A") -> tuple[int, set[str]]:
+        """As the cloud's own tables have it."""
+        with self.cloud.lock:
+            sets = self.cloud.zones.zone(self.id.rpartition("/")[2]).sets
+            found = sets.get((f"{name}.{ZONE}", type, ""))
+        return (int(found["TTL"]), set(found["ResourceRecords"])) if found else (0, set())
+
+    def settings(self, pools: dict[str, int], **changes: Any) -> dict[str, Any]:
+        """What the provider is given; `pools` with their ports."""
+        return {
+            "zone": ZONE,
+            "endpoint": self.cloud.url,
+            "servers": self.cloud.zones.servers,
+            "resolver": self.cloud.zones.resolver,
+            "ttl": 1,
+            "margin": 0,
+            "pools": {pool: {"backend": pool, "port": port} for pool, port in pools.items()},
+            **changes,
+        }
+
+    @property
+    def changes(self) -> int:
+        """Calls of ChangeResourceRecordSets so far."""
+        return self.cloud.calls["route53:ChangeResourceRecordSets"]
+
+
+@contextlib.contextmanager
+def hosted_zone(*, spread: float = 0.05, throttled: bool = False, machines: bool = False) -> Iterator[Zone]:
+    """`spread`: seconds until all its servers have a change. Without `throttled` nobody counts the requests."""
+    quick = pytest.MonkeyPatch()
+    with credentials(), SimCloud(machines=machines, timings=Timings(spread=spread, change=0.002)) as cloud:
+        if not throttled:
+            cloud.troubles.clear()
+            quick.setattr(route53, "REQUESTS", 1000.0)
+        try:
+            yield Zone(cloud)
+        finally:
+            quick.undo()
