@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +13,11 @@ import pytest
 
 from simcloud.cloud import SimCloud
 from simcloud.faults import Fault
-from tests.support.aws import REGION, credentials, launch, wire
+from tests.support.aws import REGION, allowed, credentials, launch, wire
 from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.haproxy import CHECK, HAProxy
 from tests.support.local_host import until
 from tests.support.runner import fleet_file
-
-POLICY = Path(__file__).parents[2] / "docs" / "aws-policy.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +90,6 @@ def stage(tmp_path: Path, *, servers: int) -> Iterator[tuple[Fleet, Run]]:
             haproxy.all_up()
             with control_plane(tmp_path) as plane:
                 yield fleet, fleet.on(plane, haproxy)
-
-
-def allowed() -> set[str]:
-    """What the policy that we ship lets Changeover call."""
-    told: set[str] = set()
-    for statement in json.loads(POLICY.read_text())["Statement"]:
-        actions = statement["Action"]
-        told |= {actions} if isinstance(actions, str) else set(actions)
-    return told
 
 
 @pytest.mark.timeout(400)

@@ -24,6 +24,7 @@ from orchestrator.settings import Settings
 from orchestrator.store.redis import RedisStore
 from orchestrator.supervisor import Supervisor, start
 from providers.clients.dns import Nameservers, server_from
+from tests.support.aws import allowed
 from tests.support.local_host import LocalHost
 from tests.support.nameserver import SECRET, ZONE, names
 from tests.support.pools import Server
@@ -62,6 +63,8 @@ def route53(tmp_path: Path) -> Iterator[Dns]:
         servers = tuple(zone.cloud.zones.servers.split())
         settings = zone.settings({})
         yield Dns(zone=zone, provider="route53", servers=servers, allowed="lets us change it", settings=settings)
+        asked = {call for call in zone.cloud.calls if call.startswith("route53:")} - {"route53:CreateHostedZone"}
+        assert asked <= allowed()
 
 
 KINDS: Mapping[str, Callable[[Path], AbstractContextManager[Dns]]] = {"RFC 2136": rfc2136, "Route 53": route53}

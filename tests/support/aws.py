@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from providers.clients.aws import Aws, place_of
 from simcloud.cloud import Network, SimCloud
 
 REGION = "eu-west-1"
+POLICY = Path(__file__).parents[2] / "docs" / "aws-policy.json"
 
 
 @contextmanager
@@ -53,3 +56,12 @@ def launch(cloud: SimCloud, network: Network, *, tags: Mapping[str, str] | None 
         **more,
     }
     return str(wire(cloud).write("ec2", "run_instances", **request)["Instances"][0]["InstanceId"])
+
+
+def allowed() -> set[str]:
+    """What the policy that we ship lets Changeover call."""
+    told: set[str] = set()
+    for statement in json.loads(POLICY.read_text())["Statement"]:
+        actions = statement["Action"]
+        told |= {actions} if isinstance(actions, str) else set(actions)
+    return told
