@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.domain import rollout as decisions
+from orchestrator.domain.budget import Bucket
 from orchestrator.domain.orphans import Patience, Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Released, Settled, Shifted, Side, TurnedBack, Upgrade
@@ -49,6 +50,7 @@ WITHOUT_WORKERS = 10.0  # seconds after which a lack of any living worker is the
 LEASED = 3.0  # seconds to let a worker finish what it holds, before its record is changed under it
 OTHERS = ("valkey", "coordinator", "flower")  # what `up` runs beside workers
 LOST = "changeover rebuild FILE, which only looks unless --yes"  # of a Redis that is empty, or has lost what it knew
+SLOWED = 600.0  # seconds for which it is worth telling that a provider has refused a call as one too many
 KEEP_PLANS = 30 * 86400.0
 YES = 600.0  # seconds for which a person's yes to what is left over waits for a worker
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # in the order of their codes, without i, l, o and u
@@ -435,6 +437,7 @@ class Story:
     entries: tuple[AuditEntry, ...]
     unread: str = ""
     frozen: str | None = None
+    slowed: Mapping[str, Bucket] = field(default_factory=dict)
 
 
 def find(store: Store, id: str) -> Rollout:
@@ -494,7 +497,18 @@ def explain(store: Store, server: str, *, rollout: str | None) -> Story:
             upgrade = None if unread else rows[0].upgrade
             entries = tuple(entry for entry in events(store, each.id) if entry.server == server)
             why, frozen = unread.get(server, ""), store.frozen()
-            return Story(rollout=each, server=server, upgrade=upgrade, entries=entries, unread=why, frozen=frozen)
+            slowed = {
+                name: bucket for name, bucket in store.buckets().items() if store.now() - bucket.refused_at < SLOWED
+            }
+            return Story(
+                rollout=each,
+                server=server,
+                upgrade=upgrade,
+                entries=entries,
+                unread=why,
+                frozen=frozen,
+                slowed=slowed,
+            )
     if not among and not store.unread():
         raise NotFound(
             f"there is no server {server}, as this Redis knows of no rollout: if there were some, it has lost them",

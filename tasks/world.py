@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from orchestrator import secrets
 from orchestrator.dispatch import Sender, celery_sender
+from orchestrator.domain.budget import Limit
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.orphans import Patience
 from orchestrator.domain.plan import FoundServer, Plan, plan_from
@@ -28,7 +29,7 @@ from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
 from orchestrator.store import Claim, Store
 from orchestrator.store.redis import RedisStore
-from providers import Role, find
+from providers import Role, budget, find
 from providers.compute import Compute, Image, Server, Size
 from providers.errors import Busy, Refused
 from providers.guest import Guest
@@ -90,6 +91,7 @@ class World:
     def open(cls, settings: Settings, *, worker: str) -> World:
         """The world of a real worker."""
         store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=settings.concurrency + 4)
+        budget.use(SharedBudget(store))
         publish = celery_sender(make_app(settings))
         return cls(
             store=store,
@@ -212,6 +214,19 @@ ASKED: Mapping[Role, Callable[[Fleet], tuple[str, Mapping[str, Any]]]] = {
 def read_fleet(canonical: Mapping[str, Any]) -> Fleet:
     """The fleet that was stored as `fleet.canonical()`."""
     return Fleet.model_validate_json(json.dumps(canonical))
+
+
+class SharedBudget:
+    """What all workers may ask of a provider's API together, kept in the store (`providers.budget.Budget`)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def spend(self, bucket: str, *, rate: float, burst: float, patience: float) -> float:
+        return self._store.spend(bucket, Limit(rate=rate, burst=burst), patience=patience)
+
+    def refused(self, bucket: str, *, rate: float, burst: float) -> None:
+        self._store.refused(bucket, Limit(rate=rate, burst=burst))
 
 
 class Turn:

@@ -95,6 +95,7 @@ def explain(
                 "server": schema.upgrade(told.upgrade) if told.upgrade is not None else None,
                 "unread": told.unread or None,
                 "events": [schema.event(entry) for entry in told.entries],
+                "slowed": {name: schema.bucket(bucket) for name, bucket in told.slowed.items()},
                 "next": words.next_for(told.rollout, told.upgrade)
                 if told.upgrade is not None
                 else f"changeover show {told.rollout.id}",

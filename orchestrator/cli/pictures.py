@@ -291,6 +291,7 @@ def story(told: Story) -> RenderableType:
         return Group(*parts, Text(), next_line(f"changeover show {r.id}, once Redis is restored"))
     if u.wait is not None:
         parts.append(text(f"waits for: {u.wait.reason} (looks again at {words.clock(u.wait.at)})", "blue"))
+    parts += [text(words.slowed(name, bucket), "yellow") for name, bucket in told.slowed.items()]
     if waits and told.frozen is not None:
         parts.append(_frozen(told.frozen))
     parts += [Text(), next_line("changeover unfreeze" if waits else _ways(r, u))]

@@ -9,7 +9,7 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     rollout     rollout, counts {state: number}, frozen, servers [upgrade], unread {server: why}, orphans [id],
                 exit_code, next
     story       rollout, server (upgrade; null if its record cannot be read), unread (why, or null), events [event],
-                next
+                slowed {api: {rate, refused, refused_at}}, next
     event       id, at, server ("" for the rollout's own), n, event, actor, was, now, detail
     answer      verb, changed, confirmed, rollout, in_flight [upgrade], servers [upgrade], unread {server: why},
                 next
@@ -31,6 +31,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.domain.budget import Bucket
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store import AuditEntry
@@ -86,6 +87,10 @@ def upgrade(u: Upgrade) -> dict[str, Any]:
         "ails": u.ailing.why if u.ailing else None,
         "keeps_old": u.keeps_old or None,
     }
+
+
+def bucket(found: Bucket) -> dict[str, Any]:
+    return {"rate": found.rate, "refused": found.refused, "refused_at": found.refused_at}
 
 
 def event(entry: AuditEntry) -> dict[str, Any]:

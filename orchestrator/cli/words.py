@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from orchestrator.domain.budget import Bucket
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import Upgrade
@@ -19,6 +20,14 @@ def clock(at: float) -> str:
 
 def moment(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def slowed(api: str, bucket: Bucket) -> str:
+    """A provider has said that it was asked too often."""
+    return (
+        f"{api} was asked too often, last at {clock(bucket.refused_at)}: "
+        f"all workers together ask {bucket.rate:.2g} times a second now, and more often again by and by"
+    )
 
 
 def span(seconds: float) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from orchestrator.domain.budget import Bucket, Limit
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
@@ -377,6 +378,19 @@ class Store(Protocol):
         ...
 
     def unlease(self, name: str, *, owner: str) -> None: ...
+
+    def spend(self, bucket: str, limit: Limit, *, patience: float) -> float:
+        """Seconds until one more call may be made from that bucket, which all workers share: it is accounted for,
+        unless these are more than `patience`."""
+        ...
+
+    def refused(self, bucket: str, limit: Limit) -> None:
+        """A call from that bucket was refused as one too many: it is slower from now on, and recovers."""
+        ...
+
+    def buckets(self) -> Mapping[str, Bucket]:
+        """All that were used within a day, by name, as they stood at their last use."""
+        ...
 
     def events(self, rollout: str, *, after: str = "0", limit: int = 1000, block: float = 0.0) -> Sequence[AuditEntry]:
         """Audit entries after that id, oldest first; waits up to `block` seconds for the first."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from threading import Condition, RLock
 from typing import Any
 
+from orchestrator.domain.budget import Bucket, Limit, fresh
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Direction, Upgrade
@@ -96,6 +97,7 @@ class MemoryStore:
         self._due: dict[tuple[str, str], float] = {}
         self._look: dict[str, dict[tuple[str, str], float]] = {}
         self._leases: dict[str, _Lease] = {}
+        self._buckets: dict[str, Bucket] = {}
         self._sightings: dict[str, tuple[str, bytes]] = {}
         self._worlds: dict[str, str] = {}
         self._workers: dict[str, tuple[bytes, float]] = {}
@@ -646,6 +648,22 @@ class MemoryStore:
             held = self._leases.get(name)
             if held is not None and held.owner == owner:
                 held.owner, held.until = "", 0.0
+
+    def spend(self, bucket: str, limit: Limit, *, patience: float) -> float:
+        with self._lock:
+            now = self.now()
+            before = self._buckets.get(bucket) or fresh(limit, now)
+            self._buckets[bucket], wait = before.spend(limit, now, patience=patience)
+            return wait
+
+    def refused(self, bucket: str, limit: Limit) -> None:
+        with self._lock:
+            now = self.now()
+            self._buckets[bucket] = (self._buckets.get(bucket) or fresh(limit, now)).slowed(limit, now)
+
+    def buckets(self) -> Mapping[str, Bucket]:
+        with self._lock:
+            return {name: self._buckets[name] for name in sorted(self._buckets)}
 
     def events(self, rollout: str, *, after: str = "0", limit: int = 1000, block: float = 0.0) -> Sequence[AuditEntry]:
         cursor = _position(check_cursor(after))

@@ -18,6 +18,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     lease:<name>            hash     owner, fence, until
     orphans:<lane>          hash     kind and id -> what carries our mark and nobody accounts for; `orphans`: the lanes
     worker, workers         hash, zset by the end of their beat
+    bucket:<name>, buckets  hash; zset by last use: how often an API may be called
     document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; ignored: hash
 """
 
@@ -36,6 +37,8 @@ from typing import Any, Final, cast
 import redis
 
 from orchestrator.addresses import parse
+from orchestrator.domain import budget
+from orchestrator.domain.budget import Bucket, Limit
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import SCHEMA, Direction, Upgrade
@@ -80,6 +83,7 @@ _ROWS = 50
 _READ = 500
 _MAKING = 60.0  # seconds for which a creation's locks bind while its next batch does not come
 _SLICE = 5.0  # seconds of one blocking read: below the socket's time-out
+_BUCKETS_KEPT = 86400  # seconds
 _CONFIRM = 500  # milliseconds that a replica is given to confirm
 
 
@@ -669,6 +673,30 @@ class RedisStore:
     def unlease(self, name: str, *, owner: str) -> None:
         self._run("unlease", {"name": name, "owner": owner})
 
+    def spend(self, bucket: str, limit: Limit, *, patience: float) -> float:
+        return float(self._spend(bucket, limit, refused=False, patience=patience))
+
+    def refused(self, bucket: str, limit: Limit) -> None:
+        self._spend(bucket, limit, refused=True, patience=0.0)
+
+    def _spend(self, bucket: str, limit: Limit, *, refused: bool, patience: float) -> bytes:
+        asked = {"bucket": bucket, "rate": limit.rate, "burst": limit.burst, "refused": refused, "patience": patience}
+        how = {"recovery": budget.RECOVERY, "least": budget.LEAST, "apart": budget.APART, "kept": _BUCKETS_KEPT}
+        return cast(bytes, self._run("spend", {**asked, **how}))
+
+    def buckets(self) -> Mapping[str, Bucket]:
+        with self._told:
+            names = _texts(self._redis.zrangebyscore(self._key("buckets"), self.now() - _BUCKETS_KEPT, "+inf"))
+        found = {}
+        for name in sorted(names):
+            key = self._key("bucket", name)
+            with self._told:
+                stored = self._redis.hgetall(key)
+            if stored:
+                with self._unreadable(key, skip=True):
+                    found[name] = _bucket(stored, key)
+        return found
+
     def events(self, rollout: str, *, after: str = "0", limit: int = 1000, block: float = 0.0) -> Sequence[AuditEntry]:
         key = self._key("audit", rollout)
         found = self._read(key, check_cursor(after), limit=limit, block=block)
@@ -821,6 +849,14 @@ def _ledger(items: Sequence[LedgerItem]) -> list[tuple[str, str]]:
 
 def _texts(values: Iterable[bytes]) -> list[str]:
     return [value.decode() for value in values]
+
+
+def _bucket(stored: Mapping[bytes, bytes], key: str) -> Bucket:
+    try:
+        number = {name.decode(): float(value) for name, value in stored.items()}
+        return Bucket(**{**number, "refused": int(number["refused"])})  # type: ignore[arg-type] # the others are floats
+    except (ValueError, LookupError, TypeError) as error:
+        raise UnsafeStore(f"{key} cannot be read") from error
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from botocore.credentials import DeferredRefreshableCredentials
 from botocore.parsers import ResponseParserError
 
 from providers import errors
+from providers.budget import Pace, wait_for_turn, was_refused
 from providers.errors import ProviderError, Refused, Throttled, Transient, Unauthorized
 
 CONNECT_SECONDS, READ_SECONDS = 3.0, 10.0
@@ -62,6 +63,21 @@ ABSENT = _codes(  # besides all codes that end in .NotFound
     " InvalidInstanceId InvalidAMIID.Unavailable"
 )
 GUARDED = _codes("OperationNotPermitted")
+GLOBAL = frozenset({"route53"})  # limited by account, whatever the region
+# Calls a second, and at once, that all workers together make of a kind in an account and region at first: about half of
+# what AWS documents or is known to allow ("Request throttling for the EC2 API", quotas of ELBv2 and Route 53). Less as
+# soon as it says so; never more, since others use the account too.
+PACES: Mapping[tuple[str, str], Mapping[str, float]] = {
+    ("ec2", "read"): {"rate": 10.0, "burst": 50.0},
+    ("ec2", "write"): {"rate": 4.0, "burst": 20.0},
+    ("ec2", "run_instances"): {"rate": 1.5, "burst": 4.0},
+    ("elbv2", "read"): {"rate": 8.0, "burst": 20.0},
+    ("elbv2", "write"): {"rate": 3.0, "burst": 10.0},
+    ("route53", ""): {"rate": 4.0, "burst": 5.0},
+    ("ssm", ""): {"rate": 5.0, "burst": 10.0},
+    ("cloudformation", ""): {"rate": 2.0, "burst": 5.0},
+    ("autoscaling", ""): {"rate": 5.0, "burst": 10.0},
+}
 CONFLICT = _codes("IdempotentParameterMismatch InvalidChangeBatch")
 
 
@@ -161,11 +177,26 @@ class Aws:
         return self._once(service, operation, params, writes=writes)
 
     def _once(self, service: str, operation: str, params: Mapping[str, Any], *, writes: bool) -> dict[str, Any]:
+        pace = self.pace(service, operation, writes=writes)
+        if pace is not None:
+            wait_for_turn(pace)
         try:
             answer: dict[str, Any] = getattr(self._client(service, writes=writes), operation)(**params)
         except (sdk.BotoCoreError, sdk.ClientError, ResponseParserError) as error:
-            raise mapped(error, what=f"{service} {operation} in {self.lane}", writes=writes) from None
+            ours = mapped(error, what=f"{service} {operation} in {self.lane}", writes=writes)
+            if pace is not None and isinstance(ours, Throttled):
+                was_refused(pace)
+            raise ours from None
         return answer
+
+    def pace(self, service: str, operation: str, *, writes: bool) -> Pace | None:
+        """What that call counts as; None for what nobody counts."""
+        kind = operation if (service, operation) in PACES else "write" if writes else "read"
+        found = PACES.get((service, kind)) or PACES.get((service, ""))
+        if found is None:
+            return None
+        where = self.place.account if service in GLOBAL else self.lane
+        return Pace(bucket=f"aws {where} {service} {kind if (service, kind) in PACES else ''}".rstrip(), **found)
 
     def forget(self) -> None:
         """Makes session and clients anew at the next call; calls under way go on with the old ones."""

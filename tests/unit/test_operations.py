@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from orchestrator import fleet_file, operations
+from orchestrator.cli import words
 from orchestrator.dispatch import Message
+from orchestrator.domain.budget import Limit
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.orphans import Patience, Sighting, deed
 from orchestrator.domain.plan import FoundPool, FoundServer, Seat, Survey
@@ -520,6 +522,15 @@ def test_explain_tells_the_newest_rollout_of_a_server(store: MemoryStore, id: st
     assert told.upgrade is not None
     assert told.upgrade.step == "smoke_test"
     assert {entry.server for entry in told.entries} == {"web-1"}
+
+
+def test_explain_tells_of_an_api_that_was_asked_too_often_lately(store: MemoryStore, id: str) -> None:
+    store.spend("aws here ec2 read", Limit(rate=10, burst=5), patience=1)
+    assert not operations.explain(store, "web-1", rollout=None).slowed
+    store.refused("aws here ec2 read", Limit(rate=10, burst=5))
+    told = operations.explain(store, "web-1", rollout=None)
+    assert [bucket.rate for bucket in told.slowed.values()] == [pytest.approx(5, rel=0.01)]
+    assert "aws here ec2 read was asked too often" in words.slowed(*next(iter(told.slowed.items())))
 
 
 # -- everything ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from orchestrator.addresses import parse
+from orchestrator.domain.budget import Limit
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout, aborting, paused
 from orchestrator.domain.steps import STEPS
@@ -2133,3 +2134,45 @@ def test_a_record_with_everything_in_it_comes_back_as_it_was() -> None:
         codec.UPGRADE.dump(replace(full, schema=2))
     with pytest.raises(ValueError, match="serialize"):
         codec.UPGRADE.dump(replace(full, notes={"x": object()}))
+
+
+# -- how often a provider may be asked --------------------------------------------------------------------------------
+
+ASKED = Limit(rate=10.0, burst=3.0)
+
+
+def test_a_bucket_is_shared_and_tells_who_comes_too_soon_to_wait(site: Site) -> None:
+    waits = [site.store.spend("aws here", ASKED, patience=1.0) for _ in range(5)]
+    assert waits == pytest.approx([0, 0, 0, 0.1, 0.2], abs=1e-5)
+    assert site.store.spend("aws there", ASKED, patience=1.0) == 0
+    site.clock.now += 10
+    assert site.store.spend("aws here", ASKED, patience=1.0) == 0
+
+
+def test_a_bucket_that_was_refused_is_slower_and_recovers(site: Site) -> None:
+    site.store.spend("aws here", ASKED, patience=1.0)
+    site.store.refused("aws here", ASKED)
+    slowed = site.store.buckets()["aws here"]
+    assert (slowed.rate, slowed.tokens, slowed.refused, slowed.refused_at) == (5.0, 0.0, 1, START)
+    assert site.store.spend("aws here", ASKED, patience=0.1) == pytest.approx(0.2)
+    assert site.store.buckets()["aws here"].tokens == 0.0, "who does not wait takes no turn"
+    site.clock.now += 300
+    site.store.spend("aws here", ASKED, patience=1.0)
+    assert site.store.buckets()["aws here"].rate == 10.0
+
+
+def test_buckets_of_either_store_are_the_same_whatever_happens(valkey_url: str) -> None:
+    clock = Clock()
+    stores = [MemoryStore(clock), a_redis_store(valkey_url, clock)]
+    chance = random.Random(7)
+    for _ in range(400):
+        clock.now = round(clock.now + chance.expovariate(5), 6)
+        if chance.random() < 0.1:
+            for store in stores:
+                store.refused("api", ASKED)
+        else:
+            patience = chance.random()
+            one, other = (store.spend("api", ASKED, patience=patience) for store in stores)
+            assert one == pytest.approx(other, abs=1e-3)
+    one, other = (store.buckets()["api"] for store in stores)
+    assert (one.refused, one.rate, one.tokens) == pytest.approx((other.refused, other.rate, other.tokens), abs=1e-3)
