@@ -420,7 +420,7 @@ class View:
     @property
     def alarms(self) -> tuple[Upgrade, ...]:
         """Whose new server does not serve as it must, of those that nobody turns back by itself."""
-        return tuple(u for u in self.upgrades if u.ailing is not None and u.ailing.sure)
+        return tuple(u for u in self.upgrades if u.alarming)
 
     @property
     def exit_code(self) -> int:
@@ -721,7 +721,7 @@ def settle(
             next=f"bring that about and repeat it, or add --unchecked: changeover settle {id} {server} --help",
         )
     old = _old_id(store, id, server)
-    event = replace(event, old_gone=seen is not None and seen.gone(old))
+    event = replace(event, old_gone=row.upgrade.old_lost or (seen is not None and seen.gone(old)))
     left = _left_behind(store.ledger(id), row.upgrade, event, seen, old)
     entry = Entry(
         event="Settled",

@@ -84,8 +84,7 @@ def undo(turn: Turn) -> Done | Wait:
         raise NeedsPerson(f"all is undone, but the old server does not serve: {sick}. Bring it up, then retry")
     if turn.upgrade.past_swap and (wait := membership.out_again(turn)) is not None:
         return wait
-    if turn.upgrade.has_begun("drain_old"):
-        drain_old.let_go(turn)
+    drain_old.let_go(turn)
     membership.settled(turn)
     return Done(
         result={"deleted": list(gone)}, ledger=cleaning.ended(turn, "image", turn.upgrade.intents("create_image"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
-from orchestrator.domain.upgrade import Intent, Observe, Upgrade
+from orchestrator.domain.upgrade import SURE, Intent, Observe, Upgrade
 from orchestrator.store import LedgerItem
-from providers.errors import GuardRefused
+from providers.compute import Server
+from providers.errors import GuardRefused, NotFound
 from tasks import keys, membership
-from tasks.step import Done, StepFailed, Wait
+from tasks.step import Done, NeedsPerson, StepFailed, Wait
 from tasks.world import Turn
 
 
@@ -23,17 +25,17 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     new = membership.names(membership.new_members(turn, address))
     if (wait := membership.take_out(turn, old, server=turn.server.id, serving=new)) is not None:
         return wait
-    _stop(turn, intent.params["server"])
-    until = turn.now + turn.fleet.retain.old_servers
+    id, until = intent.params["server"], turn.now + turn.fleet.retain.old_servers
     item = LedgerItem(
-        key=f"old:{turn.upgrade.server}",
-        kind="old server",
-        server=turn.upgrade.server,
-        state="retained",
-        id=turn.server.id,
-        until=until,
+        key=f"old:{turn.upgrade.server}", kind="old server", server=turn.upgrade.server, state="deleted", id=id
     )
-    return Done(result={"stopped": turn.server.id, "retain_until": until}, ledger=(item,), retain_until=until)
+    try:
+        _stop(turn, id)
+    except NotFound:  # B serves, as the guards have just seen: no reason to leave it for what is no more
+        wait = _making_sure(id, turn.upgrade.notes)
+        return wait or Done(result={"gone": id, "retain_until": until}, ledger=(item,), retain_until=until)
+    kept = replace(item, state="retained", until=until)
+    return Done(result={"stopped": id, "retain_until": until}, ledger=(kept,), retain_until=until)
 
 
 def _stop(turn: Turn, id: str) -> None:
@@ -43,9 +45,11 @@ def _stop(turn: Turn, id: str) -> None:
     try:
         turn.compute.stop(id, given={keys.RETURNED: None})
     except GuardRefused:
-        server = turn.compute.servers([id]).get(id)
-        came_back = server.tags.get(keys.RETURNED) if server is not None else None
-        if server is None or came_back in (None, keys.drained(turn.upgrade)):
+        server = _found(turn.compute.servers([id]).get(id))
+        if server is None:
+            raise NotFound(f"the old server {id} is gone") from None
+        came_back = server.tags.get(keys.RETURNED)
+        if came_back in (None, keys.drained(turn.fleet, turn.upgrade)):
             raise
         if server.protected and (ours := server.tags.get(keys.PROTECTED)):
             turn.compute.protect(id, on=False, given={keys.PROTECTED: ours})
@@ -60,15 +64,31 @@ def check(u: Upgrade) -> bool:
 
 
 def undo(turn: Turn) -> Done | Wait:
+    if (wait := put_back(turn)) is not None:
+        return wait
+    id = turn.server.id
+    item = LedgerItem(
+        key=f"old:{turn.upgrade.server}", kind="old server", server=turn.upgrade.server, state="live", id=id
+    )
+    return Done(result={"serving": id}, ledger=(item,))
+
+
+def put_back(turn: Turn) -> Wait | None:
+    """A runs, and serves in all its pools, wherever it was; None when so."""
     id = turn.server.id
     notes = dict(turn.upgrade.notes)
     if not notes.get("started"):
-        _protect(turn, id)
+        server = _found(turn.compute.servers([id]).get(id))
+        if server is None:
+            return _making_sure(id, notes) or _ask(turn, id)
+        _protect(turn, server)
         _start(turn, id)
         notes["started"] = True
     if not notes.get("running"):
-        server = turn.look_at_server(id)
-        if server is None or server.state in ("pending", "stopping"):
+        server = _found(turn.look_at_server(id))
+        if server is None:
+            return _making_sure(id, notes) or _ask(turn, id)
+        if server.state in ("pending", "stopping"):
             observe = Observe(kind="server", lane=turn.fleet.lane, ids=(id,))
             reason = f"the old server {id} is starting again"
             return Wait(reason=reason, every=turn.fleet.rollout.poll, observe=observe, notes=notes)
@@ -78,37 +98,56 @@ def undo(turn: Turn) -> Done | Wait:
         if server.state != "running":
             raise StepFailed(f"the old server {id} is {server.state}: {server.reason}; B goes on serving")
         notes["running"] = True
-    wait = membership.bring_in(turn, membership.old_members(turn.server.seats), notes=notes, back=True)
-    if wait is not None:
-        return wait
-    item = LedgerItem(
-        key=f"old:{turn.upgrade.server}", kind="old server", server=turn.upgrade.server, state="live", id=id
+    return membership.bring_in(turn, membership.old_members(turn.server.seats), notes=notes, back=True)
+
+
+def _found(server: Server | None) -> Server | None:
+    """None too for one that is terminated: some providers show it for a while."""
+    return server if server is not None and server.state != "terminated" else None
+
+
+def _making_sure(id: str, notes: Mapping[str, Any]) -> Wait | None:
+    """A was not found. A provider may overlook it once: it is believed when it was so in some looks in a row."""
+    looks = int(notes.get("gone", 0)) + 1
+    if looks >= SURE:
+        return None
+    return Wait(reason=f"the old server {id} is gone; making sure", every=1.0, notes={**notes, "gone": looks})
+
+
+def _ask(turn: Turn, id: str) -> NoReturn:
+    settle = f"changeover settle {turn.upgrade.rollout} {turn.upgrade.server} --serving new --because TEXT"
+    raise NeedsPerson(
+        f"the old server {id} is gone, deleted by somebody else: nothing can be put back, and the new one stays in its "
+        f"pools. Once {id} is in none of them any more: {settle}"
     )
-    return Done(result={"serving": id}, ledger=(item,))
 
 
-def _protect(turn: Turn, id: str) -> None:
+def _protect(turn: Turn, server: Server) -> None:
     """First of all: a late stop or terminate of a worker that was frozen meets the provider's own refusal. A protection
     that somebody else has put on A is theirs, now and at the end."""
-    this = keys.drained(turn.upgrade)
-    server = turn.compute.servers([id]).get(id)
-    theirs = server is not None and server.protected and keys.PROTECTED not in server.tags
+    this = keys.drained(turn.fleet, turn.upgrade)
+    theirs = server.protected and keys.PROTECTED not in server.tags
     tags = {keys.PHASE: "rollback", keys.RETURNED: this, keys.PROTECTED: None if theirs else this}
-    seen = {name: server.tags.get(name) for name in (keys.PHASE, keys.RETURNED)} if server is not None else {}
-    turn.compute.tag(id, {**tags, keys.DISPOSABLE: None, **keys.undoing(turn.upgrade)}, given=seen)
+    seen = {name: server.tags.get(name) for name in (keys.PHASE, keys.RETURNED)}
+    turn.compute.tag(server.id, {**tags, keys.DISPOSABLE: None, **keys.undoing(turn.upgrade)}, given=seen)
     if not theirs:
-        turn.compute.protect(id, on=True, given={keys.PROTECTED: this})
+        turn.compute.protect(server.id, on=True, given={keys.PROTECTED: this})
 
 
 def _start(turn: Turn, id: str) -> None:
     """Unless it is no longer being put back: a late start must not wake up what was drained anew."""
-    turn.compute.start(id, given={keys.PHASE: "rollback", keys.RETURNED: keys.drained(turn.upgrade)})
+    turn.compute.start(id, given={keys.PHASE: "rollback", keys.RETURNED: keys.drained(turn.fleet, turn.upgrade)})
 
 
 def let_go(turn: Turn) -> None:
     """At the end of a rollback A is as it was before: its protection is off if it was ours, and its phase is over. What
-    stays is the note that it has come back, which voids a stop that is still on its way."""
-    id, this = turn.server.id, keys.drained(turn.upgrade)
+    stays is the note that it has come back, which voids a stop that is still on its way. One that never left has
+    none."""
+    id, this = turn.server.id, keys.drained(turn.fleet, turn.upgrade)
+    if not turn.upgrade.has_begun("drain_old"):
+        server = turn.compute.servers([id]).get(id)
+        if server is None or server.tags.get(keys.RETURNED) != this:
+            return
     try:
         turn.compute.protect(id, on=False, given={keys.PROTECTED: this})
     except GuardRefused:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.plan import token
 from orchestrator.domain.upgrade import Intent, Upgrade
@@ -46,9 +48,11 @@ def undoing(u: Upgrade) -> dict[str, str]:
     return {UNDOING: images[-1].name} if images else {}
 
 
-def drained(u: Upgrade) -> str:
-    """Which drain of A this is, among all that there ever were."""
-    return u.intents("drain_old")[-1].token[:16]
+def drained(fleet: Fleet, u: Upgrade) -> str:
+    """Which drain of A this is, among all that there ever were: the one that was announced last, or the next one, which
+    Redis may have forgotten."""
+    known = [intent.token for intent in u.intents("drain_old")]
+    return (known or [effect(fleet, replace(u, step="drain_old"), rung=0)[0]])[-1][:16]
 
 
 def lock(fleet: Fleet, id: str) -> str:

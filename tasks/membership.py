@@ -200,6 +200,12 @@ def not_serving(turn: Turn, members: Sequence[tuple[str, Member]]) -> str:
     return ", ".join(f"{name} is {view.state} in {pool}" for pool, name, view in sick)
 
 
+def is_member(turn: Turn) -> bool:
+    """Whether the balancer knows B in any of its pools."""
+    views = turn.traffic.idle(names(new_members(turn, "")))
+    return any(view.state != "absent" for view in views.values())
+
+
 def tested(u: Upgrade) -> tuple[str, float]:
     """The boot of B that has passed a smoke test, and when: the step's own, or one that swap has made since."""
     smoke = u.results["smoke_test"]

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from orchestrator import dispatch
-from orchestrator.domain.membership import Place, alarm, desired, must_serve, on_probation
+from orchestrator.domain.membership import Place, alarm, desired, must_serve, on_probation, watched
 from orchestrator.domain.plan import Seat
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Ailed, Event, Recovered, Repaired, TurnedBack
@@ -65,7 +65,7 @@ def run(world: World, *, rollout: str) -> Mapping[str, Any]:
             for place in places
             if seen and views[place.pool, place.name].state != place.want
         ]
-        if not seen or (not wrong and row.upgrade.ailing is None):
+        if not seen or not (wrong or (row.upgrade.ailing is not None and watched(places))):
             now.append(row)
             continue
         after = _mend(world, found, row, wrong, seats[row.upgrade.server])
@@ -158,7 +158,8 @@ def _act(turn: Turn, wrong: Sequence[Finding], seats: Sequence[Seat]) -> tuple[E
         if u.ailing is not None and u.ailing.sure and not done:
             return None, Extras()  # a person has been told already
         return Ailed(why=why, at=turn.now, ill=ill), Extras(detail={**detail, "why": why})
-    if u.ailing is not None and not ails:
+    additive = turn.traffic.caps.additive
+    if u.ailing is not None and not ails and watched(desired(u, seats, additive=additive)):
         return Recovered(), Extras(detail=detail)
     return (Repaired(), Extras(detail=detail)) if done else (None, Extras())
 

@@ -9,7 +9,7 @@ from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
 from providers.compute import Size
 from providers.errors import NoCapacity, NotFound, Refused
-from tasks import cleaning, keys, poll_readiness
+from tasks import cleaning, keys, membership, poll_readiness, swap
 from tasks.step import Done, NeedsPerson, StepFailed, Wait
 from tasks.world import Turn
 
@@ -69,6 +69,9 @@ def check(u: Upgrade) -> bool:
 
 
 def undo(turn: Turn) -> Done | Wait:
+    # Nobody is sent to what is about to end, though Redis may have forgotten that users ever were.
+    if membership.is_member(turn) and isinstance(out := swap.undo(turn), Wait):
+        return out
     gone = cleaning.end_servers(turn)
     if (wait := cleaning.still_to_come(turn, "provision", gone)) is not None:
         return wait

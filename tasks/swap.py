@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Upgrade
 from providers.traffic import Member
-from tasks import membership, smoke_test
+from tasks import drain_old, membership, smoke_test
 from tasks.step import Done, StepFailed, Wait
 from tasks.world import Turn
 
@@ -126,11 +126,10 @@ def _any_down(u: Upgrade) -> bool:
 def undo(turn: Turn) -> Done | Wait:
     smoke = turn.upgrade.results.get("smoke_test", {})
     new = membership.names(membership.new_members(turn, smoke.get("address", "")))
-    old = membership.names(membership.old_members(turn.server.seats))
-    if not turn.traffic.caps.additive:  # A's place is B's now: users go back first
-        back = membership.old_members(turn.server.seats)
-        if (wait := membership.bring_in(turn, back, notes=turn.upgrade.notes, back=True)) is not None:
-            return wait
+    old = membership.old_members(turn.server.seats)
+    # Users go back first. A is out where its place is B's now, or where Redis has forgotten that it was drained.
+    if membership.not_serving(turn, old) and (wait := drain_old.put_back(turn)) is not None:
+        return wait
     server = turn.upgrade.results.get("provision", {}).get("server", "")
-    wait = membership.take_out(turn, new, server=server, serving=old)
+    wait = membership.take_out(turn, new, server=server, serving=membership.names(old))
     return wait if wait is not None else Done(result={"out": [name for _, name in new]})

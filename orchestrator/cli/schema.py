@@ -82,7 +82,7 @@ def upgrade(u: Upgrade) -> dict[str, Any]:
         "admitted_at": u.admitted_at,
         "ended_at": u.ended_at,
         "retain_until": u.retain_until,
-        "old_gone": u.old_gone,
+        "old_gone": u.old_gone or u.old_lost,
         "by_hand": u.by_hand,
         "ails": u.ailing.why if u.ailing else None,
         "keeps_old": u.keeps_old or None,

@@ -57,7 +57,7 @@ def names(upgrades: tuple[Upgrade, ...], *, most: int = 5) -> str:
 def where(u: Upgrade) -> str:
     """The step that an upgrade is at, and in which direction."""
     if u.state == "upgraded":
-        return "done" if u.settled else "old server kept"
+        return "done" if u.settled else "old server gone" if u.old_lost else "old server kept"
     return f"undo {u.step}" if u.direction == "undo" else u.step
 
 
@@ -88,7 +88,7 @@ def happened(entry: AuditEntry) -> str:
         case "Waits":
             return why if why.startswith(step.replace("_", " ")) else f"{step}: {why}"
         case "Finished":
-            return f"{step} done"
+            return f"{step} done" + (f": {entry.after['why']}" if entry.after.get("why") else "")
         case "Undone":
             return f"undo of {step} done"
         case "Stumbled":
@@ -174,7 +174,7 @@ def next_of(rollout: Rollout, upgrades: Sequence[Upgrade]) -> str:
     """The one next command for a rollout."""
     needing = [u for u in upgrades if u.state == "held"]
     if not needing and rollout.state not in ("rolling_back", "aborting"):
-        needing = [u for u in upgrades if u.ailing is not None and u.ailing.sure]
+        needing = [u for u in upgrades if u.alarming]
     if needing and rollout.state != "paused":
         return next_for(rollout, needing[0])
     match rollout.state:

@@ -73,6 +73,11 @@ def must_serve(u: Upgrade) -> bool:
     return not u.by_hand and u.direction == "forward" and _wants(u)[1] == "serving" and u.past_swap
 
 
+def watched(places: Sequence[Place]) -> bool:
+    """Whether B is among those that must serve: one that does not is seen, and one that does again."""
+    return any(place.side == "new" and place.want == "serving" for place in places)
+
+
 def on_probation(rollout: Rollout, u: Upgrade) -> bool:
     """Its wave has not got through its bake: a failure of B is a failure behind the swap, and A comes back by itself.
     After that a person decides."""
@@ -84,7 +89,7 @@ def look_every(rollout: Rollout, upgrades: Sequence[Upgrade], *, now: float) -> 
     ours = [u for u in upgrades if not u.by_hand and (u.past_swap or u.life > 1)]
     if rollout.closed or not ours:
         return None
-    if any(u.ailing is not None and not u.ailing.sure for u in ours):
+    if any(u.in_doubt for u in ours):
         return DOUBT
     if rollout.state == "baking":
         return min(OFTEN, max(0.5, rollout.bake / 5))
@@ -100,4 +105,5 @@ def alarm(upgrades: Sequence[Upgrade]) -> str:
     first = ailing[0]
     assert first.ailing is not None
     more = f" (and {len(ailing) - 1} more)" if len(ailing) > 1 else ""
-    return f"{first.server}: {first.ailing.why}{'' if first.ailing.sure else '; making sure'}{more}"
+    now = "; on its way back" if first.direction == "undo" else "" if first.ailing.sure else "; making sure"
+    return f"{first.server}: {first.ailing.why}{now}{more}"

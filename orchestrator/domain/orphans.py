@@ -13,6 +13,7 @@ from typing import Literal
 
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.plan import token
+from orchestrator.domain.steps import RETIRE
 from orchestrator.domain.upgrade import Upgrade
 
 Deed = Literal["", "quarantine", "delete"]
@@ -87,7 +88,7 @@ def explained(thing: Thing, *, kept: bool, upgrade: Upgrade | None, leased: bool
         return ""
     if leased or upgrade.state in ("running", "waiting", "held"):
         return "its server is under way"
-    if upgrade.state == "upgraded" and upgrade.beyond_return and not upgrade.old_gone:
+    if upgrade.state == "upgraded" and (upgrade.has_begun(RETIRE) or upgrade.by_hand) and not upgrade.old_gone:
         return "its old server is being ended"
     return "its record remembers it" if thing.id in remembered(upgrade) else ""
 

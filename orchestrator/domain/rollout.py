@@ -99,7 +99,7 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
         case "baking":
             if rollout.bake_until is not None and now < rollout.bake_until:
                 return []
-            if any(u.ailing is not None and not u.ailing.sure for u in upgrades if u.wave == rollout.wave):
+            if any(u.in_doubt for u in upgrades if u.wave == rollout.wave):
                 return []  # what the bake is for: it is being made sure of
             return _next_wave(rollout, upgrades, now)
         case "aborting":

@@ -156,20 +156,37 @@ class Upgrade:
         return self.state in ("rolled_back", "failed")
 
     @property
+    def old_lost(self) -> bool:
+        """Somebody else has ended A while we were at it: it was found gone when it was to be stopped."""
+        return self.state == "upgraded" and bool(self.results.get("drain_old", {}).get("gone"))
+
+    @property
     def beyond_return(self) -> bool:
-        """A's terminate has been decided: committed before the call is made. Or a person has said that B is to stay."""
-        return self.has_begun(RETIRE) or (self.state == "upgraded" and bool(self.by_hand))
+        """A's terminate has been decided: committed before the call is made. Or A is gone all the same, or a person has
+        said that B is to stay."""
+        return self.has_begun(RETIRE) or self.old_lost or (self.state == "upgraded" and bool(self.by_hand))
 
     @property
     def keeps_old(self) -> str:
-        """Why A is not ended even when its time is up; empty where nothing but time keeps it. A person decides, or B
-        serves again."""
-        if self.state != "upgraded" or self.beyond_return or self.ailing is None:
+        """Why A, or the image that is left of it, is not ended even when its time is up; empty where nothing but time
+        keeps it. A person decides, or B serves again."""
+        if self.state != "upgraded" or self.has_begun(RETIRE) or self.by_hand or self.ailing is None:
             return ""
+        what = "image of the old server" if self.old_lost else "old server"
         return (
-            f"the old server of {self.server} is kept on, whatever its time: "
+            f"the {what} of {self.server} is kept on, whatever its time: "
             f"the new one does not serve as it must ({self.ailing.why})"
         )
+
+    @property
+    def in_doubt(self) -> bool:
+        """B is what users rely on, and may not serve as it must: it is being made sure of."""
+        return self.direction == "forward" and self.ailing is not None and not self.ailing.sure
+
+    @property
+    def alarming(self) -> bool:
+        """B is what users rely on, and surely does not serve as it must."""
+        return self.direction == "forward" and self.ailing is not None and self.ailing.sure
 
     @property
     def asks_person(self) -> bool:
@@ -233,7 +250,7 @@ class Upgrade:
         does = "serves" if self.ailing is None else f"does not serve as it must ({self.ailing.why})"
         if self.state == "upgraded":
             return f"the new server of {self.server} {does}" + (
-                ", the old one is gone" if self.old_gone else ", the old one is kept stopped"
+                ", the old one is gone" if self.old_gone or self.old_lost else ", the old one is kept stopped"
             )
         if self.state in ("pending", "failed", "rolled_back") or not self.past_swap:
             return f"{self.server} serves"
@@ -246,11 +263,14 @@ class Upgrade:
     @property
     def _traffic_of_an_undo(self) -> str:
         """The old one comes back before the new one leaves, and what is held does neither."""
+        ails = "" if self.ailing is None else f", and does not serve as it must ({self.ailing.why})"
         match self.step, self.state:
             case "drain_old", "held":
-                return f"{self.server} is not back; its new server stays in its pools until it is"
+                return f"{self.server} is not back; its new server stays in its pools until it is{ails}"
             case "drain_old", _:
-                return f"{self.server} is being put back, its new server leaves after that"
+                return f"{self.server} is being put back, its new server leaves after that{ails}"
+            case "swap", _ if not self.has_begun("drain_old"):
+                return f"its new server is to leave its pools, and stays in them until {self.server} serves there{ails}"
             case "swap", "held":
                 return f"{self.server} is in its pools again, and its new server has still to leave them"
             case "swap", _:
@@ -502,8 +522,10 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
         case Released(at=at) if u.state == "held":
             return replace(_timed_anew(u, at), state="waiting", wait=Waiting(reason="released by a person", at=at))
         case Released() if u.state in ("failed", "rolled_back"):
-            # Every step that had begun gets a new attempt: its old tokens stand for things that were destroyed.
-            attempts = {**u.attempts, **{i.step: u.attempt(i.step) + 1 for i in u.begun}}
+            # Every step that had begun gets a new attempt: its old tokens stand for things that were destroyed, and for
+            # a drain that A has come back from, though Redis may have forgotten that.
+            begun = [step for step in STEPS if u.has_begun(step) or step == "drain_old"]
+            attempts = {**u.attempts, **{step: u.attempt(step) + 1 for step in begun}}
             return Upgrade(
                 rollout=u.rollout, server=u.server, wave=u.wave, domain=u.domain, attempts=attempts, life=u.life + 1
             )
@@ -518,7 +540,7 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
             return replace(u, ailing=None)
         case Repaired() if u.past_swap or u.life > 1:
             return u
-        case Settled() if u.asks_person:
+        case Settled(serving=serving) if u.asks_person and not (u.old_lost and serving == "old"):
             return _settled(u, event)
         case Shifted(seconds=seconds) if not u.terminal:
             if u.direction == "forward" and u.wait is not None and u.wait.refused:
@@ -549,8 +571,9 @@ def _finished(u: Upgrade, event: Finished) -> Upgrade:
     results = {**u.results, u.step: event.result}
     follower = following(u.step)
     if follower is None:
-        ended = replace(u, **_fresh(), state="upgraded", step=RETIRE, results=results, why="")
-        return replace(ended, ended_at=event.at, retain_until=event.retain_until)
+        ended = replace(u, **_fresh(), state="upgraded", step=RETIRE, results=results, ended_at=event.at)
+        gone = "its old server was gone already, deleted by somebody else: nothing was stopped or can be put back"
+        return replace(ended, why=gone if ended.old_lost else "", retain_until=event.retain_until)
     if event.wait is None:
         return replace(u, **_fresh(), state="running", step=follower, results=results, why="")
     limit = None if event.deadline is None else event.deadline - event.at
@@ -575,8 +598,9 @@ def _turned_back(u: Upgrade, event: TurnedBack) -> Upgrade:
             next=f"changeover explain {u.server}",
         )
     if u.beyond_return:
+        gone = "is gone: somebody else has deleted it" if u.old_lost else "is terminated, or about to be"
         raise PointOfNoReturn(
-            f"{u.server}: its old server is terminated, or about to be",
+            f"{u.server}: its old server {gone}",
             traffic=u.traffic,
             next=f"changeover show {u.rollout}",
         )
@@ -600,7 +624,6 @@ def _turned_back(u: Upgrade, event: TurnedBack) -> Upgrade:
         why=why,
         cause=why,
         asked=asked,
-        ailing=None,
         ended_at=None,
         retain_until=None,
     )
@@ -611,4 +634,4 @@ def _undone(u: Upgrade, at: float) -> Upgrade:
     if left:
         return replace(u, **_fresh(), state="running", step=left[0])
     ended: State = "rolled_back" if u.asked or u.past_swap else "failed"
-    return replace(u, **_fresh(), state=ended, why=u.cause, ended_at=at)
+    return replace(u, **_fresh(), state=ended, why=u.cause, ailing=None, ended_at=at)

@@ -143,7 +143,14 @@ class People:
         """Something is deleted, stopped, untagged or taken out, where there is something."""
         random = self.wire.scheduler.random
         server = random.choice(self.names)
-        hands = [self._deletes_b, self._deletes_image, self._untags, self._removes_member, self._stops_a]
+        hands = [
+            self._deletes_b,
+            self._deletes_image,
+            self._untags,
+            self._removes_member,
+            self._stops_a,
+            self._deletes_a,
+        ]
         random.choice(hands)(server)
         self.wire.checks.changed_by_outside()
 
@@ -194,3 +201,10 @@ class People:
             self.wire.checks.evidence.outside("stop", server)
             thing.view = replace(thing.view, state="stopped")
             self.wire.checks.taken(server)
+
+    def _deletes_a(self, server: str) -> None:
+        """Running, or stopped and kept."""
+        thing = self.cloud.get(server)
+        if thing is not None and not thing.protected and thing.view.state in ("running", "stopped"):
+            self.wire.trace.add("by hand: deletes A", server)
+            self.cloud.dies(server)

@@ -12,8 +12,9 @@ import structlog
 from orchestrator import operations
 from orchestrator.store import Entry
 from tests.simulation.loss import bring_back, keep
-from tests.support.outcome import SERVER, journey
-from tests.support.runner import running
+from tests.support import outcome
+from tests.support.outcome import SERVER, ends_well, journey, settle
+from tests.support.runner import Crashed, running
 
 RESTORED = 0.5  # seconds until it answers again
 
@@ -51,6 +52,37 @@ def test_a_rollback_after_the_loss_is_not_overwritten_by_a_worker_in_its_call(st
         r.until(lambda: r.upgrade(SERVER).settled or r.clock() > end)
         assert r.upgrade(SERVER).direction == "undo"
         assert not watch.dark, watch.dark[0]
+
+
+@pytest.mark.parametrize("switch", ["balancer", "names", "one"])
+@pytest.mark.parametrize("since", ["drain_old.claimed", "swap.claimed"])
+@pytest.mark.parametrize("point", ["drain_old.after traffic.remove", "drain_old.after compute.stop"])
+def test_an_old_server_whose_drain_is_forgotten_comes_back_before_its_new_one_leaves(
+    point: str, since: str, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And can be drained for good when it is tried again."""
+    monkeypatch.setattr(outcome, "SWITCH", switch)
+    with journey("forward") as (r, watch):
+        kept: list[object] = []
+        lost: list[str] = []
+
+        def crash(at: str) -> None:
+            if at == since and (not kept or since.startswith("drain")) and not lost:
+                kept[:] = [keep(r.store)]
+            elif at == point and not lost:
+                bring_back(r.store, kept[0])
+                r.clock.now += RESTORED
+                lost.append(point)
+                raise Crashed
+
+        r.crash = crash
+        r.until(lambda: bool(lost))
+        operations.rollback_server(r.store, "r1", SERVER, actor="anna")
+        settle(r)
+        assert ends_well(r, watch).state == "rolled_back"
+        operations.retry(r.store, "r1", [SERVER], actor="anna")
+        settle(r)
+        assert r.upgrade(SERVER).state == "upgraded" and not watch.dark, watch.dark[:1]
 
 
 def test_a_pause_after_the_loss_is_not_undone_by_who_saw_what_is_forgotten() -> None:

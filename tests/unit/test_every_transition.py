@@ -86,6 +86,8 @@ def values_of(hint: Any, u: Upgrade) -> Iterator[Any]:
         yield "why"
     elif origin in (Mapping, dict) or getattr(origin, "__name__", "") == "Mapping":
         yield {}
+        if u.step == "drain_old":
+            yield {"gone": "i"}
     else:
         raise AssertionError(f"say in this test what values a field of type {hint} may have")
 
@@ -102,7 +104,7 @@ def shape(value: Any) -> Any:
         case Intent():
             return value.step
         case Mapping():
-            return bool(value)
+            return bool(value), value.get("drain_old") == {"gone": "i"}
         case tuple():
             return tuple(dict.fromkeys(shape(part) for part in value))
         case _ if is_dataclass(value):
@@ -116,7 +118,7 @@ def answer(u: Upgrade, event: Event) -> Upgrade | None:
         return u.after(event)
     except PointOfNoReturn as refused:
         assert isinstance(event, TurnedBack) and u.beyond_return
-        assert_told(refused, u, "settled by a person" if u.by_hand else "terminated")
+        assert_told(refused, u, "settled by a person" if u.by_hand else "is gone" if u.old_lost else "terminated")
     except IllegalTransition as refused:
         assert_told(refused, u, f"{type(event).__name__} does not apply")
     return None
@@ -186,6 +188,7 @@ def check_edge(edge: Edge) -> None:
     if was.beyond_return:
         assert now.state == was.state and now.beyond_return, "A is ended, or about to be: it cannot be had back"
     assert now.old_gone >= was.old_gone
+    assert now.old_lost >= was.old_lost or now.by_hand
     if isinstance(event, Shifted):
         moved = None if was.deadline is None else was.deadline + event.seconds
         freed = replace(was, state="running", wait=None, why="", deadline=now.deadline)

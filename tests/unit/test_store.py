@@ -568,10 +568,10 @@ def test_an_admission_decided_before_a_retry_does_not_bring_old_tokens_back(site
     row = site.store.commit(began, back, entry=DID, due=None)
     retried = site.store.turn(row, back.after(Released(at=START)), entry=DID, due=None)
     assert retried is not None
-    assert retried.upgrade.attempts == {"create_image": 1}
+    assert retried.upgrade.attempts == {"create_image": 1, "drain_old": 1}
     assert not site.admit("a", at=old)
     assert site.admit("a")
-    assert site.row("a").upgrade.attempts == {"create_image": 1}
+    assert site.row("a").upgrade.attempts == {"create_image": 1, "drain_old": 1}
 
 
 # -- issue and claim ---------------------------------------------------------------------------------------------------
@@ -1874,6 +1874,10 @@ def test_what_was_answered_outlives_the_servers_death() -> None:
         site = Site(RedisStore(valkey.url), Clock())
         site.create()
         claim = site.running()
+        with redis.Redis.from_url(valkey.url) as raw:  # while its disk is at the second before, it holds back a write
+            end = time.monotonic() + 30
+            while raw.info("persistence")["aof_buffer_length"] and time.monotonic() < end:
+                time.sleep(0.01)
         valkey.kill()
         with pytest.raises(Unreachable):
             site.row()

@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import (
@@ -188,7 +188,7 @@ def test_a_definite_refusal_begins_anew_with_another_attempt() -> None:
 
 def test_a_retry_of_what_failed_uses_no_old_token() -> None:
     u = told("Released", u=RECORDS["failed"])
-    assert (u.state, u.begun, u.attempts, u.direction) == ("pending", (), {STEPS[0]: 1}, "forward")
+    assert (u.state, u.begun, u.attempts, u.direction) == ("pending", (), {STEPS[0]: 1, "drain_old": 1}, "forward")
 
 
 def test_a_released_one_goes_on_where_it_was_and_has_all_its_time_once_more() -> None:
@@ -250,12 +250,29 @@ def test_what_a_person_has_settled_is_done(way: tuple[str, ...]) -> None:
     assert old.settled and old.traffic == "s serves, as settled by a person"
 
 
+def test_an_old_server_that_was_found_gone_cannot_be_had_back_and_its_image_ends_in_its_time() -> None:
+    lost = told("Began", u=RECORDS["swapped"]).after(
+        Finished(result={"gone": "i-1"}, at=AT, retain_until=AT + 100),
+    )
+    assert (lost.state, lost.step, lost.retain_until) == ("upgraded", RETIRE, AT + 100)
+    assert lost.old_lost and lost.beyond_return and not lost.settled and "gone already" in lost.why
+    assert lost.traffic == "the new server of s serves, the old one is gone"
+    with pytest.raises(PointOfNoReturn, match="somebody else has deleted it"):
+        told("TurnedBack", u=lost)
+    ailing = told("Ailed", u=lost)
+    assert "the image of the old server" in ailing.keeps_old and ailing.asks_person
+    done = told("Began", "Finished", u=lost)
+    assert done.settled and done.old_gone
+
+
 def test_words_say_where_users_are_served() -> None:
     assert RECORDS["begun"].traffic == "s serves"
     swapping = told("Admitted", *FORWARD * 4, "Began")
     assert "joins" in swapping.traffic
     assert "is leaving" in told("Finished", "Began", u=swapping).traffic
-    assert told("TurnedBack", u=swapping).traffic == "s is in its pools again, and its new server leaves them"
+    assert told("TurnedBack", u=swapping).traffic.endswith("leave its pools, and stays in them until s serves there")
+    drained = told("Finished", "Began", "TurnedBack", "UndoBegan", "Undone", u=swapping)
+    assert drained.traffic == "s is in its pools again, and its new server leaves them"
     draining = told("Finished", "Began", "TurnedBack", u=swapping)
     assert "put back" in draining.traffic
     assert "stays in its pools" in told("Held", u=draining).traffic, "nobody is at work on it"
@@ -289,6 +306,11 @@ class AnyHistory(RuleBasedStateMachine):
     def another_step_is_begun(self, step: str) -> None:
         self.happens(Began(intent=intent(step, self.u.attempt(step)), deadline=None))
 
+    @precondition(lambda self: self.u.step == "drain_old")
+    @rule()
+    def its_old_server_is_found_gone(self) -> None:
+        self.happens(Finished(result={"gone": "i-1"}, at=AT, retain_until=AT + 100))
+
     @rule(serving=st.sampled_from(("old", "new")), gone=st.booleans())
     def a_person_settles_it(self, serving: Side, gone: bool) -> None:
         self.happens(Settled(serving=serving, why="by hand", at=AT, old_gone=gone))
@@ -312,8 +334,8 @@ class AnyHistory(RuleBasedStateMachine):
             assert now.begun[: len(was.begun)] == was.begun, "what was begun is never forgotten"
         if len(now.begun) > len(was.begun):
             assert isinstance(event, Began) and was.direction == "forward" and event.intent.step == was.step
-        if now.direction == "undo":
-            assert now.ailing is None, "a B that is given up needs no alarm"
+        if now.state == "rolled_back":
+            assert now.ailing is None, "A serves, and a B that is given up needs no alarm"
         if was.terminal and now.state != was.state:
             by_hand = isinstance(event, Settled) and was.keeps_old
             assert by_hand or isinstance(event, Released | TurnedBack)
