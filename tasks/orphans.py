@@ -18,7 +18,7 @@ from orchestrator.errors import ChangeoverError, UnsafeStore
 from orchestrator.lanes import NEWEST, where
 from orchestrator.store import Entry, LedgerItem, Row
 from providers.compute import Compute, Image, Server
-from providers.errors import NotFound, ProviderError
+from providers.errors import GuardRefused, NotFound, ProviderError
 from tasks import keys
 from tasks.world import World
 
@@ -353,23 +353,30 @@ def _act(
 
 
 def _quarantine(world: World, compute: Compute, s: Sighting) -> None:
-    """Written down first: whoever finds it stopped finds why. An image has nothing to stop."""
+    """Written down first: whoever finds it stopped finds why. An image has nothing to stop. A server says itself that
+    it is in quarantine: whoever takes that off, takes it out."""
     now = world.store.now()
     _keep(world, replace(s, quarantined_at=now))
     _write(world, s, "quarantined", until=now + world.patience.kept, event="Quarantined")
     if s.kind == "server":
-        compute.tag(s.id, {keys.PHASE: keys.QUARANTINE})
-        compute.stop(s.id)
+        compute.tag(s.id, {keys.PHASE: keys.QUARANTINE}, given={keys.MANAGED: "1"})
+        compute.stop(s.id, given={keys.PHASE: keys.QUARANTINE})
 
 
 def _delete(world: World, compute: Compute, s: Sighting) -> None:
-    _write(world, s, "quarantined", until=world.store.now(), event="OrphanDeleted")
-    with suppress(NotFound):
+    """Raises `GuardRefused` if it is not in quarantine any more, or never came there: then its time begins anew."""
+    _write(world, s, "quarantined", until=world.store.now(), event="")
+    try:
         if s.kind == "server":
-            compute.terminate(s.id)
+            compute.terminate(s.id, given={keys.PHASE: keys.QUARANTINE})
         else:
             compute.delete_image(s.id)
-    _write(world, s, "deleted", until=None, event="")
+    except NotFound:
+        pass
+    except GuardRefused as refused:
+        _keep(world, replace(s, first=world.store.now(), scans=1, quarantined_at=None))
+        raise GuardRefused(f"{refused}; it was taken out of quarantine, and is watched anew") from refused
+    _write(world, s, "deleted", until=None, event="OrphanDeleted")
     world.store.sighted(s.lane, [other for other in _of_lane(world, s.lane) if other.key != s.key])
 
 

@@ -56,9 +56,13 @@ class Session:
 @contextmanager
 def opened() -> Iterator[Session]:
     """Raises `Unreachable` when no Redis is known or it does not answer."""
+    import logging
+
     from orchestrator.settings import Settings
     from orchestrator.store.redis import RedisStore
 
+    # What the store passes over it tells the log, which a command has none of: the command says it itself, and once.
+    logging.getLogger("orchestrator").addHandler(logging.NullHandler())
     found = Settings.load()
     store = RedisStore(found.store_url(), namespace=found.namespace)
     try:

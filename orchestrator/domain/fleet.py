@@ -22,6 +22,7 @@ _POWERS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 _SECRET = re.compile(r"authorization|cookie|token|secret|password|api-?key", re.IGNORECASE)
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00-\x1f]{1,500})")
 _YEAR = 366 * 86400.0
+MOST_ATTEMPTS = 100  # of one step, before a person is asked or it is turned back
 ROUND_LIMIT = 25.0  # seconds that one round of smoke requests may take: a worker's turn is short
 
 
@@ -251,7 +252,7 @@ class Policy(Model):
     soak: Duration = 10.0
     max_in_flight: Annotated[int, Field(ge=1, le=1000)] = 10
     budget: Budget = Budget()
-    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    attempts: Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)] = 5
     back_off: Annotated[Positive, Field(le=600)] = 2.0
     deadlines: Mapping[str, Positive] = Field(default_factory=dict)
     poll: Annotated[Positive, Field(le=300)] = 5.0

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from orchestrator.domain.fleet import Fleet, FleetServer, TargetSize
+from orchestrator.domain.fleet import MOST_ATTEMPTS, Fleet, FleetServer, TargetSize
 from orchestrator.domain.plan import (
     FoundServer,
     Plan,
@@ -38,8 +38,6 @@ from orchestrator.domain.plan import (
 from orchestrator.domain.rollout import is_id, split
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import Admitted, Began, Finished, Held, Intent, TurnedBack, UndoBegan, Undone, Upgrade
-
-MOST_ATTEMPTS = 50  # of one step: among so many the one is looked for that a mark on A was made with
 
 
 @dataclass(frozen=True, kw_only=True)

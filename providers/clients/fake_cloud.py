@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, cast
 
 from providers import Caps, errors
+from providers.clients.bounded import Bounded
 from providers.errors import ProviderError, Transient
 
 CONNECT_SECONDS, READ_SECONDS = 3.0, 10.0
@@ -45,26 +46,27 @@ class Remote:
 
     def _call(self, name: str, args: Collection[Any], kwargs: Mapping[str, Any]) -> Any:
         line = json.dumps([name, [pack(each) for each in args], {k: pack(v) for k, v in kwargs.items()}])
-        wire = getattr(self._mine, "wire", None) or self._connect()
+        link, wire = getattr(self._mine, "wire", None) or self._connect()
         self._mine.wire = None
         try:
+            link.within(READ_SECONDS)
             answer = _ask(wire, line)
         except OSError as error:
             raise Transient(f"no answer of the fake cloud to {name}: {error}", ambiguous=True) from None
-        self._mine.wire = wire
+        self._mine.wire = link, wire
         return _read(answer)
 
-    def _connect(self) -> Any:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:  # which the file keeps open
+    def _connect(self) -> tuple[Bounded, Any]:
+        with Bounded(socket.AF_UNIX, socket.SOCK_STREAM) as link:  # which the file keeps open
             try:
-                link.settimeout(CONNECT_SECONDS)
+                link.within(CONNECT_SECONDS)
                 link.connect(self._path)
-                link.settimeout(READ_SECONDS)
+                link.within(READ_SECONDS)
                 wire = link.makefile("rwb")
                 _read(_ask(wire, json.dumps(self._hello)))
             except OSError as error:
                 raise Transient(f"no fake cloud at {self._path}: {error}", ambiguous=False) from None
-        return wire
+        return link, wire
 
 
 def _ask(wire: Any, line: str) -> bytes:

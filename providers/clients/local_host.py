@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from providers import errors
+from providers.clients.bounded import Bounded
 from providers.errors import NotFound, ProviderError, Refused, Transient, Unauthorized
 
 CONNECT_SECONDS, READ_SECONDS = 3.0, 10.0
@@ -60,18 +61,18 @@ class Sized(Protocol):
 
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("local-host", timeout=CONNECT_SECONDS)
+        super().__init__("local-host")
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(CONNECT_SECONDS)
+        link = self.sock = Bounded(socket.AF_UNIX, socket.SOCK_STREAM)
+        link.within(CONNECT_SECONDS)
         try:
-            self.sock.connect(str(self._path))
+            link.connect(str(self._path))
         except BaseException:
-            self.sock.close()
+            link.close()
             raise
-        self.sock.settimeout(READ_SECONDS)
+        link.within(READ_SECONDS)
 
 
 class LocalHostClient:

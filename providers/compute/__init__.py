@@ -108,7 +108,7 @@ class Compute(Protocol):
         """The server is pending or running again. Starting a running one is success. `NoCapacity` is possible."""
         ...
 
-    def terminate(self, id: str) -> None:
+    def terminate(self, id: str, *, given: Given | None = None) -> None:
         """The server is gone or going, with its disk. A server that is not there is success.
         `GuardRefused` while it is protected, and for one that neither carries `changeover:managed=1` nor
         `changeover:disposable=1`."""

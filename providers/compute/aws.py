@@ -291,7 +291,7 @@ class AwsCompute:
         _compare(instance, given)
         self._aws.write("ec2", "start_instances", InstanceIds=[id])
 
-    def terminate(self, id: str) -> None:
+    def terminate(self, id: str, *, given: Given | None = None) -> None:
         instance = next(iter(self._instances("instance-id", [id])), None) if _INSTANCE.fullmatch(id) else None
         if instance is None:
             self._not_too_new(id)
@@ -301,6 +301,7 @@ class AwsCompute:
         tags = tags_of(instance)
         if "1" not in (tags.get(MANAGED), tags.get(DISPOSABLE)):
             raise GuardRefused(f"{id} carries neither {MANAGED}=1 nor {DISPOSABLE}=1")
+        _compare(instance, given)
         try:
             self._aws.write("ec2", "terminate_instances", InstanceIds=[id])
         except NotFound:

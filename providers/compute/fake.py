@@ -222,13 +222,13 @@ class FakeCompute:
     def stop(self, id: str, *, given: Given | None = None) -> None:
         self._end(id, "stop", "stopped", given)
 
-    def terminate(self, id: str) -> None:
+    def terminate(self, id: str, *, given: Given | None = None) -> None:
         with self.cloud.lock:
             thing = self.cloud.get(id)
             tags = thing.view.tags if thing is not None else {}
             if thing is not None and "1" not in (tags.get("changeover:managed"), tags.get("changeover:disposable")):
                 raise GuardRefused(f"{id} carries neither changeover:managed=1 nor changeover:disposable=1")
-            self._end(id, "terminate", "terminated")
+            self._end(id, "terminate", "terminated", given)
 
     def _end(self, id: str, name: str, state: Literal["stopped", "terminated"], given: Given | None = None) -> None:
         with self.cloud.lock:

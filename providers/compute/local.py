@@ -57,9 +57,9 @@ class LocalCompute:
     def start(self, id: str, *, given: Given | None = None) -> None:
         self._client.call("POST", f"{_path(id)}/start", {"given": dict(given or {})})
 
-    def terminate(self, id: str) -> None:
+    def terminate(self, id: str, *, given: Given | None = None) -> None:
         try:
-            self._client.call("DELETE", _path(id))
+            self._client.call("DELETE", _path(id), {"given": dict(given or {})})
         except NotFound:
             return
 

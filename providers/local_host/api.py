@@ -154,7 +154,7 @@ class Api:
             ("PUT", f"/servers/{name}/protection", self.protect),
             ("PATCH", f"/servers/{name}/tags", self.tag),
             ("GET", f"/servers/{name}/console", self.console),
-            ("DELETE", f"/servers/{name}", lambda call: self._host.servers.terminate(call.parts[0])),
+            ("DELETE", f"/servers/{name}", self.terminate),
             ("GET", "/images", self.images),
             ("PUT", f"/images/by-token/{name}", self.ensure_image),
             ("DELETE", f"/images/{name}", lambda call: self._host.images.delete(call.parts[0])),
@@ -224,6 +224,9 @@ class Api:
                 tags=tags,
             )
         )
+
+    def terminate(self, call: Call) -> None:
+        self._host.servers.terminate(call.parts[0], given=_given(call))
 
     def stop(self, call: Call) -> None:
         self._host.servers.stop(call.parts[0], given=_given(call))

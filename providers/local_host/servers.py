@@ -154,7 +154,7 @@ class Servers:
             self._save(replace(record, want="running", state="pending", reason=""))
             self._begin(id)
 
-    def terminate(self, id: str) -> None:
+    def terminate(self, id: str, *, given: Given | None = None) -> None:
         with self._lock:
             record = self.get(id)
             if record.want == "terminated" and record.state != "failed":
@@ -162,6 +162,7 @@ class Servers:
             self._guard(record, "terminated")
             if "1" not in (record.tags.get(MANAGED), record.tags.get(DISPOSABLE)):
                 raise GuardRefused(f"server {id} carries neither {MANAGED}=1 nor {DISPOSABLE}=1: it is not ours to end")
+            _compare(record, given)
             self._want(record, "terminated")
 
     def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:

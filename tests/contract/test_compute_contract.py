@@ -214,6 +214,7 @@ def test_a_call_that_was_decided_before_the_tags_changed_is_refused(
         lambda: compute.stop(server, given=given),
         lambda: compute.protect(server, True, given=given),
         lambda: compute.tag(server, {"phase": "after"}, given=given),
+        lambda: compute.terminate(server, given=given),
     ):
         with pytest.raises(GuardRefused):
             call()
@@ -230,7 +231,8 @@ def test_a_call_that_was_decided_before_the_tags_changed_is_refused(
     compute.start(server, given={"phase": None})
     compute_world.settle(server, "running")
     compute.protect(server, False)
-    compute.terminate(server)
+    compute.terminate(server, given={"phase": None})
+    compute_world.settle(server, "terminated")
 
 
 def test_a_server_of_somebody_else_is_terminated_only_once_it_is_disposable(compute_world: ComputeWorld) -> None:

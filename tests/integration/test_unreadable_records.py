@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -305,6 +309,19 @@ def test_an_open_rollout_that_is_missing_among_the_open_ones_is_found_again(
     loop.tick()
     loop.tick()
     assert sent == ["r1:a", "r1:b", "r1:c"]
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_rollout_that_cannot_be_read_is_told_once(store: RedisStore, valkey: RunningValkey, how: str) -> None:
+    create(store, "r1")
+    create(store, "r2")
+    spoil(valkey, "co:{default}:ro:r2", how)
+    command = [str(Path(sys.executable).parent / "changeover"), "rollouts"]
+    env = {**os.environ, "CHANGEOVER_REDIS_URL": valkey.url, "COLUMNS": "500"}
+    ran = subprocess.run(command, capture_output=True, env=env, text=True, timeout=60, check=False)
+    told = [line for line in (ran.stdout + ran.stderr).splitlines() if "r2" in line]
+    assert len(told) == 1 and "needs you, it cannot be read" in told[0], told
+    assert (ran.returncode, ran.stderr) == (3, "")
 
 
 def _nobody_asks(_task: str, *, request: str, **_about: object) -> None:

@@ -59,6 +59,30 @@ def state(r: Runner, id: str) -> str:
     return "gone" if thing is None else r.cloud.now(thing).state
 
 
+@pytest.mark.parametrize("never_came", [False, True], ids=["taken out", "never put in"])
+def test_what_does_not_say_that_it_is_in_quarantine_is_not_deleted_and_watched_anew(never_came: bool) -> None:
+    with running(["web-1", "web-2"]) as r:
+        r.finish()
+        _, server = leave(r)
+        gc(r)
+        r.clock.now += 901
+        gc(r)
+        compute = r.world.compute(r.fleet)
+        compute.tag(server, {keys.PHASE: None})
+        if never_came:
+            compute.start(server)
+        r.clock.now += 86500
+        was = state(r, server)
+        (told,) = gc(r).not_done
+        assert server in told and "it was taken out of quarantine" in told
+        assert state(r, server) == was and not gc(r).done
+        for done in ("in quarantine", "deleted"):
+            r.clock.now += 901 if done == "in quarantine" else 86401
+            assert gc(r).done == (f"server {server} {done}",)
+        events = [e.event for e in operations.events(r.store, r.rollout) if e.detail.get("id") == server]
+        assert events == ["Quarantined", "Quarantined", "OrphanDeleted"]
+
+
 def test_an_orphan_is_quarantined_and_a_day_later_deleted() -> None:
     with running(["web-1", "web-2"]) as r:
         r.finish()

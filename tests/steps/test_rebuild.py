@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from orchestrator import operations
+from orchestrator.domain.fleet import MOST_ATTEMPTS
 from orchestrator.domain.plan import make_plan
 from orchestrator.domain.rebuild import Rebuilt
 from orchestrator.domain.steps import STEPS
@@ -18,6 +19,7 @@ from orchestrator.errors import BadInput, Conflict, Locked
 from orchestrator.store.memory import MemoryStore
 from providers.compute import Server
 from providers.compute.fake import GiB
+from providers.errors import Refused
 from tasks import keys
 from tasks.survey import look
 from tests.steps.test_every_step import points
@@ -195,6 +197,26 @@ def test_the_rollout_comes_back_paused_under_its_own_id_with_its_locks_and_ledge
         assert r.upgrade(SERVER).results["create_image"]["image"] == image["image"]
         told = [e for e in operations.events(r.store, r.rollout) if e.event == "Rebuilt"]
         assert {e.server for e in told} == {SERVER, "web-2"} and all(e.n == 1 for e in told)
+
+
+def test_a_way_back_is_known_by_whichever_attempt_a_file_allows() -> None:
+    policy = {"waves": ["rest"], "bake": "0s", "soak": "1s", "max_in_flight": 1, "back_off": "10ms"}
+    with running(["web-1", "web-2"], rollout={**policy, "attempts": MOST_ATTEMPTS}) as r:
+        refused = iter(range(MOST_ATTEMPTS - 1))
+
+        def fault(name: str) -> Any:
+            if name == "ensure_image" and next(refused, None) is not None:
+                raise Refused("not now")
+            return ""
+
+        r.cloud.fault = fault
+        r.finish()
+        operations.rollback_server(r.store, r.rollout, "web-1", actor=WHO)
+        r.until(lambda: r.upgrade("web-1").state == "rolled_back")
+        assert r.upgrade("web-1").attempt("create_image") == MOST_ATTEMPTS - 1
+        forget(r)
+        states = {p.upgrade.server: p.upgrade.state for p in rebuild(r, act=False).positions}
+        assert states == {"web-1": "rolled_back", "web-2": "upgraded"}
 
 
 def test_what_this_redis_knows_is_not_rebuilt() -> None:

@@ -56,10 +56,15 @@ class Edge:
 
 def variants(kind: type[Any], u: Upgrade) -> Iterator[Event]:
     """All that differ in a way that a record could tell."""
-    hints = get_type_hints(kind, vars(module))
+    hints = hints_of(kind)
     names = [field.name for field in fields(kind)]
     for values in itertools.product(*(list(values_of(hints[name], u)) for name in names)):
         yield kind(**dict(zip(names, values, strict=True)))
+
+
+@cache
+def hints_of(kind: type[Any]) -> Mapping[str, Any]:
+    return get_type_hints(kind, vars(module))
 
 
 def values_of(hint: Any, u: Upgrade) -> Iterator[Any]:
