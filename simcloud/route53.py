@@ -11,7 +11,7 @@ import ipaddress
 import random
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ class Past:
 @dataclass
 class Zone:
     name: str
+    private: bool = False
     past: list[Past] = field(default_factory=list)
     busy_until: float = 0.0
 
@@ -119,8 +120,9 @@ class Zones:
             (name, "NS", ""): {"Name": name, "Type": "NS", "TTL": 172800, "ResourceRecords": [f"{h}." for h in hosts]},
             (name, "SOA", ""): {"Name": name, "Type": "SOA", "TTL": 900, "ResourceRecords": [soa]},
         }
-        self._given[name] = [f"{host}." for host in hosts]
-        self._zones[id] = Zone(name)
+        self._zones[id] = Zone(name, private=zone.private_zone)
+        if not zone.private_zone:
+            self._given[name] = [f"{host}." for host in hosts]
         return self._become(id, zone, first)
 
     def zone(self, id: str) -> Zone:
@@ -157,9 +159,10 @@ class Zones:
 
     # -- DNS ----------------------------------------------------------------------------------------------------------
 
-    def _answer(self, server: int, name: str, type: str) -> Answer | None:
+    def _answer(self, server: int, name: str, type: str, *, private: bool = False) -> Answer | None:
         with self._cloud.lock:
-            zones = [one for one in self._zones.values() if name == one.name or name.endswith(f".{one.name}")]
+            zones = [one for one in self._zones.values() if one.private == private]
+            zones = [one for one in zones if name == one.name or name.endswith(f".{one.name}")]
             if not zones:
                 return None
             zone = max(zones, key=lambda one: len(one.name))
@@ -174,7 +177,10 @@ class Zones:
         return Answer(records=[(one["Type"], int(one["TTL"]), one["ResourceRecords"]) for one in found])
 
     def _resolved(self, name: str, type: str) -> Answer | None:
-        """As a resolver of the world says it, which comes by way of the parent zone."""
+        """As a resolver of a VPC says it: of private zones what is in them, and of others who serves them, which it has
+        from the zone above."""
+        if (own := self._answer(SERVERS - 1, name, type, private=True)) is not None:
+            return replace(own, authority=False)
         hosts = {**self._given, **self.delegated}.get(name)
         if type != "NS" or hosts is None:
             return Answer(records=None, authority=False)

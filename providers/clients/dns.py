@@ -117,11 +117,12 @@ class Nameservers:
             raise Transient(f"the name server {host} of {self.zone} has no address: {error}", ambiguous=False) from None
         return sorted({str(one[4][0]) for one in found})
 
-    def ask(self, server: Server, name: dns.name.Name, type: str) -> Records:
+    def ask(self, server: Server, name: dns.name.Name, type: str, *, resolver: bool = False) -> Records:
         """What this server itself has at that name. `Transient` if it does not answer, `Refused` if it has no authority
-        over the zone."""
+        over the zone. `resolver`: what it has heard of others, with the rest of its TTL, is taken too."""
         kind = dns.rdatatype.from_text(type)
-        query = dns.message.make_query(name, kind, flags=0, use_edns=0, payload=_PAYLOAD)
+        flags = dns.flags.RD if resolver else 0
+        query = dns.message.make_query(name, kind, flags=flags, use_edns=0, payload=_PAYLOAD)
         where = f"{server} about {name} {type}"
         try:
             try:
@@ -135,7 +136,8 @@ class Nameservers:
         code = answer.rcode()
         if code in (dns.rcode.SERVFAIL, dns.rcode.FORMERR, dns.rcode.NOTIMP):
             raise Transient(f"{where}: {dns.rcode.to_text(code)}", ambiguous=False)
-        if code not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN) or not answer.flags & dns.flags.AA:
+        known = code in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
+        if not known or not (resolver or answer.flags & dns.flags.AA):
             said = "no authority" if code == dns.rcode.NOERROR else dns.rcode.to_text(code)
             raise Refused(f"{where}: {said}. It must serve the zone {self.zone} and answer this worker")
         alias = answer.get_rrset(dns.message.ANSWER, name, dns.rdataclass.IN, dns.rdatatype.CNAME)
@@ -216,6 +218,14 @@ def resolved_ns(zone: dns.name.Name, resolver: Server | None) -> set[str]:
     except (dns.exception.DNSException, OSError, EOFError) as error:
         raise Transient(f"no resolver knows who serves {zone}: {_said(error)}", ambiguous=False) from None
     return {str(one.target).rstrip(".").lower() for one in told}
+
+
+def own_resolvers() -> tuple[Server, ...]:
+    """Those that this machine asks."""
+    try:
+        return tuple(Server(address=str(one)) for one in dns.resolver.Resolver().nameservers)
+    except dns.exception.DNSException as error:
+        raise Transient(f"this machine has no resolver: {_said(error)}", ambiguous=False) from None
 
 
 def key_from(settings: Mapping[str, Any]) -> dns.tsig.Key | None:

@@ -95,7 +95,7 @@ class HostedZone:
 
     def __init__(self, aws: Aws, *, name: str, id: str, pace: Pace) -> None:
         self.aws, self.name = aws, name
-        self._id, self._found = id, ""
+        self._id, self._found, self._private = id, "", False
         self._hosts: tuple[str, ...] = ()
         self._pace = pace
         self._asking = threading.Lock()
@@ -104,30 +104,28 @@ class HostedZone:
     # -- which zone ---------------------------------------------------------------------------------------------------
 
     def find(self) -> str:
-        """Its id. `NotFound` without one of that name, `Refused` for several, or one that only its VPCs can ask."""
-        if self._found:
-            return self._found
-        if self._id:
-            told = self._paced(lambda: self.aws.read("route53", "get_hosted_zone", Id=self._id))["HostedZone"]
-            if told["Name"] != self.name:
-                raise Refused(f"the hosted zone {self._id} is {told['Name']}, not {self.name}")
-            zones = [told]
-        else:
-            told = self._paced(lambda: self.aws.read("route53", "list_hosted_zones_by_name", DNSName=self.name))
-            zones = [one for one in told["HostedZones"] if one["Name"] == self.name]
-        public = [one for one in zones if not one.get("Config", {}).get("PrivateZone")]
-        if not zones:
-            raise NotFound(f"{self.aws.lane} has no hosted zone {self.name}")
-        if not public:
-            raise Refused(
-                f"the hosted zone {self.name} is private: its servers answer its VPCs alone, so nobody can be asked "
-                "whether a change has reached them. Put a load balancer in front, or use a public zone"
-            )
-        if len(public) > 1:
-            ids = ", ".join(one["Id"].rpartition("/")[2] for one in public)
-            raise Refused(f"{self.aws.lane} has several hosted zones {self.name} ({ids}): say which, as `zone_id`")
-        self._found = str(public[0]["Id"]).rpartition("/")[2]
+        """Its id. `NotFound` without one of that name, `Refused` if there are several."""
+        if not self._found:
+            if self._id:
+                zones = [self._paced(lambda: self.aws.read("route53", "get_hosted_zone", Id=self._id))["HostedZone"]]
+            else:
+                told = self._paced(lambda: self.aws.read("route53", "list_hosted_zones_by_name", DNSName=self.name))
+                zones = [one for one in told["HostedZones"] if one["Name"] == self.name]
+            if not zones:
+                raise NotFound(f"{self.aws.lane} has no hosted zone {self.name}")
+            if zones[0]["Name"] != self.name:
+                raise Refused(f"the hosted zone {self._id} is {zones[0]['Name']}, not {self.name}")
+            if len(zones) > 1:
+                ids = ", ".join(f"{_id(one)}{' (private)' if _private(one) else ''}" for one in zones)
+                raise Refused(f"{self.aws.lane} has several hosted zones {self.name}: say which, as `zone_id`: {ids}")
+            self._private, self._found = _private(zones[0]), _id(zones[0])
         return self._found
+
+    @property
+    def private(self) -> bool:
+        """Whether only its VPCs can ask for what is in it, by their resolver."""
+        self.find()
+        return self._private
 
     def hosts(self) -> tuple[str, ...]:
         """The names of the servers that Route 53 has given it."""
@@ -214,6 +212,14 @@ class HostedZone:
                 wait = self._pace.refused() * random.uniform(1, 2)  # noqa: S311 - it spreads, and hides nothing
                 if time.monotonic() + wait > end:
                     raise error from None
+
+
+def _id(zone: Mapping[str, Any]) -> str:
+    return str(zone["Id"]).rpartition("/")[2]
+
+
+def _private(zone: Mapping[str, Any]) -> bool:
+    return bool(zone.get("Config", {}).get("PrivateZone"))
 
 
 # Whatever makes a record set more than a name with values.

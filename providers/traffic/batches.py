@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from providers.clients.route53 import CHANGES, CHARACTERS, RECORDS, Action, HostedZone, RecordSet
+from providers.clients.route53 import CHANGES, CHARACTERS, RECORDS, REMEMBERED, Action, HostedZone, RecordSet
 from providers.errors import Busy, Conflict, ProviderError, Refused, Transient, Unauthorized
 from providers.traffic.names import NOTE_TTL, PREFIX, AddressSet
 
@@ -285,6 +285,8 @@ class Batches:
             for chain in batch:
                 if chain.swaps and chain.to.spread.startswith(f"{SPREAD} ? "):
                     self._ids[chain.to.spread] = id
+                    if len(self._ids) > REMEMBERED:
+                        del self._ids[next(iter(self._ids))]
                     self._unnamed.add(chain.name)
                 self._known[chain.name] = (time.monotonic(), chain.to)
                 for swap in chain.swaps:

@@ -23,7 +23,7 @@ import dns.name
 from providers import Caps, Finding
 from providers.clients import aws as wire
 from providers.clients.aws import aws
-from providers.clients.dns import Nameservers, Server, name_in, resolved_ns, server_from, zone_name
+from providers.clients.dns import Nameservers, Server, name_in, own_resolvers, resolved_ns, server_from, zone_name
 from providers.clients.rounds import Rounds
 from providers.clients.route53 import HostedZone, RecordSet, hosted_zone
 from providers.errors import Conflict, ProviderError, Refused, Transient
@@ -47,6 +47,7 @@ TRIES = 20
 SERVERS_SECONDS = 300.0
 SERVICE = "Route 53"
 
+_batches: dict[tuple[HostedZone, str], Batches] = {}
 _zones: dict[tuple[HostedZone, str, tuple[Server, ...]], Route53Zone] = {}
 _lock = threading.Lock()
 
@@ -54,12 +55,13 @@ _lock = threading.Lock()
 def zone_of(hosted: HostedZone, type: str, servers: tuple[Server, ...], clock: Callable[[], float]) -> Route53Zone:
     """One of each in a process: whoever changes that zone, or looks at it, goes together."""
     with _lock:
-        key = hosted, type, servers
-        return _zones.setdefault(key, Route53Zone(Batches(hosted, type=type, clock=clock), servers=servers))
+        batches = _batches.setdefault((hosted, type), Batches(hosted, type=type, clock=clock))
+        return _zones.setdefault((hosted, type, servers), Route53Zone(batches, servers=servers))
 
 
 class Route53Zone:
-    """`servers`: all that answer users; without any, those that Route 53 has given the zone."""
+    """`servers`: all that answer users; without any, those that Route 53 has given the zone. Those of a private zone
+    answer nobody but the resolvers of its VPCs: then these are asked, once Route 53 has told all its servers."""
 
     def __init__(self, batches: Batches, *, servers: Sequence[Server]) -> None:
         self.batches, self.hosted, self.type = batches, batches.hosted, batches.type
@@ -83,7 +85,10 @@ class Route53Zone:
         """All that are to be asked. `Transient` if one of them has no address."""
         at, found = self._found
         if found is None or time.monotonic() - at > SERVERS_SECONDS:
-            all = self._given or tuple(map(_address_of, self.hosted.hosts()))
+            all = self._given
+            if not all and self.hosted.private:
+                all = own_resolvers()
+            all = all or tuple(map(_address_of, self.hosted.hosts()))
             found = Nameservers(self.hosted.name, primary=all[0], servers=all)
             self._found = (time.monotonic(), found)
         return found
@@ -115,19 +120,30 @@ class Route53Zone:
                 here=states[at].here,
                 notes=states[at].notes,
                 wrong=states[at].wrong,
-                everywhere={SERVICE: going[name]} if going[name] else answers[at],
+                everywhere={SERVICE: going[name]} if going[name] else self._as_there(answers[at], states[at].here),
             )
             for name, at in where.items()
         }
 
+    def _as_there(self, said: Mapping[str, AddressSet | str], here: AddressSet) -> Mapping[str, AddressSet | str]:
+        """What a resolver has heard counts as what is there, for the rest of its time."""
+        if not self.hosted.private:
+            return said
+        return {
+            server: here
+            if isinstance(one, AddressSet) and one.addresses == here.addresses and one.ttl <= here.ttl
+            else one
+            for server, one in said.items()
+        }
+
     def _ask(self, names: Collection[str]) -> Mapping[str, Mapping[str, AddressSet | str]]:
         """What each server says of each name, or why it does not."""
-        servers = self.servers()
+        servers, private = self.servers(), self.hosted.private
         asked = [(name, server) for name in names for server in servers.servers()]
 
         def answer(one: tuple[str, Server]) -> AddressSet | str:
             try:
-                told = servers.ask(one[1], dns.name.from_text(one[0]), self.type)
+                told = servers.ask(one[1], dns.name.from_text(one[0]), self.type, resolver=private)
             except ProviderError as error:
                 return str(error)
             return AddressSet(addresses=told.values, ttl=told.ttl if told.values else 0)
@@ -177,11 +193,14 @@ class Route53Zone:
         try:
             self.hosted.aws.right_account()
             id = self.hosted.find()
-            hosts = set(self.hosted.hosts())
+            hosts = set() if self.hosted.private else set(self.hosted.hosts())
         except ProviderError as error:
             fix = "`zone`, `zone_id`, and whose credentials the workers have: see docs/dns.md"
             return [Finding(name=title, ok=False, detail=str(error), fix=fix)]
         there = Finding(name=title, ok=True, detail=f"hosted zone {id} of {self.hosted.aws.lane}")
+        if self.hosted.private:
+            said = f"private: asked of {', '.join(map(str, self.servers().servers()))}, as its VPCs ask"
+            return [replace(there, detail=f"{there.detail}, {said}")]
         title = f"{title}: delegation"
         fix = f"let the registrar, or the zone above, name {', '.join(sorted(hosts))}"
         try:

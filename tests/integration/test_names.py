@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.support.pools import NO_GUARD, A, B, C, Server, bring_in, patient, ta
 from tests.support.route53 import Zone, hosted_zone
 
 KINDS: dict[str, Any] = {"in process": lambda: names(lag=0.05), "BIND": bind, "Route 53": hosted_zone}
+KINDS["Route 53, private"] = partial(hosted_zone, private=True)
 
 
 @pytest.fixture(scope="module", params=KINDS)

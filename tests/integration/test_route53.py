@@ -40,7 +40,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes everything from now on as a worker in another process sees it."""
 
     def forget() -> None:
-        for module, name in ((client, "_zones"), (client, "_paces"), (provider, "_zones")):
+        for module, name in ((client, "_zones"), (client, "_paces"), (provider, "_batches"), (provider, "_zones")):
             monkeypatch.setattr(module, name, {})
 
     return forget
@@ -409,7 +409,7 @@ def test_zones_that_cannot_be_meant_are_refused(zone: Zone) -> None:
     second_id = second.rpartition("/")[2]
     zone.put("web", "A", 1, A)
     with pytest.raises(Refused, match=r"several hosted zones shop\.test\..*zone_id"):
-        traffic_of(zone, "web", endpoint=f"{zone.cloud.url}/").members("web")
+        traffic_of(zone, "web").members("web")
     id = zone.id.rpartition("/")[2]
     assert traffic_of(zone, "web", zone_id=id).members("web")[0].name == A
     with pytest.raises(NotFound, match="has no address"):
@@ -418,14 +418,18 @@ def test_zones_that_cannot_be_meant_are_refused(zone: Zone) -> None:
         traffic_of(zone, "web", zone="other.test", zone_id=id).members("web")
 
 
-def test_a_private_zone_is_refused(zone: Zone) -> None:
-    private = {"PrivateZone": True}
-    vpc = {"VPCRegion": "eu-west-1", "VPCId": "vpc-1"}
-    wire(zone.cloud).write(
-        "route53", "create_hosted_zone", Name="inside.test.", CallerReference="1", HostedZoneConfig=private, VPC=vpc
-    )
-    with pytest.raises(Refused, match="private"):
-        traffic_of(zone, "web", zone="inside.test").members("web")
+def test_a_zone_that_is_public_and_private_is_to_be_named_by_its_id(zone: Zone) -> None:
+    zone.put("web", "A", 1, A)
+    private = Zone(zone.cloud, private=True)
+    private.put("web", "A", 1, B)
+    with pytest.raises(Refused, match=r"several hosted zones.*\(private\)"):
+        traffic_of(zone, "web").members("web")
+    ids = {one: one.id.rpartition("/")[2] for one in (zone, private)}
+    assert traffic_of(zone, "web", zone_id=ids[zone]).members("web")[0].name == A
+    traffic = traffic_of(private, "web", zone_id=ids[private])
+    until(lambda: [view.detail for view in traffic.members("web")] == [""])
+    assert traffic.members("web")[0].name == B
+    assert [found for found in traffic.examine() if not found.ok] == []
 
 
 def test_a_doctor_tells_that_the_world_is_sent_to_another_zone(zone: Zone) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from providers.clients import route53
-from providers.clients.aws import Aws
 from simcloud.cloud import SimCloud, Timings
-from tests.support.aws import credentials, wire
+from tests.support.aws import REGION, credentials, wire
 
 ZONE = "shop.test."
 
@@ -20,15 +19,13 @@ ZONE = "shop.test."
 class Zone:
     """The hosted zone `shop.test`. `put` and `get` go to Route 53 as its owner's own calls do, beside the product."""
 
-    def __init__(self, cloud: SimCloud) -> None:
-        self.cloud = cloud
+    def __init__(self, cloud: SimCloud, *, private: bool = False) -> None:
+        self.cloud, self.private = cloud, private
         self._wire = wire(cloud)
-        made = self._wire.write("route53", "create_hosted_zone", Name=ZONE, CallerReference=uuid.uuid4().hex)
+        vpc = {"VPCRegion": REGION, "VPCId": "vpc-0123456789abcdef0"}
+        more = {"HostedZoneConfig": {"PrivateZone": True}, "VPC": vpc} if private else {}
+        made = self._wire.write("route53", "create_hosted_zone", Name=ZONE, CallerReference=uuid.uuid4().hex, **more)
         self.id = str(made["HostedZone"]["Id"])
-
-    @property
-    def wire(self) -> Aws:
-        return self._wire
 
     def put(self, name: str, type: str, ttl: int, *values: str, **more: Any) -> None:
         """As its owner would, by hand; without values it is deleted, as it stands."""
@@ -60,7 +57,7 @@ class Zone:
         return {
             "zone": ZONE,
             "endpoint": self.cloud.url,
-            "servers": self.cloud.zones.servers,
+            "servers": self.cloud.zones.resolver if self.private else self.cloud.zones.servers,
             "resolver": self.cloud.zones.resolver,
             "ttl": 1,
             "margin": 0,
@@ -68,21 +65,16 @@ class Zone:
             **changes,
         }
 
-    @property
-    def changes(self) -> int:
-        """Calls of ChangeResourceRecordSets so far."""
-        return self.cloud.calls["route53:ChangeResourceRecordSets"]
-
 
 @contextlib.contextmanager
-def hosted_zone(*, spread: float = 0.05, throttled: bool = False, machines: bool = False) -> Iterator[Zone]:
+def hosted_zone(*, spread: float = 0.05, throttled: bool = False, private: bool = False) -> Iterator[Zone]:
     """`spread`: seconds until all its servers have a change. Without `throttled` nobody counts the requests."""
     quick = pytest.MonkeyPatch()
-    with credentials(), SimCloud(machines=machines, timings=Timings(spread=spread, change=0.002)) as cloud:
+    with credentials(), SimCloud(machines=False, timings=Timings(spread=spread, change=0.002)) as cloud:
         if not throttled:
             cloud.troubles.clear()
             quick.setattr(route53, "REQUESTS", 1000.0)
         try:
-            yield Zone(cloud)
+            yield Zone(cloud, private=private)
         finally:
             quick.undo()
