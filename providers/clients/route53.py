@@ -6,6 +6,7 @@ process share an answer, and each process keeps to a pace that it learns from be
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -24,7 +25,9 @@ PAGE = 300  # record sets in one answer, at most
 REQUESTS = 5.0  # a second, of the whole account
 SLOWEST = 0.25
 PATIENCE = 6.0  # seconds for which a request waits for its turn, and is asked again when refused
-PENDING_SECONDS = 0.05  # for so long the answer "not yet" is believed
+# For so long the answer "not yet" is believed, and for so much longer with each other change that is waited for.
+PENDING_SECONDS, PENDING_SECONDS_EACH = 0.05, 0.4
+GIVEN_UP_SECONDS = 300.0  # nobody waits any more for what was not asked about for so long
 REMEMBERED = 2000
 Action = Literal["DELETE", "CREATE"]
 T = TypeVar("T")
@@ -59,10 +62,8 @@ class Pace:
     def turn(self) -> float:
         """Takes a request; the seconds to wait before it is made."""
         with self._lock:
-            now = self._clock()
-            past = now - self._at
-            self._rate = min(self._most, self._rate + past * self._most / 20)
-            self._left, self._at = min(self._most, self._left + past * self._rate) - 1, now
+            self._go_on()
+            self._left -= 1
             return max(0.0, -self._left / self._rate)
 
     def left(self) -> None:
@@ -73,9 +74,17 @@ class Pace:
     def refused(self) -> float:
         """A request was one too many: half as fast. The seconds after which to ask again."""
         with self._lock:
+            self._go_on()
             self._rate = max(SLOWEST, self._rate / 2)
             self._left = min(self._left, 0.0)
             return 1 / self._rate
+
+    def _go_on(self) -> None:
+        """To now: requests have come back, and the pace recovers within 20 s."""
+        now = self._clock()
+        past = now - self._at
+        self._rate = min(self._most, self._rate + past * self._most / 20)
+        self._left, self._at = min(self._most, self._left + past * self._rate), now
 
 
 _paces: dict[Place, Pace] = {}
@@ -99,7 +108,8 @@ class HostedZone:
         self._hosts: tuple[str, ...] = ()
         self._pace = pace
         self._asking = threading.Lock()
-        self._synced: dict[str, tuple[float, bool]] = {}
+        self._synced: dict[str, None] = {}  # in their order
+        self._pending: dict[str, float] = {}  # when they were last asked about
 
     # -- which zone ---------------------------------------------------------------------------------------------------
 
@@ -169,20 +179,29 @@ class HostedZone:
         return found
 
     def in_sync(self, change: str) -> bool:
-        """Whether every server has it. Of one that Route 53 does not know any more, it was so long ago."""
+        """Whether every server has it. Of one that Route 53 does not know any more, it was so long ago. "Not yet" is
+        believed for a moment; where many are waited for, for as long as it takes to ask about all of them slowly."""
         with self._asking:
-            at, synced = self._synced.get(change, (-1.0, False))
-            if synced or time.monotonic() - at < PENDING_SECONDS:
-                return synced
+            if change in self._synced:
+                return True
+            now = time.monotonic()
+            self._pending = {id: at for id, at in self._pending.items() if now - at < GIVEN_UP_SECONDS}
+            others = len(self._pending.keys() - {change})
+            if now - self._pending.get(change, -math.inf) < max(PENDING_SECONDS, others * PENDING_SECONDS_EACH):
+                return False
             try:
                 told = self._paced(lambda: self.aws.read("route53", "get_change", Id=change))
                 synced = told["ChangeInfo"]["Status"] == "INSYNC"
             except NotFound:
                 synced = True
-            self._synced[change] = (time.monotonic(), synced)
+            if not synced:
+                self._pending[change] = time.monotonic()
+                return False
+            self._pending.pop(change, None)
+            self._synced[change] = None
             if len(self._synced) > REMEMBERED:
                 del self._synced[next(iter(self._synced))]
-            return synced
+            return True
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
