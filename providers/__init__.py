@@ -39,9 +39,10 @@ class Caps:
     takes the old one's place in one go (a name with one address, an elastic address). `counts_sessions`: it sees the
     requests in flight at a server that leaves; where not, the server itself is asked (`Facts.connections`). `prepares`:
     a pool has to be prepared for a member (`Traffic.prepare`). `takes_turns`: one writer at a time changes what is in
-    a lane; where not, each change is compared with what it was decided on, and several may go together. `poll`: seconds
-    between looks that may tell anything new, if that takes longer than at a balancer. `size_enforced`: whether memory
-    and disk limits hold.
+    a lane; where not, each change is compared with what it was decided on, and several may go together.
+    `restores_at_once`: a member that drains serves again the moment it is restored; where not, it has to be proven
+    anew. `poll`: seconds between looks that may tell anything new, if that takes longer than at a balancer.
+    `size_enforced`: whether memory and disk limits hold.
     """
 
     batch: int = 100
@@ -49,6 +50,7 @@ class Caps:
     counts_sessions: bool = True
     prepares: bool = False
     takes_turns: bool = True
+    restores_at_once: bool = True
     poll: float = 0.0
     size_enforced: bool = True
     notes: tuple[str, ...] = ()

@@ -115,13 +115,12 @@ class Machines:
     def _boot(self, machine: Machine) -> None:
         """What its kernel tells."""
         told = machine.folder / "proc"
-        number = int.from_bytes(socket.inet_aton(machine.address), "little")
         for name, text in {
             "meminfo": f"MemTotal: {machine.memory // 1024} kB\nMemAvailable: {machine.memory // 2048} kB\n",
             "disk": str(machine.disk // 1024),
             "failed": "",
             "sys/kernel/random/boot_id": f"{uuid.uuid4()}\n",
-            "net/tcp": f"  0: {number:08X}:{self._port:04X} 0 0A\n",
+            "net/tcp": "",
             "net/tcp6": "",
         }.items():
             (told / name).parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +130,7 @@ class Machines:
         """Runs a shell script inside a machine that is on: whether it ended well, and what it said."""
         with self._lock:
             machine = self._all[id]
+        (machine.folder / "proc" / "net" / "tcp").write_text(_connections(machine.address))
         own = {"SIM_ROOT": str(machine.folder), "SIM_PATH": SYSTEM_PATH}
         script_of_ours = subprocess.Popen(  # noqa: S603 - whoever may send a command may run it, on a machine of ours
             ["/bin/sh", "-c", script],
@@ -200,6 +200,13 @@ class Machines:
             _end(script)
         for id in list(self._all):
             self.destroy(id)
+
+
+def _connections(address: str) -> str:
+    """What this machine's own kernel tells of that address alone."""
+    number = f" {int.from_bytes(socket.inet_aton(address), 'little'):08X}:"
+    lines = Path("/proc/net/tcp").read_text().splitlines()
+    return "".join(f"{line}\n" for line in lines if number in line.partition(":")[2][:20])
 
 
 def _plain_environment() -> dict[str, str]:

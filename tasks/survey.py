@@ -16,7 +16,7 @@ from orchestrator.errors import UnsafeStore
 from providers.compute import Image, Server, Size
 from providers.errors import ProviderError
 from providers.guest import Facts
-from providers.traffic import MemberView, PoolCounters
+from providers.traffic import MemberView, PoolCounters, Traffic
 from tasks import keys
 from tasks.poll_readiness import paths
 from tasks.world import World, read_fleet
@@ -159,6 +159,7 @@ def look(world: World, fleet: Fleet) -> Survey:
         except ProviderError as error:
             members[pool] = ()
             pools.append(FoundPool(pool=pool, lane="", serving=0, problem=str(error)))
+    elsewhere = _elsewhere(traffic, sorted(server.address for server in servers.values() if server.address))
     found = tuple(
         _server(
             spec,
@@ -167,6 +168,7 @@ def look(world: World, fleet: Fleet) -> Survey:
             facts.get(fleet.id_of(spec)),
             members,
             obstacles.get(fleet.id_of(spec), ()),
+            elsewhere,
         )
         for spec in fleet.servers
     )
@@ -221,6 +223,7 @@ def _server(
     facts: Facts | None,
     members: Mapping[str, Sequence[MemberView]],
     obstacles: Sequence[str],
+    elsewhere: Mapping[str, Sequence[str]],
 ) -> FoundServer:
     id = fleet.id_of(spec)
     if server is None:
@@ -231,6 +234,11 @@ def _server(
         problem = "; ".join(obstacles)
     if not problem and facts is None:
         problem = f"server {id} does not answer from inside"
+    if not problem and (more := _not_its_own(spec, server, members, elsewhere)):
+        problem = (
+            f"users are sent to it by {more} too, of which the fleet file says nothing: name it there, or end that"
+        )
+    taken = {view.name for pool in spec.pools for view in members[pool]}  # one name is to do for all its pools
     for pool, port in seats_of(spec, fleet):
         view = next((v for v in members[pool] if (v.address, v.port) == (server.address, port)), None)
         if view is None:
@@ -242,11 +250,15 @@ def _server(
             Seat(
                 pool=pool,
                 name=view.name,
-                new_name=next_generation(view.name, spec.name, [each.name for each in members[pool]]),
+                new_name=next_generation(view.name, spec.name, taken),
                 address=server.address,
                 port=port,
                 state=view.state,
             )
+        )
+    if not problem and (more := _not_its_own(spec, server, members, elsewhere)):
+        problem = (
+            f"users are sent to it by {more} too, of which the fleet file says nothing: name it there, or end that"
         )
     return FoundServer(
         name=spec.name,
@@ -261,6 +273,29 @@ def _server(
         seats=tuple(seats),
         problem=problem,
     )
+
+
+def _elsewhere(traffic: Traffic, addresses: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    try:
+        return traffic.elsewhere(addresses) if addresses else {}
+    except ProviderError as error:  # then nobody knows, and no server may be stopped
+        return dict.fromkeys(addresses, (f"what cannot be looked through ({error})",))
+
+
+def _not_its_own(
+    spec: FleetServer,
+    server: Server,
+    members: Mapping[str, Sequence[MemberView]],
+    elsewhere: Mapping[str, Sequence[str]],
+) -> str:
+    """Where else users are sent to it, than the file says: they would lose it when it stops."""
+    more = [
+        f"pool {pool}"
+        for pool, views in sorted(members.items())
+        for view in views
+        if pool not in spec.pools and view.address == server.address and view.state in ("serving", "down")
+    ]
+    return ", ".join([*more, *elsewhere.get(server.address, ())])
 
 
 def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:

@@ -52,6 +52,7 @@ NO_CAPACITY = _codes(
 QUOTA = _codes(
     "VcpuLimitExceeded InstanceLimitExceeded MaxSpotInstanceCountExceeded VolumeLimitExceeded MaxIOPSLimitExceeded"
     " SnapshotLimitExceeded PendingSnapshotLimitExceeded AddressLimitExceeded TooManyTargets"
+    " TooManyRegistrationsForTargetId"
 )
 EXPIRED = _codes("ExpiredToken ExpiredTokenException RequestExpired")
 UNAUTHORIZED = EXPIRED | _codes(
@@ -147,11 +148,12 @@ class Aws:
 
     def pages(self, service: str, operation: str, key: str, **params: Any) -> Iterator[dict[str, Any]]:
         """What lies under `key` in all pages of an answer, one after another."""
+        asks, tells = ("Marker", "NextMarker") if service == "elbv2" else ("NextToken", "NextToken")
         token: str | None = None
         while True:
-            answer = self.read(service, operation, **params, **({} if token is None else {"NextToken": token}))
+            answer = self.read(service, operation, **params, **({} if token is None else {asks: token}))
             yield from answer.get(key) or ()
-            token = answer.get("NextToken")
+            token = answer.get(tells)
             if not token:
                 return
 

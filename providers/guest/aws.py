@@ -19,6 +19,7 @@ PAUSE = 0.5  # seconds between two looks at the answers
 KINDS = {"regular file": "file", "regular empty file": "file", "directory": "directory", "symbolic link": "link"}
 
 # POSIX sh, and of other programs only what every Linux has. A fact a line, its words between tabs. It writes nothing.
+# Connections are open in all states but those in which nothing can be on its way any more (include/net/tcp_states.h).
 SCRIPT = r"""
 exec 2>/dev/null
 LC_ALL=C; export LC_ALL; t='	'
@@ -30,7 +31,11 @@ awk '
 df -PkT | awk '
   $1 ~ /^\/dev\// && $2 !~ /^(squashfs|iso9660)$/ && !seen[$1]++ {t += $3; u += $4}
   END {printf "disk\t%.0f\t%.0f\n", t * 1024, u * 1024}'
-awk '$4 == "0A" {n = split($2, p, ":"); print "listen\t" p[n]}' /proc/net/tcp /proc/net/tcp6 | sort -u
+awk '
+  {n = split($2, p, ":")}
+  $4 == "0A" {up[p[n]] = 1}
+  $4 ~ /^(01|03|04|05|08|09|0B)$/ {open[p[n]]++}
+  END {for (port in up) print "listen\t" port "\t" open[port] + 0}' /proc/net/tcp /proc/net/tcp6
 if command -v systemctl >/dev/null; then
   systemctl list-units --state=failed --plain --no-legend --no-pager | awk '{print "failed\t" $1}'
 fi
@@ -134,6 +139,7 @@ def read(id: str, output: str, paths: Sequence[str], *, asked: float, heard: flo
     seen = {int(words[0]): words[1:] for words in rows.get("path", ()) if words and words[0].isdigit()}
     disk, memory = _first(rows, "disk", 2), _first(rows, "memory", 2)
     clock = float(_first(rows, "clock", 1)[0] or asked)
+    ports = {int(words[0], 16): int(words[1]) for words in rows.get("listen", ()) if len(words) > 1}
     return Facts(
         server=id,
         boot=_first(rows, "boot", 1)[0],
@@ -142,7 +148,8 @@ def read(id: str, output: str, paths: Sequence[str], *, asked: float, heard: flo
         memory_total=int(memory[0] or 0),
         memory_used=int(memory[1] or 0),
         paths=tuple(_path(path, seen.get(number, ["missing"])) for number, path in enumerate(paths)),
-        listening=tuple(sorted({int(words[0], 16) for words in rows.get("listen", ()) if words})),
+        listening=tuple(sorted(ports)),
+        connections={str(port): count for port, count in ports.items()},
         failed_units=tuple(words[0] for words in rows.get("failed", ()) if words),
         clock_offset=min(0.0, clock - asked) + max(0.0, clock - heard),
     )

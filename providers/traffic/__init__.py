@@ -31,10 +31,10 @@ class Member:
 class MemberView:
     """A member as the balancer itself sees it now.
 
-    joining: known, not yet proven, gets no user request. serving: proven healthy and gets requests. down: meant to
-    serve, but the balancer's check fails. draining: gets no new requests, old ones go on (a name: answers with it may
-    still be kept). leaving: taken out, the balancer still counts connections (a name: no valid answer leads there any
-    more). absent: unknown to the balancer.
+    joining: known, not yet proven: it gets no user request, or (slow start) less than its share. serving: proven
+    healthy and gets requests. down: meant to serve, but the balancer's check fails. draining: gets no new requests, old
+    ones go on (a name: answers with it may still be kept). leaving: taken out, the balancer still counts connections (a
+    name: no valid answer leads there any more; a target group: it has been let go of). absent: unknown to the balancer.
     `sessions` counts requests and connections in flight or queued, where `caps.counts_sessions`; else it is 0.
     `detail` is in the balancer's own words.
     """
@@ -95,6 +95,11 @@ class Traffic(Protocol):
         needs it. Safe to repeat, and without a `prepare`."""
         ...
 
+    def elsewhere(self, addresses: Collection[str], /) -> Mapping[str, Sequence[str]]:
+        """By address: where else this switch sends users to it, in words, beyond the pools that it was given. Who is in
+        nothing else is left out; so is everybody where the switch cannot tell."""
+        ...
+
     def examine(self) -> Sequence[Finding]:
         """What a doctor should say of this switch beyond its pools' members. Changes nothing."""
         ...
@@ -114,8 +119,9 @@ class Traffic(Protocol):
         ...
 
     def restore(self, pool: str, member: Member) -> MemberView:
-        """Advance a member that was draining, leaving or removed back towards serving. A draining one at once. Where
-        the switch is not additive, whoever has its place begins to drain."""
+        """Advance a member that was draining, leaving or removed back towards serving. A draining one at once, where
+        `caps.restores_at_once`; else through its proof. Where the switch is not additive, whoever has its place begins
+        to drain."""
         ...
 
     def idle(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:

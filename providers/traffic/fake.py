@@ -32,7 +32,8 @@ class FakeTraffic:
         self.steps = settings.get("steps", "on") == "on"
         self.switch = str(settings.get("switch", "balancer"))
         self.lane_each = settings.get("lanes", "one") == "each"
-        for pool in settings.get("pools", {}):
+        self.named = frozenset(settings.get("pools", {}))
+        for pool in self.named:
             self.cloud.pools.setdefault(pool, {})
 
     @property
@@ -85,6 +86,16 @@ class FakeTraffic:
         if self.switch == "balancer":
             return 0.0
         return max(0.0, min(self.cloud.prepared.get(pool, {}).values(), default=0.0) - self.cloud.clock())
+
+    def elsewhere(self, addresses: Collection[str]) -> Mapping[str, Sequence[str]]:
+        with self.cloud.lock:
+            self.cloud.call("elsewhere")
+            found: dict[str, list[str]] = {}
+            for pool in self.cloud.pools.keys() - self.named:
+                for view in self.views(pool):
+                    if view.address in addresses and view.state in ("serving", "down"):
+                        found.setdefault(view.address, []).append(f"pool {pool}")
+            return found
 
     def examine(self) -> Sequence[Finding]:
         return ()

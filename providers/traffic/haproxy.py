@@ -141,6 +141,15 @@ class HAProxyTraffic:
     def settled(self, pool: str, _name: str) -> None:
         self._backend(pool)
 
+    def elsewhere(self, addresses: Collection[str]) -> Mapping[str, Sequence[str]]:
+        wanted, ours = {_ip(address): address for address in addresses}, set(self._pools.values())
+        found: dict[str, list[str]] = {}
+        for backend, servers in self._socket.snapshot().backends.items():
+            for server in servers.values() if backend not in ours else ():
+                if (address := wanted.get(_ip(server.address))) and server.ready:
+                    found.setdefault(address, []).append(f"{server.name} of backend {backend}")
+        return found
+
     def examine(self) -> Sequence[Finding]:
         return ()
 

@@ -305,6 +305,10 @@ class NameTraffic:
         self._where(pool)
         return None
 
+    def elsewhere(self, _addresses: Collection[str]) -> Mapping[str, Sequence[str]]:
+        """Nobody tells all names that an address has."""
+        return {}
+
     def examine(self) -> Sequence[Finding]:
         """Of each name, what its zone says (`Zone.examine`), and what its TTL means for a rollout."""
         return [finding for name, _ in self._pools.values() for finding in self._zone.examine(name, low=self._ttl)]

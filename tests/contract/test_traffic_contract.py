@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -17,9 +18,12 @@ from providers.errors import Conflict, GuardRefused, NotFound, Refused
 from providers.fake_host import Operator
 from providers.probe.fake import FakeSites
 from providers.traffic import Guard, Member, MemberView, Traffic
+from providers.traffic.elbv2 import Elbv2Traffic
 from providers.traffic.fake import FakeTraffic
 from providers.traffic.rfc2136 import Rfc2136Traffic
 from providers.traffic.route53 import Route53Traffic
+from simcloud.cloud import SimCloud, Timings
+from tests.support.aws import PORT, REGION, address_of, answers, balanced, credentials, launch, register
 from tests.support.fake_cloud import running_cloud
 from tests.support.haproxy import HAProxy, Loop, Site, Visit, stage
 from tests.support.nameserver import Names, names
@@ -58,7 +62,7 @@ class HAProxyWorld:
     def __init__(self, haproxy: HAProxy, sites: dict[str, Site]) -> None:
         self._haproxy, self._sites = haproxy, {name.lower(): site for name, site in sites.items()}
         self._visits: list[Visit] = []
-        self.traffic: Traffic = haproxy.traffic()
+        self.traffic: Traffic = haproxy.traffic(pools={POOL: {"backend": POOL}})
 
     def member(self, name: str) -> Member:
         site = self._sites[name]
@@ -130,7 +134,7 @@ class FakeWorld:
 @contextlib.contextmanager
 def fake_world() -> Iterator[World]:
     world = uuid.uuid4().hex
-    traffic = FakeTraffic({"world": world})
+    traffic = FakeTraffic({"world": world, "pools": {POOL: {}}})
     yield FakeWorld(traffic, Operator(traffic.cloud, FakeSites()))
     del FakeCloud.named[world]
 
@@ -138,7 +142,8 @@ def fake_world() -> Iterator[World]:
 @contextlib.contextmanager
 def fake_world_of_its_own() -> Iterator[World]:
     with running_cloud() as running:
-        yield FakeWorld(FakeTraffic(running.settings("contract")), running.operator("contract"))
+        traffic = FakeTraffic(running.settings("contract", pools={POOL: {}}))
+        yield FakeWorld(traffic, running.operator("contract"))
 
 
 class NamesWorld:
@@ -200,7 +205,62 @@ def route53_world() -> Iterator[World]:
         loop.close()
 
 
+class TargetGroupWorld:
+    """A target group of a simulated cloud, whose targets are real processes that it really asks."""
+
+    def __init__(self, cloud: SimCloud) -> None:
+        network = cloud.network(region=REGION)
+        self._cloud, self._ids = cloud, {}
+        for name in ("a", "c", "new"):
+            self._ids[name] = launch(cloud, network, tags={"changeover:member": name} if name != "new" else {})
+        group = balanced(cloud, network, POOL, delay=1)
+        self._addresses = {name: address_of(cloud, id) for name, id in self._ids.items()}
+        pools = {POOL: {"backend": POOL, "port": PORT}}
+        self.traffic: Traffic = Elbv2Traffic({"region": REGION, "endpoint": cloud.url, "pools": pools, "poll": 1})
+        for name in ("a", "c"):
+            register(cloud, group, self._ids[name])
+        until(self, lambda: all(view.state == "serving" for view in self.traffic.members(POOL)))
+        until(self, lambda: answers(self._addresses["new"], PORT))
+
+    def member(self, name: str) -> Member:
+        return Member(name=name, address=self._addresses[name], port=PORT)
+
+    def _file(self, name: str, what: str) -> Path:
+        assert self._cloud.machines is not None
+        return self._cloud.machines.folder(self._ids[name]) / what
+
+    def heal(self, name: str, *, healthy: bool) -> None:
+        if healthy:
+            self._file(name, "sick").unlink()
+        else:
+            self._file(name, "sick").touch()
+
+    def hold(self, name: str) -> Callable[[], None]:
+        hold = self._file(name, "hold")
+        hold.touch()
+        visit = Visit((self._addresses[name], PORT))
+        visit.ask("/slow")
+
+        def end() -> None:
+            hold.unlink()
+            visit.close()
+
+        return end
+
+    def request(self) -> None: ...
+
+    def pass_time(self) -> None:
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def target_group_world() -> Iterator[World]:
+    with credentials(), SimCloud(timings=Timings(registering=1.0), port=PORT) as cloud:
+        yield TargetGroupWorld(cloud)
+
+
 WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
+    "elbv2": target_group_world,
     "fake": fake_world,
     "fake in a process of its own": fake_world_of_its_own,
     "haproxy": haproxy_world,
@@ -391,6 +451,10 @@ def test_a_pool_is_prepared_for_a_member_and_settled_afterwards(world: World) ->
     assert [replace(view, detail="") for view in world.traffic.members(POOL)] == before
 
 
+def test_a_server_of_these_pools_alone_gets_users_from_nowhere_else(world: World) -> None:
+    assert world.traffic.elsewhere([world.member(name).address for name in ("a", "new")]) == {}
+
+
 def test_a_doctor_finds_a_good_switch_well(world: World) -> None:
     assert [found for found in world.traffic.examine() if not found.ok] == []
 
@@ -405,7 +469,9 @@ def test_a_cut_does_not_wait(world: World) -> None:
 def test_a_draining_member_is_restored_at_once(world: World) -> None:
     end = world.hold("a")
     world.traffic.remove(POOL, "a", guard=NO_GUARD, cut=False)
-    assert world.traffic.restore(POOL, world.member("a")).state == "serving"
+    view = world.traffic.restore(POOL, world.member("a"))
+    assert view.state == ("serving" if world.traffic.caps.restores_at_once else "joining")
+    bring_in(world, "a", again=True)
     end()
 
 

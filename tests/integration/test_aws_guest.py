@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from providers.errors import Transient
 from providers.guest.aws import END, AwsGuest, read, script
 from simcloud.cloud import Network, SimCloud
 from simcloud.faults import Fault
-from tests.support.aws import REGION, credentials, launch
+from tests.support.aws import REGION, address_of, answers, credentials, launch
 
 GIB = 1024**3
 
@@ -65,6 +66,7 @@ def stage(cloud: SimCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 def test_one_script_tells_of_disk_memory_ports_services_and_paths(stage: Stage) -> None:
     id = stage.server(BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}])
     stage.facts(id)
+    stage.until(lambda: answers(address_of(stage.cloud, id), 8080))
     folder = stage.folder(id)
     (folder / 'it\'s $(id) "here"').write_text("secret")
     (folder / 'it\'s $(id) "here"').chmod(0o640)
@@ -80,6 +82,19 @@ def test_one_script_tells_of_disk_memory_ports_services_and_paths(stage: Stage) 
     assert kinds[0] == ('/it\'s $(id) "here"', "file", "0640")
     assert [kind for _, kind, _ in kinds[1:]] == ["link", "directory", "missing"]
     assert found.paths[0].owner and found.paths[0].group
+
+
+def test_connections_at_the_ports_where_it_listens_are_counted(stage: Stage) -> None:
+    id = stage.server()
+    stage.facts(id)
+    address = address_of(stage.cloud, id)
+    stage.until(lambda: answers(address, 8080))
+    stage.until(lambda: stage.facts(id)[id].connections == {"8080": 0})
+    users = [socket.create_connection((address, 8080), timeout=5) for _ in range(3)]
+    stage.until(lambda: stage.facts(id)[id].connections == {"8080": 3})
+    for user in users:
+        user.close()
+    stage.until(lambda: stage.facts(id)[id].connections == {"8080": 0})
 
 
 def test_another_start_is_another_boot(stage: Stage) -> None:

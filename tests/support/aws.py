@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from providers.clients.aws import Aws, place_of
+from providers.errors import Busy
 from simcloud.cloud import Network, SimCloud
 
 REGION = "eu-west-1"
 POLICY = Path(__file__).parents[2] / "docs" / "aws-policy.json"
+PORT = 8080  # where the sites of the instances listen
 
 
 @contextmanager
@@ -65,3 +69,71 @@ def allowed() -> set[str]:
         actions = statement["Action"]
         told |= {actions} if isinstance(actions, str) else set(actions)
     return told
+
+
+def address_of(cloud: SimCloud, id: str) -> str:
+    told = wire(cloud).read("ec2", "describe_instances", InstanceIds=[id])
+    return str(told["Reservations"][0]["Instances"][0]["PrivateIpAddress"])
+
+
+def balanced(
+    cloud: SimCloud, network: Network, name: str, *, delay: int = 1, port: int = PORT, users: int = 8090, **more: Any
+) -> str:
+    """The ARN of a new target group at that port of its targets, which a balancer of its name leads users to."""
+    elb = wire(cloud)
+    made = elb.write(
+        "elbv2",
+        "create_target_group",
+        **{
+            "Name": name,
+            "Protocol": "HTTP",
+            "Port": port,
+            "VpcId": network.vpc,
+            "HealthCheckPath": "/health",
+            "HealthyThresholdCount": 2,
+            "UnhealthyThresholdCount": 2,
+            **more,
+        },
+    )
+    arn = str(made["TargetGroups"][0]["TargetGroupArn"])
+    attributes(cloud, arn, {"deregistration_delay.timeout_seconds": str(delay)})
+    subnets = list(network.subnets.values())
+    made = elb.write("elbv2", "create_load_balancer", Name=name, Subnets=subnets)
+    elb.write(
+        "elbv2",
+        "create_listener",
+        LoadBalancerArn=made["LoadBalancers"][0]["LoadBalancerArn"],
+        Protocol="HTTP",
+        Port=users,
+        DefaultActions=[{"Type": "forward", "TargetGroupArn": arn}],
+    )
+    return arn
+
+
+def attributes(cloud: SimCloud, group: str, told: Mapping[str, str]) -> None:
+    pairs = [{"Key": key, "Value": value} for key, value in told.items()]
+    wire(cloud).write("elbv2", "modify_target_group_attributes", TargetGroupArn=group, Attributes=pairs)
+
+
+def register(cloud: SimCloud, group: str, id: str, *, port: int = PORT) -> None:
+    """As soon as it runs: none is registered before."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            wire(cloud).write("elbv2", "register_targets", TargetGroupArn=group, Targets=[{"Id": id, "Port": port}])
+        except Busy:
+            assert time.monotonic() < end, f"{id} does not run"
+            time.sleep(0.02)
+        else:
+            return
+
+
+def answers(address: str, port: int) -> bool:
+    link = http.client.HTTPConnection(address, port, timeout=5)
+    try:
+        link.request("GET", "/health")
+        return link.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        link.close()
