@@ -62,6 +62,8 @@ class Elbv2Traffic:
     def __init__(self, settings: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
         if unknown := sorted(set(settings) - _OURS):
             raise Refused(f"traffic settings: unknown {', '.join(unknown)}; known: {', '.join(sorted(_OURS))}")
+        if settings.get("region") in (None, "", "default"):
+            raise Refused("traffic settings: elbv2 needs a region: write settings: {region: eu-west-1}")
         poll = settings.get("poll", POLL)
         if isinstance(poll, bool) or not isinstance(poll, int) or not 1 <= poll <= 60:
             raise Refused(f"traffic settings: poll is 1 to 60 (seconds, without a unit), not {poll!r}")

@@ -606,6 +606,16 @@ def test_a_pool_may_have_a_backend_of_another_name(pair: Stage) -> None:
     assert traffic.lane("shop") == f"haproxy:{haproxy.socket}"
 
 
+def test_a_backend_that_is_no_pool_is_told_as_long_as_it_sends_users(pair: Stage) -> None:
+    haproxy, sites, _ = pair
+    address = sites["a"].address
+    other = haproxy.traffic(pools={"shop": {"backend": "shop"}})
+    assert other.elsewhere([address, "127.9.9.9"]) == {address: ["a of backend web"]}
+    assert haproxy.traffic(pools={"shop": {"backend": "web"}}).elsewhere([address]) == {}
+    haproxy.traffic().remove("web", "a", guard=NO_GUARD, cut=False)
+    assert other.elsewhere([address]) == {}, "nobody is sent there any more"
+
+
 def test_a_balancer_that_is_down_is_transient(pair: Stage) -> None:
     haproxy, _, _ = pair
     haproxy.kill()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from orchestrator.domain.plan import make_plan
+from providers.errors import Transient
 from providers.traffic import MemberView
 from tasks.survey import look
 from tests.support.runner import PORT, Runner, running
@@ -32,9 +34,8 @@ def test_a_server_in_a_pool_that_the_file_does_not_give_it_is_refused() -> None:
     pools = {name: {"port": PORT, "min_healthy": 1} for name in ("admin", "web")}
     with running() as runner:
         put(runner, "admin", "down")
-        traffic = runner.fleet.traffic.model_copy(update={"pools": {**runner.fleet.traffic.pools}})
         whole = runner.fleet.canonical()
-        whole["traffic"] = {**traffic.model_dump(mode="json"), "pools": pools}
+        whole["traffic"]["pools"] = pools
         runner.fleet = type(runner.fleet).model_validate(whole, strict=False)
         assert "pool admin" in blockers(runner)
 
@@ -52,3 +53,14 @@ def test_a_new_server_has_one_name_in_all_its_pools() -> None:
         fleet = type(runner.fleet).model_validate(whole, strict=False)
         names = {seat.new_name for seat in look(runner.world, fleet).servers[0].seats}
         assert names == {"web-1.g3"}
+
+
+def test_a_switch_that_cannot_tell_where_else_users_come_from_refuses_the_plan() -> None:
+    def away(name: str) -> Literal[""]:
+        if name == "elsewhere":
+            raise Transient("it does not answer", ambiguous=False)
+        return ""
+
+    with running() as runner:
+        runner.cloud.fault = away
+        assert "cannot be looked through (it does not answer)" in blockers(runner)
