@@ -162,15 +162,19 @@ def verdicts(found: Sequence[Figures]) -> str:
 
 # Why a figure may not be reached, and what would help next.
 _MAKESPAN = (
-    "those that are ready at the same time wait for each other's CPU (CPU ms, above; a process has one core at most), "
-    "and a poll of 0.5 s is waited for twice. Next: less CPU a message, and more cores with a worker process each"
+    "those that are ready at the same time wait for each other's CPU (CPU ms, above; a process has one core at most): "
+    "six empty tasks for each of 100 servers at once would be most of what is over already; and a poll of 0.5 s is "
+    "waited for twice. Next: more cores with a worker process each"
 )
 _CPU = (
-    "a server takes eight messages of steps and a share of a look, the bare chain six: a step that waits is parked and "
-    "sent again; beside that come the journal's scripts. Next: one message less a server, where provisioning commits "
-    "the wait for readiness itself"
+    "a server takes seven messages of steps and a share of a look, the bare chain six; two more chains are published "
+    "for each; beside that come the journal's scripts. Next: an answer and the sending that follows in one script, and "
+    "records that have not changed not read again by the coordinator"
 )
-_COMPUTE = "a look answers for 100 servers at most, and a short poll makes many looks. Next: a longer poll"
+_COMPUTE = (
+    "what carries our mark is listed when B is made, and B is asked after once more right before users are sent to it: "
+    "one call for all that come to it within 30 ms, but few do. Next: that look by the observer, for all at once"
+)
 _CALLS = (
     "each server is asked once from inside and once as a user would, and its balancer is called four times: B in, "
     "B open, A draining, A out. Next: changes of one balancer in one call, where its API takes many"
