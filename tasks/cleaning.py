@@ -32,7 +32,7 @@ def end_servers(turn: Turn, *, but: str = "") -> Mapping[str, str]:
 def end_others(turn: Turn, *, server: str, image: str) -> None:
     """All that was made for this upgrade is gone or going, but these two: what was refused may have been made all the
     same, and the store may have forgotten an attempt with its last second."""
-    found = turn.compute.inventory(keys.ours(turn.upgrade))
+    found = turn.looks.inventory(keys.ours(turn.upgrade))
     for id in _made(turn, Server, step="provision", field="server", but=server, found=found):
         turn.compute.terminate(id)
     for id in _made(turn, Image, step="create_image", field="image", but=image, found=found):

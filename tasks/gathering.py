@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from providers.compute import Compute, Image, Server
 from providers.errors import Transient
@@ -66,6 +66,15 @@ class Together(Generic[Question, Answer]):
             mine.done.set()
 
 
+class Looks(Protocol):
+    """What of `providers.compute.Compute` may be asked together. Of a server it may lack what a provider tells only of
+    one that is looked at alone (`protected`)."""
+
+    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]: ...
+
+    def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]: ...
+
+
 class Gathering:
     """A compute provider of which the threads of this process look at single servers together, and ask together what
     carries some tags."""
@@ -74,9 +83,6 @@ class Gathering:
         self._compute = compute
         self._servers = Together(compute.servers, window=window, most=compute.caps.batch)
         self._marked = Together(self._all_marked, window=window, most=compute.caps.batch)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._compute, name)
 
     def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
         if len(ids) != 1:

@@ -216,7 +216,7 @@ def tested(u: Upgrade) -> tuple[str, float]:
 def lost(turn: Turn) -> str:
     """Why B is no longer the server that its smoke test has asked; empty while it runs, on the same boot."""
     id = turn.upgrade.results["provision"]["server"]
-    server = turn.compute.servers([id]).get(id)
+    server = turn.looks.servers([id]).get(id)
     if server is None or server.state != "running":
         return f"its server {id} is {server.state if server else 'gone'}"
     if server.boot != tested(turn.upgrade)[0]:

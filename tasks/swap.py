@@ -60,7 +60,7 @@ def _still_tested(turn: Turn, address: str, notes: Mapping[str, Any]) -> Wait | 
     """Before users are sent: B runs, and this very boot of it has passed its smoke test not long ago. Otherwise it is
     tested again, by the same rules. What is noted when so; raises `StepFailed` when B is gone or does not pass."""
     id = turn.upgrade.results["provision"]["server"]
-    server = turn.compute.servers([id]).get(id)
+    server = turn.looks.servers([id]).get(id)
     if server is None or server.state != "running":
         gone = int(notes.get("gone", 0)) + 1
         why = f"its server {id} is {server.state if server else 'gone'}"

@@ -35,7 +35,7 @@ from providers.errors import Busy, Refused
 from providers.guest import Guest
 from providers.probe import Probe
 from providers.traffic import Traffic
-from tasks.gathering import Gathering
+from tasks.gathering import Gathering, Looks
 
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
 
@@ -83,6 +83,7 @@ class World:
     _specs: dict[str, tuple[Spec, float]] = field(default_factory=dict)
     _reaches: dict[str, Reach] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    _together: dict[int, Gathering] = field(default_factory=dict)
     _found: dict[tuple[Role, int], tuple[Fleet, Any]] = field(default_factory=dict)
     _writers: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -152,6 +153,14 @@ class World:
     def compute(self, fleet: Fleet) -> Compute:
         return cast(Compute, self._provider("compute", fleet))
 
+    def looks(self, fleet: Fleet) -> Looks:
+        """The same, for looks that this process' threads make together: see `tasks.gathering`."""
+        compute = self.compute(fleet)
+        if self.gather <= 0:
+            return compute
+        with self._lock:
+            return self._together.setdefault(id(compute), Gathering(compute, window=self.gather))
+
     def guest(self, fleet: Fleet) -> Guest:
         return cast(Guest, self._provider("guest", fleet))
 
@@ -175,9 +184,7 @@ class World:
         key = (role, name, repr(sorted(settings.items(), key=lambda item: item[0])))
         with self._lock:
             if key not in self._providers:
-                made = self.find(role, name, {what: _meant(value) for what, value in settings.items()})
-                gathers = role == "compute" and self.gather > 0
-                self._providers[key] = Gathering(made, window=self.gather) if gathers else made
+                self._providers[key] = self.find(role, name, {what: _meant(value) for what, value in settings.items()})
             return self._providers[key]
 
 
@@ -264,6 +271,10 @@ class Turn:
         return cast(Compute, _Renewing(self._world.compute(self.fleet), self, "compute"))
 
     @cached_property
+    def looks(self) -> Looks:
+        return cast(Looks, _Renewing(self._world.looks(self.fleet), self, "compute"))
+
+    @cached_property
     def guest(self) -> Guest:
         return cast(Guest, _Renewing(self._world.guest(self.fleet), self, "guest"))
 
@@ -348,7 +359,7 @@ class Turn:
         answer = self._seen("server", id)
         if answer is not None:
             return server_from(answer)
-        return self.compute.servers([id]).get(id)
+        return self.looks.servers([id]).get(id)
 
     def look_at_image(self, id: str) -> Image | None:
         answer = self._seen("image", id)

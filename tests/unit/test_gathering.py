@@ -13,6 +13,8 @@ import pytest
 from providers.compute import Image, Server, Size
 from providers.errors import Throttled
 from tasks.gathering import Gathering
+from tasks.world import World
+from tests.support.runner import running
 
 SIZE = Size(memory=1, disk=1)
 
@@ -131,3 +133,14 @@ def test_the_answer_is_younger_than_the_question() -> None:
         go_on.set()
         assert list(first.result(30)) == ["i-a"]
     assert cloud.asked == [["i-a"], ["i-a"]]
+
+
+def test_who_must_look_at_one_server_alone_asks_the_provider_itself() -> None:
+    """Of one among others a provider may not tell whether it is protected."""
+    with running(["web-1"]) as r:
+        alone = World(store=r.store, publish=lambda _messages: None, worker="w", find=r.world.find)
+        assert alone.looks(r.fleet) is alone.compute(r.fleet)
+        many = World(store=r.store, publish=lambda _messages: None, worker="w", find=r.world.find, gather=0.01)
+        assert many.compute(r.fleet) is not many.looks(r.fleet)
+        assert not isinstance(many.compute(r.fleet), Gathering)
+        assert many.looks(r.fleet) is many.looks(r.fleet)
