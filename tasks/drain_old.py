@@ -25,17 +25,20 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     new = membership.names(membership.new_members(turn, address))
     if (wait := membership.take_out(turn, old, server=turn.server.id, serving=new)) is not None:
         return wait
-    id, until = intent.params["server"], turn.now + turn.fleet.retain.old_servers
-    item = LedgerItem(
-        key=f"old:{turn.upgrade.server}", kind="old server", server=turn.upgrade.server, state="deleted", id=id
-    )
+    id, gone = intent.params["server"], False
     try:
         _stop(turn, id)
     except NotFound:  # B serves, as the guards have just seen: no reason to leave it for what is no more
-        wait = _making_sure(id, turn.upgrade.notes)
-        return wait or Done(result={"gone": id, "retain_until": until}, ledger=(item,), retain_until=until)
-    kept = replace(item, state="retained", until=until)
-    return Done(result={"stopped": id, "retain_until": until}, ledger=(kept,), retain_until=until)
+        if (wait := _making_sure(id, turn.upgrade.notes)) is not None:
+            return wait
+        gone = True
+    until = turn.now + turn.fleet.retain.old_servers  # from the answer on: the call itself may have taken its time
+    item = LedgerItem(
+        key=f"old:{turn.upgrade.server}", kind="old server", server=turn.upgrade.server, state="deleted", id=id
+    )
+    if not gone:
+        item = replace(item, state="retained", until=until)
+    return Done(result={"gone" if gone else "stopped": id, "retain_until": until}, ledger=(item,), retain_until=until)
 
 
 def _stop(turn: Turn, id: str) -> None:
