@@ -25,7 +25,10 @@ class _MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
 
 class Client(redis.Redis):
     """redis-py's, with nothing round a command but its connection: what the other does there for repetitions, metrics
-    and caches, none of which is used here, takes longer than the command."""
+    and caches, none of which is used here, takes longer than the command.
+
+    What was not read to its end is closed: its answer is yet to come, and whoever had the connection next would take it
+    for theirs. Most connections do so themselves; those found by a sentinel do not."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         parse: Any = self.parse_response
@@ -33,6 +36,11 @@ class Client(redis.Redis):
         try:
             connection.send_command(*args)
             return parse(connection, args[0], **options)
+        except redis.exceptions.ResponseError:
+            raise
+        except BaseException:
+            connection.disconnect()
+            raise
         finally:
             self.connection_pool.release(connection)
 
@@ -42,6 +50,9 @@ class Client(redis.Redis):
         try:
             connection.send_packed_command(connection.pack_commands(commands))
             return [_answer(connection) for _ in commands]
+        except BaseException:
+            connection.disconnect()
+            raise
         finally:
             self.connection_pool.release(connection)
 
