@@ -46,19 +46,21 @@ class Together(Generic[Question, Answer]):
                 mine = self._open = _Round()
             mine.questions.append(question)
         if first:
-            time.sleep(self._window)
-            self._close(mine)
+            self._answer(mine)
         elif not mine.done.wait(LONGEST):
             raise Transient(f"the call for this has not ended within {LONGEST:g} s", ambiguous=False)
         if mine.answer is None:
             raise mine.error
         return mine.answer
 
-    def _close(self, mine: _Round[Question, Answer]) -> None:
-        with self._lock:
-            if self._open is mine:
-                self._open = None
+    def _answer(self, mine: _Round[Question, Answer]) -> None:
         try:
+            try:
+                time.sleep(self._window)
+            finally:  # even if this thread is ended: a round that stays open takes the next ones in, and never ends
+                with self._lock:
+                    if self._open is mine:
+                        self._open = None
             mine.answer = self._put(mine.questions)
         except Exception as error:  # for everybody who has asked
             mine.error = error
@@ -94,6 +96,15 @@ class Gathering:
         return [thing for thing in self._marked.ask(tags) if tags.items() <= thing.tags.items()]
 
     def _all_marked(self, asked: Sequence[Mapping[str, str]]) -> Sequence[Server | Image]:
-        """What carries the tags that all have asked for."""
-        first, *others = asked
-        return self._compute.inventory({k: v for k, v in first.items() if all(tags.get(k) == v for tags in others)})
+        """What carries the tags that some have asked for in common. Those who have nothing in common, as two rollouts,
+        are asked for apart: what carries no tag at all is all that there is in the account."""
+        common: list[Mapping[str, str]] = []
+        for tags in asked:
+            for place, others in enumerate(common):
+                if both := {name: value for name, value in others.items() if tags.get(name) == value}:
+                    common[place] = both
+                    break
+            else:
+                common.append(tags)
+        found = {(type(thing), thing.id): thing for tags in common for thing in self._compute.inventory(tags)}
+        return list(found.values())

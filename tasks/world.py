@@ -242,7 +242,7 @@ class Turn:
     def __init__(self, world: World, claim: Claim, *, name: str = "", asked: float = -math.inf) -> None:
         """`asked`: when the claim was asked for, by the world's monotonic clock."""
         self._world = world
-        self._confirmed = asked
+        self._confirmed = self._leased = asked
         self._name = name
         self._began = world.monotonic()
         self._base = claim.lease_until - world.lease
@@ -298,9 +298,11 @@ class Turn:
     def before_call(self, what: str) -> None:
         """Raises `Fenced` if the upgrade is no longer ours, `OutOfTime` if this message had its time.
 
-        The lease is renewed, unless the store has said a moment ago that it is ours. A worker may stand still between
-        the store's answer and the call, and wake up when its lease is long another's: if more than half of it passed
-        meanwhile, it asks again. What is left is the moment between a look at the clock and the call itself."""
+        The lease is renewed, unless the store has said a moment ago that it is ours and more than half of it is left. A
+        worker may stand still between the store's answer and the call, and wake up when its lease is long another's: if
+        more than half of it passed meanwhile, it asks again. What is left is the moment between a look at the clock and
+        the call itself."""
+        half = self._world.lease / 2
         fresh = min(CONFIRMED, self._world.lease / 20)
         while True:
             now = self._world.monotonic()
@@ -308,14 +310,15 @@ class Turn:
                 raise OutOfTime(f"its worker was told to end before {what}")
             if now - self._began > BODY_LIMIT:
                 raise OutOfTime(f"{BODY_LIMIT:g} s of work are up before {what}")
-            if now - self._confirmed <= fresh:
+            if now - self._confirmed <= fresh and now - self._leased <= half:
                 break
             self.confirm(self._world.store.renew(self.claim, lease=self._world.lease), asked=now)
-            fresh = self._world.lease / 2
+            self._leased, fresh = now, half
         self._world.crash(f"{self.point}.before {what}")
 
     def confirm(self, claim: Claim, *, asked: float) -> None:
-        """The store has said that the upgrade is ours, asked at that time of the monotonic clock."""
+        """The store has said that the upgrade is ours, asked at that time of the monotonic clock. Of the lease's end it
+        has said nothing."""
         self.claim, self._confirmed = claim, asked
 
     def after_call(self, what: str) -> None:

@@ -49,9 +49,10 @@ class Intake(Consumer):  # type: ignore[misc] # celery has no types
         load but the fullest, and a sending costs as much as taking a message in. Any thread may call this."""
         now = time.monotonic()
         # A time rather than a mark: should the timer be lost with its connection, a later event sets another.
-        if self.hub and now >= self._flush_at:
+        dispatcher = self.event_dispatcher  # none for a moment, when its connection is lost and another is made
+        if self.hub and dispatcher is not None and now >= self._flush_at:
             self._flush_at = now + GATHER
-            self.event_dispatcher.buffer_limit = GATHERED
+            dispatcher.buffer_limit = GATHERED
             self.hub.call_soon(self.hub.call_later, GATHER, self._flush_events)
 
     def shutdown(self) -> None:

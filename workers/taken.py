@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from kombu.asynchronous import get_event_loop
@@ -58,12 +59,20 @@ class Taken(transport.QoS):
         self.write()
         super().restore_unacked(client)  # type: ignore[no-untyped-call]  # nor here
 
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """At the end of a channel: nobody will come back for what has gathered, and a worker's last messages are
+        acknowledged when its loop has ended."""
+        with suppress(*self.channel.connection_errors):  # then there is nobody to be told
+            self.write()
+        super().restore_unacked_once(stderr)  # type: ignore[no-untyped-call]  # nor here
+
     def write(self) -> None:
         """All that has gathered, at once."""
         with self._lock:
             new, self._new = self._new, {}
             over, self._over = self._over, set()
-        held = {tag: self._delivered[tag] for tag in new if tag in self._delivered}
+        known = {tag: self._delivered.get(tag) for tag in new}
+        held = {tag: message for tag, message in known.items() if message is not None}
         if not (held or over):
             return
         with self.pipe_or_acquire() as pipe:

@@ -36,7 +36,8 @@ class Bucket:
         """What it is by now."""
         passed = max(0.0, now - self.at)
         rate = min(limit.rate, self.rate + passed * limit.rate / RECOVERY)
-        return replace(self, rate=rate, tokens=min(limit.burst, self.tokens + passed * rate), at=max(self.at, now))
+        # Should the clock have gone back, as with another Redis, nothing is given, and time counts on from there.
+        return replace(self, rate=rate, tokens=min(limit.burst, self.tokens + passed * rate), at=now)
 
     def spend(self, limit: Limit, now: float, *, patience: float) -> tuple[Bucket, float]:
         """After one more call, and in how many seconds that may be made. If this is more than `patience`, none is."""
@@ -47,7 +48,7 @@ class Bucket:
     def slowed(self, limit: Limit, now: float) -> Bucket:
         """After a refusal."""
         ready = self.until(limit, now)
-        rate = max(ready.rate / 2, limit.rate * LEAST) if now - self.refused_at >= APART else ready.rate
+        rate = max(ready.rate / 2, limit.rate * LEAST) if abs(now - self.refused_at) >= APART else ready.rate
         return replace(ready, rate=rate, tokens=min(ready.tokens, 0.0), refused=self.refused + 1, refused_at=now)
 
 

@@ -94,6 +94,14 @@ def test_a_channel_that_closes_gives_back_what_it_has_not_noted_yet(worker: Work
     assert all(any(tag in text for text in back) for tag in (held.delivery_tag, other.delivery_tag))
 
 
+def test_a_channel_that_closes_takes_back_its_note_of_what_was_acknowledged_last(worker: Worker) -> None:
+    message = worker.take()
+    worker.turn(lambda: worker.noted() == 1)
+    message.ack()
+    worker.channel.close()
+    assert (worker.noted(), worker.broker.llen("work")) == (0, 0)
+
+
 @pytest.mark.parametrize("noted", [False, True])
 def test_a_message_that_is_handed_back_is_in_the_queue_again(worker: Worker, noted: bool) -> None:
     message = worker.take()

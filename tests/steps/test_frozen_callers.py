@@ -16,6 +16,8 @@ from orchestrator import operations
 from orchestrator.domain.upgrade import Upgrade
 from providers.compute import Server
 from providers.errors import ProviderError
+from tasks import step
+from tasks.world import Turn, World
 from tests.support.outcome import SERVER, Watch, ends_well, journey, settle, turn_back, up
 from tests.support.runner import FAKES, Crashed, Runner
 
@@ -181,3 +183,28 @@ def test_a_server_that_was_rolled_back_is_as_it_was() -> None:
         ends_well(r, watch)
         as_it_was(r)
         assert isinstance(watch, Watch)
+
+
+def test_a_call_begins_with_half_of_the_lease_left_though_its_intent_came_at_the_lease_s_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker stands still between its claim and its intent, and the store takes that in the lease's last moment."""
+    with journey("forward") as (r, watch):
+        left: list[float] = []
+        honest = step._announce
+
+        def late(world: World, body: step.Step, turn: Turn) -> str | None:
+            r.clock.now += world.lease - 0.01
+            return honest(world, body, turn)
+
+        def look(point: str) -> None:
+            if ".before " in point:
+                left.append(r.store.rows(r.rollout)[0].lease_until - r.clock())
+
+        monkeypatch.setattr(step, "_announce", late)
+        r.crash = look
+        r.until(lambda: r.upgrade(SERVER).step != "create_image")
+        assert left and min(left) >= r.world.lease / 2
+        monkeypatch.undo()
+        settle(r)
+        ends_well(r, watch)

@@ -144,3 +144,27 @@ def test_who_must_look_at_one_server_alone_asks_the_provider_itself() -> None:
         assert many.compute(r.fleet) is not many.looks(r.fleet)
         assert not isinstance(many.compute(r.fleet), Gathering)
         assert many.looks(r.fleet) is many.looks(r.fleet)
+
+
+def test_a_thread_that_is_ended_while_it_gathers_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = Cloud()
+    both = gathering(cloud)
+
+    def ended(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.gathering.time.sleep", ended)
+        with pytest.raises(KeyboardInterrupt):
+            both.servers(["i-a"])
+    monkeypatch.setattr("tasks.gathering.LONGEST", 1.0)
+    assert list(both.servers(["i-b"])) == ["i-b"]
+
+
+def test_those_who_have_no_tag_in_common_do_not_ask_for_the_whole_account() -> None:
+    cloud = Cloud()
+    both = gathering(cloud)
+    asked = [{"r": "1", "s": "a"}, {"t": "2", "s": "x"}, {"r": "1", "s": "b"}, {"s": "a"}]
+    heard = together(4, lambda number: sorted(thing.id for thing in both.inventory(asked[number])))
+    assert heard == [["i-a", "m-a"], [], ["i-b"], ["i-a", "m-a"]]
+    assert {} not in cloud.asked

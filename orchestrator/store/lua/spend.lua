@@ -9,14 +9,14 @@ local tokens = math.min(a.burst, (tonumber(v[2] or '') or a.burst) + passed * ra
 local refused, refused_at = tonumber(v[4] or '') or 0, tonumber(v[5] or '') or 0
 local wait = 0
 if a.refused then
-  if now - refused_at >= a.apart then rate = math.max(rate / 2, a.rate * a.least) end
+  if math.abs(now - refused_at) >= a.apart then rate = math.max(rate / 2, a.rate * a.least) end
   tokens, refused, refused_at = math.min(tokens, 0), refused + 1, now
 else
   wait = math.max(0, (1 - tokens) / rate)
   if wait <= a.patience then tokens = tokens - 1 end
 end
 call('ZADD', P .. 'buckets', stamp(now), a.bucket)
-call('HSET', key, 'rate', stamp(rate), 'tokens', stamp(tokens), 'at', stamp(math.max(at, now)), 'refused', whole(refused),
+call('HSET', key, 'rate', stamp(rate), 'tokens', stamp(tokens), 'at', stamp(now), 'refused', whole(refused),
   'refused_at', stamp(refused_at))
 call('EXPIRE', key, a.kept)
 if a.refused then call('ZREMRANGEBYSCORE', P .. 'buckets', '-inf', stamp(now - a.kept)) end
