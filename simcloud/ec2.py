@@ -28,6 +28,8 @@ from moto.ec2.models.instances import Instance, InstanceState
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import convert_tag_spec, filter_reservations, parse_user_data, random_ami_id
 
+from simcloud.quotas import DEFAULT
+
 if TYPE_CHECKING:
     from simcloud.cloud import SimCloud
 
@@ -263,8 +265,12 @@ class CorrectedEC2(EC2Response):
             )
         subnet = backend.get_subnet(wanted.get("SubnetId") or next(n["SubnetId"] for n in nics if "SubnetId" in n))
         self._check_type(kind, image, subnet.availability_zone)
-        if subnet.available_ip_address_count < 1:
-            raise EC2ClientError("InsufficientFreeAddressesInSubnet", f"There are not enough addresses in {subnet.id}")
+        if subnet.available_ip_address_count < int(wanted.get("MinCount", 1)):
+            raise EC2ClientError(
+                "InsufficientFreeAddressesInSubnet",
+                f"There are not enough free addresses in subnet '{subnet.id}' to satisfy the requested number of "
+                "instances.",
+            )
         disks = _disks(backend, image, wanted.get("BlockDeviceMappings", []))
         tags = convert_tag_spec(wanted.get("TagSpecifications", []))
         groups = [group for nic in nics for group in nic.get("Groups", [])] or wanted.get("SecurityGroupIds", [])
@@ -303,6 +309,12 @@ class CorrectedEC2(EC2Response):
             instance.__class__ = SimInstance
             instance.become(cloud, wanted)
             instance.security_groups = [backend.get_security_group_from_id(group) for group in groups]
+            for (
+                index,
+                nic,
+            ) in instance.nics.items():  # one that was made with an instance goes with it, unless told not to
+                told = next((each for each in nics if each.get("DeviceIndex", 0) == int(index)), {})
+                nic.delete_on_termination = told.get("DeleteOnTermination", "NetworkInterfaceId" not in told)
             _finish_volumes(backend, instance, disks)
             if profile:
                 backend.associate_iam_instance_profile(
@@ -347,14 +359,13 @@ class CorrectedEC2(EC2Response):
                 "InsufficientInstanceCapacity",
                 f"We currently do not have sufficient {kind} capacity in the Availability Zone you requested ({zone}).",
             )
-        quota = cloud.ledgers.vcpus.get((self.current_account, self.region))
-        if quota is not None:
-            used = sum(INSTANCE_TYPES[each.instance_type]["VCpuInfo"]["DefaultVCpus"] for each in up)
-            if used + known["VCpuInfo"]["DefaultVCpus"] > quota:
-                raise EC2ClientError(
-                    "VcpuLimitExceeded",
-                    f"You have requested more vCPU capacity than your current vCPU limit of {quota} allows.",
-                )
+        quota = cloud.ledgers.vcpus.get((self.current_account, self.region), DEFAULT)
+        used = sum(INSTANCE_TYPES[each.instance_type]["VCpuInfo"]["DefaultVCpus"] for each in up)
+        if used + known["VCpuInfo"]["DefaultVCpus"] > quota:
+            raise EC2ClientError(
+                "VcpuLimitExceeded",
+                f"You have requested more vCPU capacity than your current vCPU limit of {quota} allows.",
+            )
 
     def describe_instances(self) -> ActionResult:
         ids, filters = self._get_param("InstanceIds", []), dict(self._filters_from_querystring())

@@ -115,11 +115,16 @@ class Troubles:
 THROTTLES: Mapping[str, tuple[str, int]] = {
     "ec2": ("RequestLimitExceeded", 503),
     "ssm": ("ThrottlingException", 400),
+    "servicequotas": ("TooManyRequestsException", 400),
 }
 THROTTLE = ("Throttling", 400)
 REQUESTS = 5.0  # of Route 53, a second and account
 # What each says of credentials whose time is over.
-EXPIRIES: Mapping[str, tuple[str, int]] = {"ec2": ("RequestExpired", 400), "ssm": ("ExpiredTokenException", 400)}
+EXPIRIES: Mapping[str, tuple[str, int]] = {
+    "ec2": ("RequestExpired", 400),
+    "ssm": ("ExpiredTokenException", 400),
+    "servicequotas": ("ExpiredTokenException", 400),
+}
 EXPIRY = ("ExpiredToken", 403)
 
 
@@ -127,7 +132,7 @@ def error_body(service: str, code: str, message: str, request: str) -> tuple[str
     """Content type and body of an error, in the words of the service's own protocol."""
     said, why = escape(code), escape(message)
     match service:
-        case "ssm":
+        case "ssm" | "servicequotas":
             return "application/x-amz-json-1.1", json.dumps({"__type": code, "message": message}).encode()
         case "ec2":
             whole = f"<Errors><Error><Code>{said}</Code><Message>{why}</Message></Error></Errors>"

@@ -32,6 +32,7 @@ from werkzeug.test import run_wsgi_app
 from simcloud.ec2 import CorrectedEC2
 from simcloud.elbv2 import CorrectedELBv2
 from simcloud.faults import EXPIRIES, EXPIRY, THROTTLE, THROTTLES, Fault, error_body, fault_of
+from simcloud.quotas import CorrectedQuotas
 from simcloud.route53 import CorrectedRoute53
 from simcloud.ssm import CorrectedSSM
 
@@ -65,7 +66,13 @@ class Wire:
     def __init__(self, cloud: SimCloud) -> None:
         self._cloud = cloud
         self._moto = DomainDispatcherApplication(create_backend_app)
-        ours = {"ec2": CorrectedEC2, "elbv2": CorrectedELBv2, "route53": CorrectedRoute53, "ssm": CorrectedSSM}
+        ours: dict[str, type[BaseResponse]] = {
+            "ec2": CorrectedEC2,
+            "elbv2": CorrectedELBv2,
+            "route53": CorrectedRoute53,
+            "servicequotas": CorrectedQuotas,
+            "ssm": CorrectedSSM,
+        }
         corrected = ours if cloud.corrected else {}
         self._ours = {service: _app(answers, cloud) for service, answers in corrected.items()}
 

@@ -142,7 +142,7 @@ def look(world: World, fleet: Fleet) -> Survey:
     servers: dict[str, Server] = {}
     facts: dict[str, Facts] = {}
     obstacles: dict[str, Sequence[str]] = {}
-    sizes = [Size(memory=each.memory, disk=each.disk, type=each.type or "") for each in fleet.target.sizes]
+    sizes = _sizes(fleet)
     for batch in _batched(ids):
         servers |= compute.servers(batch)
         obstacles |= compute.obstacles(batch, sizes=sizes)
@@ -179,6 +179,10 @@ def look(world: World, fleet: Fleet) -> Survey:
         caveats=(*compute.caps.notes, *traffic.caps.notes),
         strangers=tuple(_strangers(world, fleet, compute.inventory({keys.MANAGED: "1"}))),
     )
+
+
+def _sizes(fleet: Fleet) -> list[Size]:
+    return [Size(memory=each.memory, disk=each.disk, type=each.type or "") for each in fleet.target.sizes]
 
 
 def _strangers(world: World, fleet: Fleet, made: Sequence[Server | Image]) -> list[str]:
@@ -300,7 +304,22 @@ def _not_its_own(
 
 def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:
     """A doctor's checks: name, ok, detail, and how to mend it."""
-    found = look(world, fleet)
+    ids = [fleet.id_of(server) for server in fleet.servers]
+    beyond = [
+        *world.compute(fleet).examine(ids, sizes=_sizes(fleet), at_once=fleet.rollout.max_in_flight),
+        *world.guest(fleet).examine(ids),
+        *world.traffic(fleet).examine(),
+    ]
+    told = [asdict(finding) for finding in beyond]
+    try:
+        return [*_seen(fleet, look(world, fleet)), *told]
+    except ProviderError as error:  # last: what was told before may be why
+        unseen = {"name": f"{fleet.provider.name}: servers", "ok": False, "detail": str(error), "fix": ""}
+        return [*told, unseen]
+
+
+def _seen(fleet: Fleet, found: Survey) -> list[Mapping[str, Any]]:
+    """What a plan's look says to a doctor."""
     ill = [server for server in found.servers if server.problem]
     checks: list[Mapping[str, Any]] = []
     if found.strangers:  # first: what they make of servers and pools is not to be mended, but to be known again
@@ -325,4 +344,4 @@ def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:
                 "fix": "" if ok else "bring members up, or lower min_healthy",
             }
         )
-    return [*checks, *(asdict(finding) for finding in world.traffic(fleet).examine())]
+    return checks

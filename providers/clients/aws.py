@@ -61,7 +61,7 @@ UNAUTHORIZED = EXPIRED | _codes(
 )
 ABSENT = _codes(  # besides all codes that end in .NotFound
     "InvocationDoesNotExist TargetGroupNotFound LoadBalancerNotFound NoSuchHostedZone NoSuchChange"
-    " InvalidInstanceId InvalidAMIID.Unavailable"
+    " InvalidInstanceId InvalidAMIID.Unavailable NoSuchResourceException"
 )
 GUARDED = _codes("OperationNotPermitted")
 GLOBAL = frozenset({"route53"})  # limited by account, whatever the region
@@ -158,9 +158,19 @@ class Aws:
                 return
 
     @cached_property
+    def _whoami(self) -> Mapping[str, str]:
+        told = self.read("sts", "get_caller_identity")
+        return {"account": str(told["Account"]), "arn": str(told["Arn"])}
+
+    @property
     def identity(self) -> str:
         """The number of the account that these credentials belong to, as AWS itself says."""
-        return str(self.read("sts", "get_caller_identity")["Account"])
+        return self._whoami["account"]
+
+    @property
+    def caller(self) -> str:
+        """The ARN of who these credentials are."""
+        return self._whoami["arn"]
 
     def right_account(self) -> None:
         """Raises `Unauthorized` if the settings name another account by its number than the credentials belong to."""

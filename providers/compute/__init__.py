@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from providers import Caps, Key
+from providers import Caps, Finding, Key
 
 ServerState = Literal["pending", "running", "stopping", "stopped", "terminated", "failed"]
 ImageState = Literal["pending", "available", "failed"]
@@ -81,6 +81,12 @@ class Compute(Protocol):
     def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:
         """Why some of these servers cannot be made anew in one of the sizes, one line each; the others are left out.
         Only looks. What it cannot see beforehand is `Refused` when it is made."""
+        ...
+
+    def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:
+        """What a doctor should say beyond each server: whose account this is, and whether it has room for these servers
+        to be made anew in the first of the sizes, `at_once` under way at a time. Changes nothing, and raises nothing
+        that it can tell as a finding."""
         ...
 
     def ensure_image(self, key: Key, *, source: str) -> Image:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from providers import Caps, Key
+from providers import Caps, Finding, Key
 from providers.clients.aws import SETTINGS, aws
 from providers.compute import Given, Image, ImageState, Server, ServerState, Size
+from providers.compute.aws_room import addresses_left, processors_left
 from providers.compute.aws_spec import (
     GIB,
     disk_of,
@@ -132,6 +133,25 @@ class AwsCompute:
                 if problems := [*self._obstacles(instance, sizes), *missing]:
                     found[instance["InstanceId"]] = problems
         return found
+
+    def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:
+        who = f"aws: {self._aws.lane}"
+        wanted = [id for id in dict.fromkeys(ids) if _INSTANCE.fullmatch(id)]
+        try:
+            self._aws.right_account()
+            there = Finding(name=who, ok=True, detail=f"account {self._aws.identity}, as {self._aws.caller}")
+            instances = [
+                instance
+                for start in range(0, len(wanted), BATCH)
+                for instance in self._instances("instance-id", wanted[start : start + BATCH])
+                if instance["State"]["Name"] in ("pending", "running")
+            ]
+            kind = self._type(sizes[0].type)["InstanceType"]
+            room = processors_left(self._aws, instances, kind, at_once, self._kinds)
+        except ProviderError as error:
+            fix = "`account`, `role`, `profile`: whose credentials the workers have, and what they may do"
+            return [Finding(name=who, ok=False, detail=str(error), fix=fix if isinstance(error, Unauthorized) else "")]
+        return [there, room, *addresses_left(self._aws, instances)]
 
     def _forbidden(self, instance: Raw, sizes: Sequence[Size]) -> list[str]:
         """What these credentials may not do to it, by AWS' own dry runs. Not asked: TerminateInstances, which is
@@ -465,6 +485,10 @@ class AwsCompute:
             raise Refused("aws needs the type of the new servers: write target: {size: {type: m7i.large, ...}}")
         self._load_types({name})
         return self._types[name]
+
+    def _kinds(self, names: set[str]) -> Mapping[str, Raw]:
+        self._load_types(names)
+        return self._types
 
     def _load_types(self, names: set[str]) -> None:
         unknown = sorted(names - set(self._types))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from providers import Caps, Key
+from providers import Caps, Finding, Key
 from providers.clients.local_host import BATCH, from_settings, size_body
 from providers.compute import Given, Image, Server, Size
 from providers.errors import NotFound
@@ -42,6 +42,9 @@ class LocalCompute:
 
     def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:  # noqa: ARG002
         return {}  # any server fits into any size that has its disk, which the plan compares
+
+    def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:  # noqa: ARG002
+        return ()  # no account, and no quota: disk and memory are the machine's own
 
     def ensure_image(self, key: Key, *, source: str) -> Image:
         body = {"name": key.name, "tags": _tags(key), "source": source}

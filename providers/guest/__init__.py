@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from providers import Caps
+from providers import Caps, Finding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,4 +52,9 @@ class Guest(Protocol):
         """Facts of those servers that answer, read-only, in one call per `caps.batch`. A server that does not
         answer (still booting, gone) is left out and harms no other. `paths` are looked at inside the server, and
         nothing outside it is ever read, whatever a path says."""
+        ...
+
+    def examine(self, ids: Sequence[str]) -> Sequence[Finding]:
+        """What a doctor should say of the way into these servers. Changes nothing, and raises nothing that it can tell
+        as a finding."""
         ...

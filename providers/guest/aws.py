@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from providers import Caps
+from providers import Caps, Finding
 from providers.clients.aws import SETTINGS, aws
-from providers.errors import NotFound
+from providers.errors import NotFound, ProviderError
 from providers.guest import Facts, PathFacts
 
 BATCH = 50  # ids that one SendCommand takes
@@ -66,16 +66,37 @@ class AwsGuest:
                 found |= self._ask(online, paths)
         return found
 
+    def examine(self, ids: Sequence[str]) -> Sequence[Finding]:
+        wanted = [id for id in dict.fromkeys(ids) if id.startswith("i-")]
+        name = "agents of Systems Manager"
+        told: dict[str, str] = {}
+        try:
+            for start in range(0, len(wanted), BATCH):
+                some = wanted[start : start + BATCH]
+                told |= {each["InstanceId"]: each["PingStatus"] for each in self._agents(some)}
+        except ProviderError as error:
+            return [Finding(name=name, ok=False, detail=str(error), fix="let these credentials ask for them")]
+        silent = [f"{id} was {told[id]}" for id in wanted if told.get(id, "Online") != "Online"]
+        strange = [id for id in wanted if id not in told]
+        if not silent and not strange:
+            return [Finding(name=name, ok=True, detail=f"{len(wanted)} are online")]
+        never = [f"{len(strange)} never registered ({', '.join(strange[:5])})"] if strange else []
+        fix = "install and start the agent, give the servers a role with AmazonSSMManagedInstanceCore, and a way to ssm"
+        return [Finding(name=name, ok=False, detail="; ".join([*never, *silent[:5]]), fix=fix)]
+
     def _online(self, ids: Sequence[str]) -> list[str]:
         """Those whose agent answers: SendCommand refuses all of them for one whose does not."""
-        told = self._aws.pages(
+        return [each["InstanceId"] for each in self._agents(ids) if each["PingStatus"] == "Online"]
+
+    def _agents(self, ids: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Of at most `BATCH`: who never had an agent is left out."""
+        return self._aws.pages(
             "ssm",
             "describe_instance_information",
             "InstanceInformationList",
             Filters=[{"Key": "InstanceIds", "Values": list(ids)}],
             MaxResults=BATCH,
         )
-        return [each["InstanceId"] for each in told if each["PingStatus"] == "Online"]
 
     def _ask(self, ids: Sequence[str], paths: Sequence[str]) -> dict[str, Facts]:
         asked = time.time()

@@ -137,6 +137,15 @@ def test_nothing_stands_in_the_way_of_a_server_that_can_be_made_anew(compute_wor
     assert compute_world.compute.obstacles([], sizes=sizes) == {}
 
 
+def test_what_a_doctor_looks_at_changes_nothing_and_is_well(compute_world: ComputeWorld, pair: Pair) -> None:
+    compute, sizes = compute_world.compute, [compute_world.size]
+    before = compute.servers([pair.old])
+    found = compute.examine([pair.old, ABSENT], sizes=sizes, at_once=1)
+    assert [each for each in found if not each.ok] == []
+    assert all(each.name and each.detail for each in found)
+    assert compute.servers([pair.old]) == before
+
+
 def test_an_image_of_a_server_that_is_not_there_is_not_found(compute_world: ComputeWorld) -> None:
     with pytest.raises(NotFound):
         compute_world.compute.ensure_image(new_key(), source=ABSENT)

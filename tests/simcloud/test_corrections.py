@@ -234,6 +234,52 @@ def a_quota_of_processors_holds(sim: Sim) -> None:
 
 
 @check
+def a_quota_of_processors_is_told(sim: Sim) -> None:
+    asked = {"ServiceCode": "ec2", "QuotaCode": "L-1216C47A"}
+    quotas = sim.client("service-quotas")
+    with refused("NoSuchResourceException"):  # nobody has changed it
+        quotas.get_service_quota(**asked)
+    assert quotas.get_aws_default_service_quota(**asked)["Quota"]["Value"] > 0
+    sim.cloud.ledgers.vcpus["123456789012", "eu-west-1"] = 3
+    assert quotas.get_service_quota(**asked)["Quota"]["Value"] == 3
+
+
+def free(sim: Sim) -> int:
+    told = sim.client("ec2").describe_subnets(SubnetIds=[sim.network.subnets[sim.zone]])
+    return int(told["Subnets"][0]["AvailableIpAddressCount"])
+
+
+@check
+def an_address_is_taken_until_its_instance_is_terminated(sim: Sim) -> None:
+    before = free(sim)
+    nic = {"DeviceIndex": 0, "SubnetId": sim.network.subnets[sim.zone]}
+    id = sim.running(NetworkInterfaces=[nic])
+    sim.client("ec2").stop_instances(InstanceIds=[id])
+    sim.until(lambda: sim.instance(id)["State"]["Name"] == "stopped")
+    assert free(sim) == before - 1
+    sim.client("ec2").terminate_instances(InstanceIds=[id])
+    assert free(sim) == before
+
+
+@check
+def a_subnet_without_free_addresses_says_so(sim: Sim) -> None:
+    vpc = sim.client("ec2").describe_subnets(SubnetIds=[sim.network.subnets[sim.zone]])["Subnets"][0]["VpcId"]
+    made = sim.client("ec2").create_subnet(VpcId=vpc, CidrBlock="127.66.255.0/28", AvailabilityZone=sim.zone)
+    subnet = made["Subnet"]["SubnetId"]
+    assert made["Subnet"]["AvailableIpAddressCount"] == 11
+    sim.launch(SubnetId=subnet, MinCount=11, MaxCount=11)
+    with refused("InsufficientFreeAddressesInSubnet"):
+        sim.launch(SubnetId=subnet)
+
+
+@check
+def an_agent_that_never_was_is_not_told_of(sim: Sim) -> None:
+    ssm = sim.client("ssm")
+    filters = [{"Key": "InstanceIds", "Values": [sim.running()]}]
+    assert ssm.describe_instance_information(Filters=filters, MaxResults=50)["InstanceInformationList"] == []
+
+
+@check
 def a_new_id_is_not_found_for_a_while(sim: Sim) -> None:
     sim.cloud.timings.lag = 30
     id = sim.launch()
