@@ -16,12 +16,11 @@ NEWEST = 30  # rollouts that are looked at, beside all that are open and the new
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """What the file of a rollout's plan says of where its servers are, and of how users reach them."""
+    """What the file of a rollout's plan says of where its servers are, and of how users reach them: for each place the
+    fleet that is there, the world and the traffic."""
 
     plan: str
-    fleet: Fleet
-    world: str
-    traffic: str
+    places: tuple[tuple[Fleet, str, str], ...]
 
 
 def lanes(store: Store, known: dict[str, Reach]) -> Mapping[str, tuple[Fleet, ...]]:
@@ -43,7 +42,8 @@ def lanes(store: Store, known: dict[str, Reach]) -> Mapping[str, tuple[Fleet, ..
     known.update(read)
     found: dict[str, dict[str, dict[str, Fleet]]] = {}
     for reach in read.values():
-        found.setdefault(reach.fleet.lane, {}).setdefault(reach.world, {}).setdefault(reach.traffic, reach.fleet)
+        for fleet, world, traffic in reach.places:
+            found.setdefault(fleet.lane, {}).setdefault(world, {}).setdefault(traffic, fleet)
     return {
         lane if len(worlds) == 1 else f"{lane}@{world}": tuple(fleets.values())
         for lane, worlds in found.items()
@@ -60,12 +60,12 @@ def _reach(store: Store, rollout: str) -> Reach | None:
         fleet = Fleet.model_validate_json(json.dumps(spec["plan"]["fleet"]))
     except (UnsafeStore, ValueError, KeyError, TypeError):
         return None
-    return Reach(plan=plan, fleet=fleet, world=where(fleet), traffic=_traffic(fleet))
+    return Reach(plan=plan, places=tuple((at, where(at), _traffic(at)) for at in fleet.places))
 
 
 def where(fleet: Fleet) -> str:
-    """What stands for the world in which this fleet's servers are: the same for whoever asks there with the same
-    settings."""
+    """What stands for the world in which this fleet's servers are, all of them in one place: the same for whoever asks
+    there with the same settings."""
     settings = json.dumps(fleet.canonical()["provider"]["settings"], sort_keys=True)
     return hashlib.sha256(f"{fleet.lane} {settings}".encode()).hexdigest()[:8]
 
@@ -75,5 +75,6 @@ def _traffic(fleet: Fleet) -> str:
 
 
 def remember(store: Store, fleet: Fleet, rollout: str) -> None:
-    """That world, with those balancers, is searched from now on, however old this rollout becomes."""
-    store.put_world(f"{where(fleet)}:{hashlib.sha256(_traffic(fleet).encode()).hexdigest()[:8]}", rollout)
+    """Its worlds, with those balancers, are searched from now on, however old this rollout becomes."""
+    for at in fleet.places:
+        store.put_world(f"{where(at)}:{hashlib.sha256(_traffic(at).encode()).hexdigest()[:8]}", rollout)

@@ -50,12 +50,17 @@ def _locks(store: Store, rollout: str, rows: Sequence[Row]) -> list[str]:
     spec = store.document("spec", rollout)
     if spec is None:
         return []
-    where = spec["plan"]["fleet"]["provider"]
-    lane = f"{where['name']}/{where['account']}/{where['region']}"
-    ids = [server["id"] for server in spec["plan"]["survey"]["servers"]]
+    fleet = spec["plan"]["fleet"]
+    where = fleet["provider"]
+    lanes = {
+        server["name"]: f"{where['name']}/{server.get('account') or where['account']}"
+        f"/{server.get('region') or where['region']}"
+        for server in fleet["servers"]
+    }
+    ids = [(server["name"], server["id"]) for server in spec["plan"]["survey"]["servers"]]
     ids += [
-        row.upgrade.results["provision"]["server"]
+        (row.upgrade.server, row.upgrade.results["provision"]["server"])
         for row in rows
         if row.upgrade.state not in ("failed", "rolled_back") and row.upgrade.results.get("provision", {}).get("server")
     ]
-    return [f"{lane}/{id}" for id in dict.fromkeys(ids)]
+    return [f"{lanes[server]}/{id}" for server, id in dict.fromkeys(ids) if server in lanes]

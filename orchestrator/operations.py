@@ -238,7 +238,6 @@ def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") 
         for wave, names in enumerate(plan.waves)
         for name in names
     ]
-    locks = {f"{fleet.lane}/{fleet.id_of(server)}": server.name for server in fleet.servers}
     # The spec first: whoever finds the rollout finds what it is about.
     mine = store.put_document("spec", rollout.id, {"plan": asdict(plan)})
     if not mine and (there := store.rollout(rollout.id)) is not None:
@@ -250,7 +249,7 @@ def create(store: Store, fleet: Fleet, plan: Plan, *, actor: str, id: str = "") 
             next="take another --id",
         )
     try:
-        made = store.create(rollout, upgrades, locks=locks)
+        made = store.create(rollout, upgrades, locks=fleet.locks)
     except (Locked, BadInput):  # nothing has come of it, and nothing will
         if mine:
             store.forget_document("spec", rollout.id)
@@ -328,8 +327,9 @@ def rebuild(
             next=next,
         )
     _refuse_known(store, found.rollout)
-    locks = {f"{fleet.lane}/{fleet.id_of(server)}": server.name for server in fleet.servers}
-    locks |= {f"{fleet.lane}/{position.new}": position.upgrade.server for position in found.positions if position.new}
+    lanes = {server.name: at.lane for at in fleet.places for server in at.servers}
+    names = {position.upgrade.server: position.new for position in found.positions if position.new}
+    locks = {**fleet.locks, **{f"{lanes[server]}/{new}": server for server, new in names.items()}}
     for lock, server in locks.items():
         if (owner := store.owner_of(lock)) is not None:
             raise Locked(f"{server} belongs to rollout {owner}", next=f"changeover show {owner}")

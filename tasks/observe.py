@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from orchestrator import dispatch
+from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.upgrade import Looked, Observe, Seen
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.secrets import shortened
@@ -21,7 +22,7 @@ from orchestrator.store import Row
 from providers.errors import ProviderError, Throttled
 from tasks.poll_readiness import paths
 from tasks.step import Step, next_look
-from tasks.world import Spec, World
+from tasks.world import World
 
 log = structlog.get_logger()
 AT_ONCE = 1000  # rows one message looks at
@@ -45,9 +46,12 @@ def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> M
         except (NotFound, UnsafeStore) as error:  # Redis has lost it, or somebody has edited it
             log.warning("a look failed", rollout=rollout, error=str(error))
             continue
-        for batch in _batches(list(group), world.compute(spec.fleet).caps.batch):
+        asked = list(group)
+        # Servers and images of one lane are in one place; pools of one balancer may have their servers in several.
+        fleet = spec.fleet if kind in PAIRED else spec.at(asked[0].upgrade.server)
+        for batch in _batches(asked, world.compute(fleet).caps.batch):
             calls += 1
-            woken += _look(world, steps, spec, kind, batch, again)
+            woken += _look(world, steps, fleet, kind, batch, again)
     world.store.look_again(lane, again)
     return {"asked": len(rows), "calls": calls, "woken": woken}
 
@@ -83,7 +87,7 @@ def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
 def _look(
     world: World,
     steps: Mapping[str, Step],
-    spec: Spec,
+    fleet: Fleet,
     kind: str,
     batch: Sequence[Row],
     again: dict[tuple[str, str], float],
@@ -91,7 +95,7 @@ def _look(
     """How many were woken. Those of which nothing new was seen are put into `again`, with their next look's time."""
     ids = [id for row in batch for id in _observe(row).ids]
     try:
-        answers: Answers = ASK[kind](world, spec, ids)
+        answers: Answers = ASK[kind](world, fleet, ids)
     except Exception as error:  # whatever it was: the other rollouts of this lane are to be looked at as well
         expected = isinstance(error, ProviderError)
         log.warning("a look failed", kind=kind, servers=len(batch), error=repr(error), exc_info=not expected)
@@ -158,30 +162,30 @@ def _keys(observe: Observe) -> tuple[str, ...]:
     return observe.ids
 
 
-def _servers(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
-    return {id: asdict(server) for id, server in world.compute(spec.fleet).servers(ids).items()}
+def _servers(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
+    return {id: asdict(server) for id, server in world.compute(fleet).servers(ids).items()}
 
 
-def _images(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
-    return {id: asdict(image) for id, image in world.compute(spec.fleet).images(ids).items()}
+def _images(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
+    return {id: asdict(image) for id, image in world.compute(fleet).images(ids).items()}
 
 
-def _guests(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
-    found = world.guest(spec.fleet).facts(ids, paths=paths(spec.fleet))
+def _guests(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
+    found = world.guest(fleet).facts(ids, paths=paths(fleet))
     return {id: asdict(facts) for id, facts in found.items()}
 
 
-def _proven(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
-    views = world.traffic(spec.fleet).proven(list(zip(ids[::2], ids[1::2], strict=True)))
+def _proven(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
+    views = world.traffic(fleet).proven(list(zip(ids[::2], ids[1::2], strict=True)))
     return {f"{pool}/{name}": asdict(view) for (pool, name), view in views.items()}
 
 
-def _idle(world: World, spec: Spec, ids: Sequence[str]) -> Answers:
-    views = world.traffic(spec.fleet).idle(list(zip(ids[::2], ids[1::2], strict=True)))
+def _idle(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
+    views = world.traffic(fleet).idle(list(zip(ids[::2], ids[1::2], strict=True)))
     return {f"{pool}/{name}": asdict(view) for (pool, name), view in views.items()}
 
 
-ASK: Mapping[str, Callable[[World, Spec, Sequence[str]], Answers]] = {
+ASK: Mapping[str, Callable[[World, Fleet, Sequence[str]], Answers]] = {
     "server": _servers,
     "image": _images,
     "guest": _guests,

@@ -64,7 +64,7 @@ class _Known:
     def may_be_at(self, id: str, place: str) -> bool:
         """Whether this rollout's servers are in that world, as far as can be told."""
         try:
-            return where(self.world.spec(id).fleet) == place
+            return any(where(at) == place for at in self.world.spec(id).fleet.places)
         except ChangeoverError:
             return True
 
@@ -154,7 +154,7 @@ def _judged(thing: Thing, known: _Known, kept: Collection[tuple[str, str]]) -> T
     if rollout is None:
         return thing
     try:
-        return replace(thing, doubt=doubt(thing, known.world.spec(thing.rollout).fleet, upgrade))
+        return replace(thing, doubt=doubt(thing, known.world.spec(thing.rollout).at(thing.server), upgrade))
     except ChangeoverError as error:
         return replace(thing, unsure=str(error))
 
@@ -207,14 +207,23 @@ def _settle_ledgers(world: World, place: str, things: Sequence[Thing], known: _K
     names = {thing.name for thing in things}
     for id in [id for id, rollout in known.rollouts.items() if rollout is not None]:
         with suppress(ChangeoverError):
-            if where(world.spec(id).fleet) != place:
+            here = _servers_of(world, id, place)
+            if not here:
                 continue
-            items = _given_up(world, id, known.ledgers[id], names) + _added(world, id, known.ledgers[id], there)
+            mine = {id: thing for id, thing in there.items() if thing.server in here}
+            ledger = known.ledgers[id]
+            items = _given_up(world, id, [i for i in ledger if i.server in here], names)
+            items += _added(world, id, ledger, mine)
             if items:
                 world.store.put_ledger(id, items)
                 told = [f"{item.kind} {item.id or item.key} {item.state}" for item in items]
                 world.store.note(id, Entry(event="LedgerSettled", actor=world.worker, detail={"items": told}))
                 known.ledgers[id] = world.store.ledger(id)
+
+
+def _servers_of(world: World, rollout: str, place: str) -> set[str]:
+    """The names of a rollout's servers in that world."""
+    return {server.name for at in world.spec(rollout).fleet.places if where(at) == place for server in at.servers}
 
 
 def _given_up(world: World, rollout: str, ledger: Sequence[LedgerItem], names: set[str]) -> list[LedgerItem]:
@@ -289,9 +298,9 @@ def _strike(world: World, fleets: Sequence[Fleet], done: list[str]) -> None:
     store, compute = world.store, world.compute(fleets[0])
     for id in {rollout.id: None for rollout in (*store.open_rollouts(), *store.rollouts()[:NEWEST])}:
         with suppress(ChangeoverError):
-            if where(world.spec(id).fleet) != where(fleets[0]):
-                continue
-            left = [i for i in store.ledger(id) if i.id and i.until is None and i.state in ("quarantined", "retained")]
+            here = _servers_of(world, id, where(fleets[0]))
+            ledger = [item for item in store.ledger(id) if item.server in here] if here else []
+            left = [i for i in ledger if i.id and i.until is None and i.state in ("quarantined", "retained")]
             rows = {row.upgrade.server: row.upgrade for row in store.rows(id, {item.server for item in left})}
             left = [item for item in left if item.server in rows and rows[item.server].settled]
             if not left:

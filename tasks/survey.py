@@ -13,6 +13,7 @@ from orchestrator.domain.rebuild import Findings, Found, Place
 from orchestrator.domain.settlement import SeenMember, SeenThing, Whereabouts
 from orchestrator.domain.upgrade import Side
 from orchestrator.errors import UnsafeStore
+from providers import Finding
 from providers.compute import Image, Server, Size
 from providers.errors import ProviderError
 from providers.guest import Facts
@@ -42,10 +43,14 @@ def findings(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping
 
 
 def read(world: World, fleet: Fleet) -> Findings:
-    compute, traffic = world.compute(fleet), world.traffic(fleet)
+    traffic = world.traffic(fleet)
     old: dict[str, Server] = {}
-    for batch in _batched([fleet.id_of(server) for server in fleet.servers]):
-        old |= compute.servers(batch)
+    marked: list[Found] = []
+    for at in fleet.places:
+        compute = world.compute(at)
+        for batch in _batched([at.id_of(server) for server in at.servers]):
+            old |= compute.servers(batch)
+        marked += [_found(thing) for thing in compute.inventory({keys.MANAGED: "1"})]
     places: list[Place] = []
     unread: list[str] = []
     for pool in sorted(fleet.traffic.pools):
@@ -58,7 +63,7 @@ def read(world: World, fleet: Fleet) -> Findings:
             unread.append(f"{pool}: {error}")
     return Findings(
         survey=look(world, fleet),
-        marked=tuple(_found(thing) for thing in compute.inventory({keys.MANAGED: "1"})),
+        marked=tuple(marked),
         old=tuple(_found(server) for server in old.values()),
         places=tuple(places),
         unread=tuple(unread),
@@ -93,7 +98,8 @@ def whereabouts(world: World, *, request: str, rollout: str, server: str) -> Map
 
 def find(world: World, rollout: str, server: str) -> Whereabouts:
     spec = world.spec(rollout)
-    compute, traffic, old = world.compute(spec.fleet), world.traffic(spec.fleet), spec.plan.server(server)
+    fleet, old = spec.at(server), spec.plan.server(server)
+    compute, traffic = world.compute(fleet), world.traffic(fleet)
     row = world.store.row(rollout, server)
     lives = row.upgrade.life if row is not None else 1
     names = {(seat.pool, seat.name): "old" for seat in old.seats}
@@ -137,17 +143,26 @@ def _answer(world: World, kind: str, request: str, make: Any) -> Mapping[str, An
 
 def look(world: World, fleet: Fleet) -> Survey:
     """How the world is now, for these servers and pools. Raises `ProviderError` when it cannot be read."""
-    compute, guest, traffic = world.compute(fleet), world.guest(fleet), world.traffic(fleet)
-    ids = [fleet.id_of(server) for server in fleet.servers]
-    servers: dict[str, Server] = {}
-    facts: dict[str, Facts] = {}
-    obstacles: dict[str, Sequence[str]] = {}
-    sizes = _sizes(fleet)
-    for batch in _batched(ids):
-        servers |= compute.servers(batch)
-        obstacles |= compute.obstacles(batch, sizes=sizes)
-        running = [id for id in batch if id in servers and servers[id].state == "running"]
-        facts |= guest.facts(running, paths=paths(fleet))
+    pools, members = _pools(world, fleet)
+    found: dict[str, FoundServer] = {}
+    notes: list[str] = list(world.traffic(fleet).caps.notes)
+    strangers: list[str] = []
+    for at in fleet.places:
+        found |= _servers(world, at, members)
+        compute = world.compute(at)
+        notes += [note for note in compute.caps.notes if note not in notes]
+        strangers += _strangers(world, at, compute.inventory({keys.MANAGED: "1"}))
+    return Survey(
+        at=world.store.now(),
+        servers=tuple(found[server.name] for server in fleet.servers),
+        pools=tuple(pools),
+        caveats=tuple(notes),
+        strangers=tuple(strangers),
+    )
+
+
+def _pools(world: World, fleet: Fleet) -> tuple[list[FoundPool], Mapping[str, Sequence[MemberView]]]:
+    traffic = world.traffic(fleet)
     pools: list[FoundPool] = []
     members: dict[str, Sequence[MemberView]] = {}
     for pool in sorted(fleet.traffic.pools):
@@ -159,26 +174,36 @@ def look(world: World, fleet: Fleet) -> Survey:
         except ProviderError as error:
             members[pool] = ()
             pools.append(FoundPool(pool=pool, lane="", serving=0, problem=str(error)))
-    elsewhere = _elsewhere(traffic, sorted(server.address for server in servers.values() if server.address))
-    found = tuple(
-        _server(
+    return pools, members
+
+
+def _servers(world: World, fleet: Fleet, members: Mapping[str, Sequence[MemberView]]) -> dict[str, FoundServer]:
+    """By name, of a fleet in one place."""
+    compute, guest = world.compute(fleet), world.guest(fleet)
+    servers: dict[str, Server] = {}
+    facts: dict[str, Facts] = {}
+    obstacles: dict[str, Sequence[str]] = {}
+    sizes = _sizes(fleet)
+    for batch in _batched([fleet.id_of(server) for server in fleet.servers]):
+        servers |= compute.servers(batch)
+        obstacles |= compute.obstacles(batch, sizes=sizes)
+        running = [id for id in batch if id in servers and servers[id].state == "running"]
+        facts |= guest.facts(running, paths=paths(fleet))
+    addresses = sorted(server.address for server in servers.values() if server.address)
+    elsewhere = _elsewhere(world.traffic(fleet), addresses)
+    there = {pool: members[pool] for pool in fleet.traffic.pools}  # another place may use the same addresses
+    return {
+        spec.name: _server(
             spec,
             fleet,
             servers.get(fleet.id_of(spec)),
             facts.get(fleet.id_of(spec)),
-            members,
+            there,
             obstacles.get(fleet.id_of(spec), ()),
             elsewhere,
         )
         for spec in fleet.servers
-    )
-    return Survey(
-        at=world.store.now(),
-        servers=found,
-        pools=tuple(pools),
-        caveats=(*compute.caps.notes, *traffic.caps.notes),
-        strangers=tuple(_strangers(world, fleet, compute.inventory({keys.MANAGED: "1"}))),
-    )
+    }
 
 
 def _sizes(fleet: Fleet) -> list[Size]:
@@ -304,12 +329,12 @@ def _not_its_own(
 
 def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:
     """A doctor's checks: name, ok, detail, and how to mend it."""
-    ids = [fleet.id_of(server) for server in fleet.servers]
-    beyond = [
-        *world.compute(fleet).examine(ids, sizes=_sizes(fleet), at_once=fleet.rollout.max_in_flight),
-        *world.guest(fleet).examine(ids),
-        *world.traffic(fleet).examine(),
-    ]
+    beyond: list[Finding] = []
+    for at in fleet.places:
+        ids = [at.id_of(server) for server in at.servers]
+        beyond += world.compute(at).examine(ids, sizes=_sizes(at), at_once=at.rollout.max_in_flight)
+        beyond += world.guest(at).examine(ids)
+    beyond += world.traffic(fleet).examine()
     told = [asdict(finding) for finding in beyond]
     try:
         return [*_seen(fleet, look(world, fleet)), *told]

@@ -36,6 +36,7 @@ from providers.guest import Guest
 from providers.probe import Probe
 from providers.traffic import Traffic
 from tasks.gathering import Gathering, Looks
+from tasks.switches import Switches
 
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
 
@@ -176,8 +177,16 @@ class World:
         if known is None or known[0] is not fleet:
             if len(self._found) >= MANY:
                 self._found.clear()
-            known = self._found[role, id(fleet)] = (fleet, self._shared(role, *ASKED[role](fleet)))
+            asked = ASKED[role](fleet)
+            made = [self._shared(role, name, settings) for name, settings in asked]
+            known = self._found[role, id(fleet)] = (fleet, made[0] if len(made) == 1 else self._switches(made, asked))
         return known[1]
+
+    @staticmethod
+    def _switches(made: Sequence[Traffic], asked: Sequence[tuple[str, Mapping[str, Any]]]) -> Switches:
+        return Switches(
+            {pool: each for each, (_, settings) in zip(made, asked, strict=True) for pool in settings["pools"]}
+        )
 
     def _shared(self, role: Role, name: str, settings: Mapping[str, Any]) -> Any:
         """One of a kind, account and process: clients keep their connections, and threads share them."""
@@ -190,31 +199,62 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
+    """`fleet` is the whole file; a single server is asked after in its own place of it (`at`)."""
+
     plan: Plan
     fleet: Fleet
+
+    def at(self, server: str) -> Fleet:
+        """The fleet where that server is. One that is in no place (somebody has edited the record) is asked for where
+        the provider of the file is."""
+        return self._places.get(server, self.fleet)
+
+    @cached_property
+    def _places(self) -> Mapping[str, Fleet]:
+        return {server.name: place for place in self.fleet.places for server in place.servers}
 
 
 def _lane_settings(fleet: Fleet) -> Mapping[str, Any]:
     """The provider's settings, with account and region where the file names them."""
     where = {"account": fleet.provider.account, "region": fleet.provider.region}
-    return {**{name: value for name, value in where.items() if value != "default"}, **fleet.provider.settings}
+    said = {name: value for name, value in where.items() if value != "default"}
+    return {**said, **_filled(fleet.provider.settings, where)}
 
 
-def _traffic_settings(fleet: Fleet) -> Mapping[str, Any]:
-    pools = {name: {"backend": pool.backend or name, "port": pool.port} for name, pool in fleet.traffic.pools.items()}
-    return {**fleet.traffic.settings, "pools": pools}
+def _filled(settings: Mapping[str, str | int], where: Mapping[str, str]) -> Mapping[str, str | int]:
+    """The same role has another name in each account: `{account}` and `{region}` stand for where it is."""
+    filled = dict(settings)
+    for name, value in settings.items():
+        if isinstance(value, str):
+            filled[name] = value.replace("{account}", where["account"]).replace("{region}", where["region"])
+    return filled
+
+
+def _switches(fleet: Fleet) -> list[tuple[str, Mapping[str, Any]]]:
+    """The traffic switch of the file, with its pools; one for each account and region that pools name."""
+    asked: list[tuple[str, Mapping[str, Any]]] = []
+    for place in dict.fromkeys(pool.place for pool in fleet.traffic.pools.values()):
+        pools = {
+            name: {"backend": pool.backend or name, "port": pool.port}
+            for name, pool in fleet.traffic.pools.items()
+            if pool.place == place
+        }
+        said = {what: value for what, value in zip(("account", "region"), place, strict=True) if value is not None}
+        where = {"account": fleet.provider.account, "region": fleet.provider.region, **said}
+        asked.append((fleet.traffic.provider, {**_filled(fleet.traffic.settings, where), **said, "pools": pools}))
+    return asked
 
 
 def _probe_settings(fleet: Fleet) -> Mapping[str, Any]:
     return {**fleet.provider.settings, "ports": sorted({pool.port for pool in fleet.traffic.pools.values()})}
 
 
-# The name of the provider that a fleet asks for in each role, and its settings.
-ASKED: Mapping[Role, Callable[[Fleet], tuple[str, Mapping[str, Any]]]] = {
-    "compute": lambda fleet: (fleet.provider.name, _lane_settings(fleet)),
-    "guest": lambda fleet: (fleet.provider.guest or fleet.provider.name, _lane_settings(fleet)),
-    "traffic": lambda fleet: (fleet.traffic.provider, _traffic_settings(fleet)),
-    "probe": lambda fleet: (fleet.checks.smoke.probe, _probe_settings(fleet)),
+# The name of the provider that a fleet asks for in each role, and its settings. Of traffic there may be several.
+ASKED: Mapping[Role, Callable[[Fleet], Sequence[tuple[str, Mapping[str, Any]]]]] = {
+    "compute": lambda fleet: [(fleet.provider.name, _lane_settings(fleet))],
+    "guest": lambda fleet: [(fleet.provider.guest or fleet.provider.name, _lane_settings(fleet))],
+    "traffic": _switches,
+    "probe": lambda fleet: [(fleet.checks.smoke.probe, _probe_settings(fleet))],
 }
 
 
@@ -259,7 +299,8 @@ class Turn:
 
     @property
     def fleet(self) -> Fleet:
-        return self.spec.fleet
+        """As far as it is where this server is."""
+        return self.spec.at(self.claim.server)
 
     @cached_property
     def server(self) -> FoundServer:

@@ -10,7 +10,17 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from orchestrator.domain.rollout import wave_sizes
 from orchestrator.domain.steps import STEPS
@@ -93,7 +103,8 @@ class Model(BaseModel):
 
 
 class Provider(Model):
-    """Where the servers live. `settings` go to the provider as they are; secrets in them are references."""
+    """Where the servers live, but for those that name another account or region themselves. `settings` go to the
+    provider, `{account}` and `{region}` in them replaced by those meant; secrets in them are references."""
 
     name: Word
     account: Word = "default"
@@ -120,7 +131,24 @@ class Target(Model):
         return (self.size, *self.fallback)
 
 
-class FleetServer(Model):
+class _Placed(Model):
+    """What may be in another account or region than the rest of the fleet."""
+
+    account: Word | None = None
+    region: Word | None = None
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A file that says neither is kept in the words that it has: they are part of a plan's hash."""
+        told: dict[str, Any] = handler(self)
+        return {key: value for key, value in told.items() if value is not None or key not in ("account", "region")}
+
+    @property
+    def place(self) -> tuple[str | None, str | None]:
+        return self.account, self.region
+
+
+class FleetServer(_Placed):
     """`id` is the provider's own; the name if left out. `domain` names the failure domain (rack, zone)."""
 
     name: Name
@@ -129,7 +157,7 @@ class FleetServer(Model):
     pools: tuple[Word, ...] = Field(min_length=1, max_length=20)
 
 
-class Pool(Model):
+class Pool(_Placed):
     """`port` is the server's own in this pool. At least `min_healthy` others stay in rotation at any moment."""
 
     port: Port
@@ -319,8 +347,35 @@ class Fleet(Model):
 
     @property
     def lane(self) -> str:
-        """(provider, account, region): the unit of rate limits and of batched looks at servers and images."""
+        """(provider, account, region): the unit of rate limits and of batched looks at servers and images. Of a fleet
+        that is in several places each of `places` has its own."""
         return f"{self.provider.name}/{self.provider.account}/{self.provider.region}"
+
+    @property
+    def places(self) -> tuple[Fleet, ...]:
+        """This fleet, account by account and region by region: each with the servers that are there and the pools that
+        these are in. Only itself, if all are where its provider is."""
+        named = dict.fromkeys(self._where(server) for server in self.servers)
+        if list(named) == [(self.provider.account, self.provider.region)]:
+            return (self,)
+        return tuple(self._at(account, region) for account, region in named)
+
+    def _where(self, server: FleetServer) -> tuple[str, str]:
+        account, region = server.place
+        return account or self.provider.account, region or self.provider.region
+
+    def _at(self, account: str, region: str) -> Fleet:
+        there = tuple(server for server in self.servers if self._where(server) == (account, region))
+        used = {pool for server in there for pool in server.pools}
+        provider = self.provider.model_copy(update={"account": account, "region": region})
+        pools = {name: pool for name, pool in self.traffic.pools.items() if name in used}
+        traffic = self.traffic.model_copy(update={"pools": pools})
+        return self.model_copy(update={"provider": provider, "traffic": traffic, "servers": there})
+
+    @property
+    def locks(self) -> Mapping[str, str]:
+        """What is held of each server, so that nobody else replaces it, and the server's name."""
+        return {f"{at.lane}/{at.id_of(server)}": server.name for at in self.places for server in at.servers}
 
     def canonical(self) -> Any:
         """As plain JSON data, to be hashed and stored; it reads back as the same fleet."""

@@ -151,10 +151,11 @@ def rebuild(fleet: Fleet, findings: Findings, *, rollout: str, now: float, witho
         for wave, group in enumerate(split([s.name for s in fleet.servers], fleet.rollout.waves))
         for name in group
     }
+    at = {server.name: place for place in fleet.places for server in place.servers}
     for server in fleet.servers:
         mine = [thing for thing in marked if thing.rollout == id and thing.server == server.name]
         try:
-            positions.append(_Server(fleet, findings, id, server, waves[server.name], mine, now).position())
+            positions.append(_Server(at[server.name], findings, id, server, waves[server.name], mine, now).position())
         except _Unclear as why:
             refusals.append(f"{server.name}: {why}")
     survey = replace(findings.survey, servers=tuple(position.old for position in positions), strangers=())
@@ -196,10 +197,10 @@ class _Server:
         self.image = self.images[-1] if self.images else None
         self.intents = [self._intent(thing) for thing in (*self.images, *self.servers)]
         self.pools = seats_of(server, fleet)
-        self.places = findings.places
+        self.places = [place for place in findings.places if place.pool in fleet.traffic.pools]  # of where it is
         self.a = self._seats(self.old.address if self.old else "")
         self.b = self._seats(self.new.address if self.new else "")
-        elsewhere = {p.pool for p in findings.places if self.new and p.address == self.new.address} - {
+        elsewhere = {p.pool for p in self.places if self.new and p.address == self.new.address} - {
             p for p, _ in self.pools
         }
         if elsewhere:

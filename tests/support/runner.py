@@ -145,7 +145,7 @@ class Runner:
             for wave, names in enumerate(plan.waves)
             for name in names
         ]
-        self.store.create(rollout, upgrades, locks={f"{self.fleet.lane}/{u.server}": u.server for u in upgrades})
+        self.store.create(rollout, upgrades, locks=self.fleet.locks)
 
     # -- moving ---------------------------------------------------------------------------------------------------
 
