@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from kombu.exceptions import OperationalError
 
-from orchestrator import dispatch
+from orchestrator import dispatch, garbage
 from orchestrator.dispatch import Sender
 from orchestrator.domain.membership import look_every
 from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide, may_begin
@@ -337,6 +337,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         monotonic=time.monotonic,
         grace=settings.grace,
     )
+    garbage.settle()
     cursor, checked, away = "$", False, ""
     while not stop.is_set():
         began = time.monotonic()

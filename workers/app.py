@@ -11,7 +11,7 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 from celery.worker.control import Panel
 
-from orchestrator import logs
+from orchestrator import garbage, logs
 from orchestrator.addresses import parse
 from orchestrator.messaging import make_app, queue_length
 from orchestrator.settings import Settings
@@ -65,6 +65,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     worker.install_platform_tweaks = lambda _worker: lifecycle.handle_signals()
     lifecycle.watch()
     watchdog.watch()
+    garbage.settle()
     worker.start()
     lifecycle.ended()
     return int(worker.exitcode or os.EX_OK)
