@@ -231,7 +231,8 @@ def test_a_dry_run_that_would_succeed_is_success() -> None:
 
 def test_the_account_that_was_named_is_the_only_one_that_is_touched() -> None:
     def answer(_: Mapping[str, str]) -> Answer:
-        whole = "<GetCallerIdentityResult><Account>111111111111</Account></GetCallerIdentityResult>"
+        who = "<Arn>arn:aws:iam::111111111111:user/ops</Arn><Account>111111111111</Account>"
+        whole = f"<GetCallerIdentityResult>{who}</GetCallerIdentityResult>"
         return 200, f"<GetCallerIdentityResponse>{whole}</GetCallerIdentityResponse>"
 
     with serving(answer) as server:
