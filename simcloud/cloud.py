@@ -30,7 +30,8 @@ class Timings:
     """How long things take, in seconds. `lag`: for so long after it was made an id is not found.
     `agent`: from running until the agent of Systems Manager is online. `change`: a change of record sets itself, and
     `spread`: until every name server knows of it (INSYNC; Route 53 says 60 in general). `registering`: until a balancer
-    asks a target for the first time; `health`: between two checks of it; `propagation`: until it does as it is told."""
+    asks a target for the first time; `health`: between two checks of it; `propagation`: until it does as it is told.
+    `stack`: what each resource of a stack takes, beside its own time."""
 
     image: float = 0.1
     pending: float = 0.05
@@ -44,6 +45,7 @@ class Timings:
     registering: float = 0.05
     health: float = 0.05
     propagation: float = 0.05
+    stack: float = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,7 @@ class SimCloud:
         os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
         from moto.moto_api._internal.models import moto_api_backend
 
+        from simcloud.cloudformation import Stacks
         from simcloud.elbv2 import Groups
         from simcloud.wire import serve
 
@@ -106,6 +109,7 @@ class SimCloud:
         self.machines = Machines(self._under("machines"), port=port) if machines else None
         self.disks = self._under("disks")
         self.groups = Groups(self)
+        self.stacks = Stacks()
         self.balancers: Balancers | None = None
         self._claims: list[socket.socket] = []
         if corrected:
@@ -196,10 +200,12 @@ class SimCloud:
                 "volume": backend.volumes,
                 "address": {each.allocation_id: each for each in backend.addresses},
             }
-            return {
+            self.stacks.advance()
+            told: dict[str, Mapping[str, Any]] = {
                 kind: {id: {tag["key"]: tag["value"] for tag in thing.get_tags()} for id, thing in table.items()}
                 for kind, table in tables.items()
             }
+            return {**told, "stack": {each.name: each.tags for each in self.stacks.there(account, region)}}
 
     def revoke_credentials(self) -> None:
         """All credentials of roles that were given out so far are expired from now on."""

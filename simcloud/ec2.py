@@ -243,14 +243,13 @@ class CorrectedEC2(EC2Response):
                     "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
                 )
             return ActionResult(backend.reservations[reservation])
-        made = self._launch(token)
+        made = self.launch(token, self.params)
         if token:
             cloud.ledgers.tokens[place] = (fingerprint, made.id)
         return ActionResult(made)
 
-    def _launch(self, token: str | None) -> Any:
+    def launch(self, token: str | None, wanted: Mapping[str, Any]) -> Any:
         backend, cloud = self.ec2_backend, self.cloud
-        wanted: Mapping[str, Any] = self.params
         kind, image_id = str(wanted.get("InstanceType", "m1.small")), str(wanted.get("ImageId", ""))
         image = backend.amis.get(image_id)
         if image is None or not cloud.visible(image_id):
@@ -573,6 +572,14 @@ class CorrectedEC2(EC2Response):
         start = int(self._get_param("NextToken") or 0)
         end = start + min(int(self._get_param("MaxResults") or self.cloud.page), self.cloud.page)
         return found[start:end], str(end) if end < len(found) else None
+
+
+def launch_for(cloud: SimCloud, account: str, region: str, wanted: Mapping[str, Any]) -> SimInstance:
+    """The instance that another service launches by a RunInstances of its own. Raises what that call says."""
+    call = CorrectedEC2()
+    call.cloud, call.current_account, call.region = cloud, account, region
+    made: SimInstance = call.launch(None, wanted).instances[0]
+    return made
 
 
 # What moto refuses or invents when it makes a volume: set on the volume itself, by `_finish_volumes`.

@@ -29,6 +29,7 @@ from moto.moto_server.werkzeug_app import (
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import run_wsgi_app
 
+from simcloud.cloudformation import CloudFormation
 from simcloud.ec2 import CorrectedEC2
 from simcloud.elbv2 import CorrectedELBv2
 from simcloud.faults import EXPIRIES, EXPIRY, THROTTLE, THROTTLES, Fault, error_body, fault_of
@@ -67,6 +68,7 @@ class Wire:
         self._cloud = cloud
         self._moto = DomainDispatcherApplication(create_backend_app)
         ours: dict[str, type[BaseResponse]] = {
+            "cloudformation": CloudFormation,
             "ec2": CorrectedEC2,
             "elbv2": CorrectedELBv2,
             "route53": CorrectedRoute53,
@@ -114,6 +116,7 @@ class Wire:
         try:
             # moto's tables are dictionaries that its own calls change while others walk through them
             with self._cloud.lock:
+                self._cloud.stacks.advance()
                 said, status, headers = run_wsgi_app(app, inner)
                 whole = b"".join(said)
         except Exception:
