@@ -5,6 +5,7 @@ boto3's own names for things (services, operations, parameters) pass through her
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ AWAY = _codes(
 BUSY = _codes(  # the state of the resource does not allow it now, and will
     "IncorrectState IncorrectInstanceState InvalidTarget InvalidSnapshot.InUse DependencyViolation"
     " ConcurrentSnapshotLimitExceeded SnapshotCreationPerVolumeRateExceeded ScalingActivityInProgress"
-    " InstanceRefreshInProgress"
+    " InstanceRefreshInProgress OperationInProgressException"
 )
 NO_CAPACITY = _codes(
     "InsufficientInstanceCapacity InsufficientHostCapacity InsufficientReservedInstanceCapacity"
@@ -79,7 +80,7 @@ PACES: Mapping[tuple[str, str], Mapping[str, float]] = {
     ("cloudformation", ""): {"rate": 2.0, "burst": 5.0},
     ("autoscaling", ""): {"rate": 5.0, "burst": 10.0},
 }
-CONFLICT = _codes("IdempotentParameterMismatch InvalidChangeBatch")
+CONFLICT = _codes("IdempotentParameterMismatch InvalidChangeBatch AlreadyExistsException TokenAlreadyExistsException")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,15 @@ class Aws:
     def write(self, service: str, operation: str, **params: Any) -> dict[str, Any]:
         """One call that may change something, sent once. An answer that did not come is `Transient(ambiguous=True)`."""
         return self._call(service, operation, params, writes=True)
+
+    def object(self, bucket: str, key: str) -> tuple[bytes, str]:
+        """An object of S3, and its version where the bucket keeps versions."""
+        answer = self.read("s3", "get_object", Bucket=bucket, Key=key)
+        try:
+            whole: bytes = answer["Body"].read()
+        except (sdk.BotoCoreError, OSError) as error:
+            raise Transient(f"s3://{bucket}/{key}: {error}", ambiguous=False) from None
+        return whole, str(answer.get("VersionId", ""))
 
     def dry_run(self, service: str, operation: str, **params: Any) -> None:
         """Returns if AWS would let us; `Unauthorized`, or whatever else is wrong with the call, if not."""
@@ -316,6 +326,10 @@ def _answered(error: sdk.ClientError, *, what: str, writes: bool) -> ProviderErr
     kind: Callable[..., ProviderError] | None = next((kind for codes, kind in _KINDS if code in codes), None)
     if kind is None and code.endswith((".NotFound", "NotFoundException")):
         kind = errors.NotFound
+    if kind is None and code == "ValidationError":
+        kind = next((kind for words, kind in _SAID if words.search(str(body.get("Message", "")))), None)
+    if code == "LimitExceededException" and what.startswith("cloudformation "):
+        kind = errors.QuotaExceeded
     if kind is not None:
         return kind(said, code=code, request_id=request)
     if code in THROTTLED or (code == "LimitExceededException" and status == 400):  # the latter: ssm's and elb's word
@@ -333,4 +347,10 @@ _KINDS: tuple[tuple[frozenset[str], type[ProviderError]], ...] = (
     (GUARDED, errors.GuardRefused),
     (CONFLICT, errors.Conflict),
     (ABSENT, errors.NotFound),
+)
+# CloudFormation says this one code of nearly everything: which it is, its message tells.
+_SAID: tuple[tuple[re.Pattern[str], type[ProviderError]], ...] = (
+    (re.compile(r"^Stack .*does not exist"), errors.NotFound),
+    (re.compile(r"TerminationProtection is enabled"), errors.GuardRefused),
+    (re.compile(r"_IN_PROGRESS state"), errors.Busy),
 )

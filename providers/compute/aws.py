@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from providers import Caps, Finding, Key
 from providers.clients.aws import SETTINGS, aws
@@ -41,7 +41,6 @@ CHECKED = 3600.0  # seconds after a start in which the status checks decide whet
 GRACE = 300.0  # seconds after a start in which a failed check is not believed
 LAG = 120.0  # seconds in which a thing that we made may not show yet
 FRESH = 300.0  # seconds for which the size of a volume is remembered
-_OURS = SETTINGS | {"leave_tags", "user_data"}
 _INSTANCE = re.compile(r"i-[0-9a-f]{8,17}")
 _IMAGE = re.compile(r"ami-[0-9a-f]{8,17}")
 _STATES: Mapping[str, ServerState] = {
@@ -66,9 +65,12 @@ class AwsCompute:
     `protected` is False.
     """
 
+    OURS: ClassVar[frozenset[str]] = frozenset({"leave_tags", "user_data"})  # settings besides those of the client
+
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        if unknown := sorted(set(settings) - _OURS):
-            raise Refused(f"provider settings: unknown {', '.join(unknown)}; known: {', '.join(sorted(_OURS))}")
+        known = SETTINGS | self.OURS
+        if unknown := sorted(set(settings) - known):
+            raise Refused(f"provider settings: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         self._user_data = str(settings.get("user_data", "keep"))
         if self._user_data not in ("keep", "empty"):
             raise Refused(f"provider settings: user_data is keep or empty, not {self._user_data!r}")
@@ -186,8 +188,12 @@ class AwsCompute:
                 continue
         return missing
 
+    def _owner(self, instance: Raw) -> str:
+        """Why it is not ours to replace; empty where it is."""
+        return owner_of(instance)
+
     def _obstacles(self, instance: Raw, sizes: Sequence[Size]) -> list[str]:
-        problems = [each for each in (owner_of(instance), unlike(instance)) if each]
+        problems = [each for each in (self._owner(instance), unlike(instance)) if each]
         # GetLaunchTemplateData takes one instance a call: what it alone tells is looked at when B is made.
         for size in sizes:
             try:
@@ -206,7 +212,7 @@ class AwsCompute:
             return self._ours(made, source)
         self._aws.right_account()
         instance = self._instance(source)
-        if why := owner_of(instance) or unlike(instance):
+        if why := self._owner(instance) or unlike(instance):
             raise Refused(why)
         tags = tag_list({**key.tags, MANAGED: "1", NAME: key.name, MADE_OF: source})
         specs = [{"ResourceType": kind, "Tags": tags} for kind in ("image", "snapshot")]
@@ -266,22 +272,7 @@ class AwsCompute:
         return server
 
     def _request(self, key: Key, *, image: str, like: str, size: Size, made_of: str) -> dict[str, Any]:
-        old = self._instance(like)
-        found = next(iter(self._amis("image-id", [image])), None) if _IMAGE.fullmatch(image) else None
-        if found is None:
-            raise NotFound(f"there is no image {image} in {self._aws.lane}")
-        if size.disk < disk_of(found):
-            raise Refused(f"the image {image} needs {disk_of(found) // GIB} GiB of disk, the size has less")
-        if why := owner_of(old) or unlike(old):
-            raise Refused(why)
-        kind = self._type(size.type)
-        template = self._aws.read("ec2", "get_launch_template_data", InstanceId=like)["LaunchTemplateData"]
-        problems = [
-            *(each for each in [too_small(kind, size)] if each),
-            *misfits(old, self._type(old["InstanceType"]), kind, template),
-        ]
-        if problems:
-            raise Refused(f"{like} cannot become a {size.type}: {'; '.join(problems)}")
+        old, found, kind, template = self._fitting(image=image, like=like, size=size)
         volumes = self._aws.pages("ec2", "describe_volumes", "Volumes", Filters=[_attached([like])])
         return launch_request(
             template=template,
@@ -295,20 +286,40 @@ class AwsCompute:
             user_data=self._user_data == "keep",
         )
 
+    def _fitting(self, *, image: str, like: str, size: Size) -> tuple[Raw, Raw, Raw, Raw]:
+        """A, the image, the new type and what GetLaunchTemplateData says of A. `Refused` if they do not go together."""
+        old = self._instance(like)
+        found = next(iter(self._amis("image-id", [image])), None) if _IMAGE.fullmatch(image) else None
+        if found is None:
+            raise NotFound(f"there is no image {image} in {self._aws.lane}")
+        if size.disk < disk_of(found):
+            raise Refused(f"the image {image} needs {disk_of(found) // GIB} GiB of disk, the size has less")
+        if why := self._owner(old) or unlike(old):
+            raise Refused(why)
+        kind = self._type(size.type)
+        template = self._aws.read("ec2", "get_launch_template_data", InstanceId=like)["LaunchTemplateData"]
+        problems = [
+            *(each for each in [too_small(kind, size)] if each),
+            *misfits(old, self._type(old["InstanceType"]), kind, template),
+        ]
+        if problems:
+            raise Refused(f"{like} cannot become a {size.type}: {'; '.join(problems)}")
+        return old, found, kind, template
+
     # -- changing -----------------------------------------------------------------------------------------------------
 
     def stop(self, id: str, *, given: Given | None = None) -> None:
         instance = self._instance(id)
         if _STATES[instance["State"]["Name"]] in ("stopping", "stopped"):
             return
-        _compare(instance, given)
+        compare(instance, given)
         self._aws.write("ec2", "stop_instances", InstanceIds=[id])
 
     def start(self, id: str, *, given: Given | None = None) -> None:
         instance = self._instance(id)
         if _STATES[instance["State"]["Name"]] in ("pending", "running"):
             return
-        _compare(instance, given)
+        compare(instance, given)
         self._aws.write("ec2", "start_instances", InstanceIds=[id])
 
     def terminate(self, id: str, *, given: Given | None = None) -> None:
@@ -321,7 +332,7 @@ class AwsCompute:
         tags = tags_of(instance)
         if "1" not in (tags.get(MANAGED), tags.get(DISPOSABLE)):
             raise GuardRefused(f"{id} carries neither {MANAGED}=1 nor {DISPOSABLE}=1")
-        _compare(instance, given)
+        compare(instance, given)
         try:
             self._aws.write("ec2", "terminate_instances", InstanceIds=[id])
         except NotFound:
@@ -355,13 +366,13 @@ class AwsCompute:
                 continue
 
     def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:
-        _compare(self._instance(id), given)
+        compare(self._instance(id), given)
         for attribute in ("DisableApiStop", "DisableApiTermination"):  # one a call
             self._aws.write("ec2", "modify_instance_attribute", InstanceId=id, **{attribute: {"Value": on}})
 
     def tag(self, id: str, tags: Mapping[str, str | None], *, given: Given | None = None) -> None:
         instance = self._instance(id)
-        _compare(instance, given)
+        compare(instance, given)
         was = tags_of(instance)
         # What is taken away first: it is a right, if it is anything.
         if gone := [name for name, value in tags.items() if value is None and name in was]:
@@ -543,7 +554,7 @@ def _image(found: Raw) -> Image:
     )
 
 
-def _compare(instance: Raw, given: Given | None) -> None:
+def compare(instance: Raw, given: Given | None) -> None:
     """Raises `GuardRefused` unless it carries these tags."""
     tags = tags_of(instance)
     for name, value in (given or {}).items():

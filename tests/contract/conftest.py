@@ -7,10 +7,18 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.contract.worlds import ComputeWorld, aws_world, fake_world, fake_world_of_its_own, local_world
+from tests.contract.worlds import (
+    ComputeWorld,
+    aws_world,
+    cloudformation_world,
+    fake_world,
+    fake_world_of_its_own,
+    local_world,
+)
 
 COMPUTE_WORLDS: dict[str, Callable[[], AbstractContextManager[ComputeWorld]]] = {
     "aws": aws_world,
+    "cloudformation": cloudformation_world,
     "fake": fake_world,
     "fake in a process of its own": fake_world_of_its_own,
     "local": local_world,

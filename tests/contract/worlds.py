@@ -12,13 +12,14 @@ from typing import Literal, Protocol
 from providers import Key
 from providers.compute import Compute, Size
 from providers.compute.aws import AwsCompute
+from providers.compute.cloudformation import CloudFormationCompute
 from providers.compute.fake import FakeCloud, FakeCompute
 from providers.compute.local import LocalCompute
 from providers.fake_host import Operator
 from providers.probe.fake import FakeSites
 from simcloud.cloud import SimCloud
 from simcloud.faults import Fault
-from tests.support.aws import REGION, credentials, launch
+from tests.support.aws import REGION, TEMPLATE, credentials, launch
 from tests.support.fake_cloud import running_cloud
 from tests.support.local_host import MIB, SITE, LocalHost
 from tests.support.lossy import LossyWire
@@ -135,9 +136,9 @@ class AwsWorld:
     size = Size(memory=2048 * MIB, disk=8 * 1024 * MIB, type="t3.small")
     bigger = Size(memory=4096 * MIB, disk=16 * 1024 * MIB, type="t3.medium")
 
-    def __init__(self, cloud: SimCloud) -> None:
+    def __init__(self, cloud: SimCloud, compute: Compute) -> None:
         self._cloud, self._network = cloud, cloud.network(region=REGION)
-        self.compute: Compute = AwsCompute({"region": REGION, "endpoint": cloud.url})
+        self.compute = compute
 
     def server(self, tags: Mapping[str, str] | None = None) -> str:
         id = launch(self._cloud, self._network, tags=tags or {})
@@ -154,10 +155,18 @@ class AwsWorld:
             time.sleep(0.01)
 
     def lose_next_answer(self) -> None:
-        self._cloud.troubles.add(Fault(service="ec2", after=True, drop=True, writes=True))
+        self._cloud.troubles.add(Fault(service="*", after=True, drop=True, writes=True))
 
 
 @contextmanager
 def aws_world() -> Iterator[ComputeWorld]:
     with credentials(), SimCloud(machines=False) as cloud:
-        yield AwsWorld(cloud)
+        yield AwsWorld(cloud, AwsCompute({"region": REGION, "endpoint": cloud.url}))
+
+
+@contextmanager
+def cloudformation_world() -> Iterator[ComputeWorld]:
+    """The same, where a server is a stack."""
+    with credentials(), SimCloud(machines=False) as cloud:
+        settings = {"region": REGION, "endpoint": cloud.url, "template": str(TEMPLATE)}
+        yield AwsWorld(cloud, CloudFormationCompute(settings))

@@ -17,6 +17,7 @@ from simcloud.cloud import Network, SimCloud
 
 REGION = "eu-west-1"
 POLICY = Path(__file__).parents[2] / "docs" / "aws-policy.json"
+TEMPLATE = Path(__file__).parents[2] / "examples" / "aws-cloudformation.template"
 PORT = 8080  # where the sites of the instances listen
 
 

@@ -1,0 +1,34 @@
+"""A look inside servers that are stacks of CloudFormation: inside their instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from providers import Finding
+from providers.clients.cloudformation import NAME, stacks_of
+from providers.guest import Facts
+from providers.guest.aws import AwsGuest
+
+
+class CloudFormationGuest(AwsGuest):
+    """As `AwsGuest`; an id is that of an instance, or the name of a stack. One that is not complete is left out."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        self._stacks = stacks_of(self._aws)
+
+    def facts(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
+        inside = self._inside(ids)
+        found = super().facts(list(inside), paths=paths)
+        return {inside[id]: replace(facts, server=inside[id]) for id, facts in found.items()}
+
+    def examine(self, ids: Sequence[str]) -> Sequence[Finding]:
+        return super().examine(list(self._inside(ids)))
+
+    def _inside(self, ids: Sequence[str]) -> Mapping[str, str]:
+        """Instances, and by what id each was asked for."""
+        names = [id for id in ids if NAME.fullmatch(id)]
+        plain = {id: id for id in ids if id not in names}
+        return plain | {instance: name for name, instance in self._stacks.instances(names).items()}
