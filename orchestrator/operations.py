@@ -1080,6 +1080,13 @@ def doctor(
     return tuple(checks)
 
 
+def needed_rights(store: Store, ask: Asker, fleet: Fleet, waiter: Waiter | None = None) -> Sequence[Mapping[str, Any]]:
+    """What the credentials that workers use for this fleet have to allow, as its providers declare it: `who` needs
+    which `policy`."""
+    answer = _answer(store, "doctor", _request(store, ask, "doctor", fleet), waiter or Waiter())
+    return [{"who": str(each["who"]), "policy": each["policy"]} for each in answer.get("policies", ())]
+
+
 def _silent(workers: Mapping[str, Mapping[str, Any]], up: Mapping[str, Any] | None, *, told: str) -> Check:
     """Workers that hang. A start of anything else beside them would be refused, and an end of everything mends less."""
     names = ", ".join(f"{name} (process {info.get('pid', '?')})" for name, info in sorted(workers.items()))

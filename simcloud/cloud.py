@@ -104,6 +104,7 @@ class SimCloud:
         self.troubles = Troubles()
         self.calls: Counter[str] = Counter()  # "service:Action" -> calls
         self.ledgers = Ledgers()
+        self.policies: dict[str, Mapping[str, Any]] = {}  # role -> what it may; any other may all
         self.lock = threading.RLock()  # moto's tables are not safe to write from several threads
         self.folder = Path(tempfile.mkdtemp(prefix="simcloud-"))
         self.machines = Machines(self._under("machines"), port=port) if machines else None

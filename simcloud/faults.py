@@ -126,6 +126,13 @@ EXPIRIES: Mapping[str, tuple[str, int]] = {
     "servicequotas": ("ExpiredTokenException", 400),
 }
 EXPIRY = ("ExpiredToken", 403)
+# What each says of a call that no policy allows.
+DENIALS: Mapping[str, tuple[str, int]] = {
+    "ec2": ("UnauthorizedOperation", 403),
+    "ssm": ("AccessDeniedException", 400),
+    "servicequotas": ("AccessDeniedException", 400),
+}
+DENIAL = ("AccessDenied", 403)
 
 
 def error_body(service: str, code: str, message: str, request: str) -> tuple[str, bytes]:

@@ -32,7 +32,8 @@ from werkzeug.test import run_wsgi_app
 from simcloud.cloudformation import CloudFormation
 from simcloud.ec2 import CorrectedEC2
 from simcloud.elbv2 import CorrectedELBv2
-from simcloud.faults import EXPIRIES, EXPIRY, THROTTLE, THROTTLES, Fault, error_body, fault_of
+from simcloud.faults import DENIAL, DENIALS, EXPIRIES, EXPIRY, THROTTLE, THROTTLES, Fault, error_body, fault_of
+from simcloud.iam import denied
 from simcloud.quotas import CorrectedQuotas
 from simcloud.route53 import CorrectedRoute53
 from simcloud.ssm import CorrectedSSM
@@ -90,6 +91,9 @@ class Wire:
         if self._cloud.troubles.too_often(call.account, call.region, call.service, call.action):
             code, status = THROTTLES.get(call.service, THROTTLE)
             return _refuse(call, start, code, "Rate exceeded", status)
+        if why := self._denied(call, environ, body):
+            code, status = DENIALS.get(call.service, DENIAL)
+            return _refuse(call, start, code, f"no policy of that role allows {why}", status)
         fault = self._cloud.troubles.fault(call.service, call.action)
         if fault is None:
             return self._answer(environ, body, call, start)
@@ -127,6 +131,19 @@ class Wire:
         kept = [(name, value) for name, value in headers if name.lower() not in ("content-length", "x-amzn-requestid")]
         start(status, [*kept, ("Content-Length", str(len(whole))), ("x-amzn-RequestId", call.request)])
         return [whole]
+
+    def _denied(self, call: Call, environ: dict[str, Any], body: bytes) -> str:
+        with self._cloud.lock:
+            return denied(
+                self._cloud,
+                key=call.key,
+                account=call.account,
+                region=call.region,
+                service=call.service,
+                action=call.action,
+                path=environ["PATH_INFO"],
+                body=body,
+            )
 
     def _expired(self, call: Call) -> bool:
         return call.key in self._cloud.ledgers.revoked and call.service != "sts"

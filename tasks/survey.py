@@ -17,6 +17,7 @@ from providers import Finding
 from providers.compute import Image, Server, Size
 from providers.errors import ProviderError
 from providers.guest import Facts
+from providers.rights import Rights, policies
 from providers.traffic import MemberView, PoolCounters, Traffic
 from tasks import keys
 from tasks.poll_readiness import paths
@@ -34,7 +35,11 @@ def survey(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[s
 
 
 def doctor(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _answer(world, "doctor", request, lambda: {"checks": examine(world, read_fleet(fleet))})
+    """Checks, and what policies the credentials of the workers need."""
+    whole = read_fleet(fleet)
+    return _answer(
+        world, "doctor", request, lambda: {"checks": examine(world, whole), "policies": needed(world, whole)}
+    )
 
 
 def findings(world: World, *, request: str, fleet: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -325,6 +330,15 @@ def _not_its_own(
         if pool not in spec.pools and view.address == server.address and view.state in ("serving", "down")
     ]
     return ", ".join([*more, *elsewhere.get(server.address, ())])
+
+
+def needed(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:
+    """`who` and `policy` for each whose credentials the providers of this fleet use."""
+    rights: list[Rights] = []
+    for at in fleet.places:
+        rights += world.compute(at).rights([at.id_of(server) for server in at.servers], fleet=fleet.fleet)
+        rights += world.guest(at).rights(fleet=fleet.fleet)
+    return policies([*rights, *world.traffic(fleet).rights(fleet=fleet.fleet)])
 
 
 def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from providers import Caps, Finding
 from providers.errors import NotFound
+from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters, Traffic
 
 
@@ -69,6 +70,9 @@ class Switches:
 
     def examine(self) -> Sequence[Finding]:
         return [finding for switch in self._all for finding in switch.examine()]
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:
+        return [rights for switch in self._all for rights in switch.rights(fleet=fleet)]
 
     def add(self, pool: str, member: Member) -> MemberView:
         return self._of(pool).add(pool, member)

@@ -177,7 +177,14 @@ def _agreed(made: Plan) -> bool:
     return typer.confirm(f"\nReplace {words.many(made.changes, 'server')} as planned?", default=False, err=True)
 
 
-def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> int:
+def doctor(
+    file: File,
+    policy: Annotated[
+        bool, typer.Option("--policy", help="Print instead what the workers' credentials at a cloud have to allow.")
+    ] = False,
+    timeout: Timeout = 30.0,
+    form: Output = Format.text,
+) -> int:
     """Check the file, Redis, the workers, and what a worker sees of the fleet. Changes nothing."""
     from dataclasses import asdict
 
@@ -186,6 +193,8 @@ def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> i
     from orchestrator.state_folder import StateFolder
 
     fleet = fleet_file.load(file)
+    if policy:
+        return _policy(file, fleet, timeout, form)
     found = [Check(name="fleet file", ok=True, detail=f"{fleet.fleet}, {len(fleet.servers)} servers")]
     code = 0
     try:
@@ -211,6 +220,23 @@ def doctor(file: File, timeout: Timeout = 30.0, form: Output = Format.text) -> i
         output.say(f"{len(ill)} of {len(found)} checks failed. Traffic: unchanged; nothing was created")
         output.say(f"Next: {ill[0].fix or 'mend it'}; then changeover doctor {file}")
     return code
+
+
+def _policy(file: Path, fleet: Fleet, timeout: float, form: Format) -> int:
+    """The policies alone on stdout, each as a cloud takes it."""
+    from orchestrator import operations
+
+    with _naming(file), session.opened() as s:
+        needed = operations.needed_rights(s.store, s.ask, fleet, operations.Waiter(timeout=timeout))
+    if form is Format.json:
+        output.emit("policies", {"policies": needed})
+        return 0
+    if not needed:
+        output.say("The providers of this fleet file need no policy.")
+    for each in needed:
+        output.say(f"For {each['who']}:")
+        output.tell(json.dumps(each["policy"], indent=2))
+    return 0
 
 
 def rebuild(

@@ -16,6 +16,7 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     freeze      frozen, changed, confirmed, in_flight, next
     rebuilt     rollout (id), made (whether it is there now), servers [{name, found, resumes, state, step}], next
     doctor      ok, checks [{name, ok, detail, fix}]
+    policies    policies [{who, policy}] (of `doctor --policy`)
     gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, kept_on [{rollout, server, why}],
                 done, not_done [text], unread {lane, rollout or rollout/server: why}, orphans [{lane, kind, id, name,
                 state, rollout, server, first, last, scans, foreign, doubt, pools, unsure, quarantined_at}]

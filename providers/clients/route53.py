@@ -103,8 +103,8 @@ class HostedZone:
     """`name` with its dot. `id`: of several zones of that name, this one. Thread-safe."""
 
     def __init__(self, aws: Aws, *, name: str, id: str, pace: Pace) -> None:
-        self.aws, self.name = aws, name
-        self._id, self._found, self._private = id, "", False
+        self.aws, self.name, self.id = aws, name, id
+        self._found, self._private = "", False
         self._hosts: tuple[str, ...] = ()
         self._pace = pace
         self._asking = threading.Lock()
@@ -116,15 +116,15 @@ class HostedZone:
     def find(self) -> str:
         """Its id. `NotFound` without one of that name, `Refused` if there are several."""
         if not self._found:
-            if self._id:
-                zones = [self._paced(lambda: self.aws.read("route53", "get_hosted_zone", Id=self._id))["HostedZone"]]
+            if self.id:
+                zones = [self._paced(lambda: self.aws.read("route53", "get_hosted_zone", Id=self.id))["HostedZone"]]
             else:
                 told = self._paced(lambda: self.aws.read("route53", "list_hosted_zones_by_name", DNSName=self.name))
                 zones = [one for one in told["HostedZones"] if one["Name"] == self.name]
             if not zones:
                 raise NotFound(f"{self.aws.lane} has no hosted zone {self.name}")
             if zones[0]["Name"] != self.name:
-                raise Refused(f"the hosted zone {self._id} is {zones[0]['Name']}, not {self.name}")
+                raise Refused(f"the hosted zone {self.id} is {zones[0]['Name']}, not {self.name}")
             if len(zones) > 1:
                 ids = ", ".join(f"{_id(one)}{' (private)' if _private(one) else ''}" for one in zones)
                 raise Refused(f"{self.aws.lane} has several hosted zones {self.name}: say which, as `zone_id`: {ids}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from providers import Caps, Finding, Key
+from providers.rights import Rights
 
 ServerState = Literal["pending", "running", "stopping", "stopped", "terminated", "failed"]
 ImageState = Literal["pending", "available", "failed"]
@@ -87,6 +88,11 @@ class Compute(Protocol):
         """What a doctor should say beyond each server: whose account this is, and whether it has room for these servers
         to be made anew in the first of the sizes, `at_once` under way at a time. Changes nothing, and raises nothing
         that it can tell as a finding."""
+        ...
+
+    def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:
+        """What credentials have to allow for these servers to be replaced, and no more. `fleet` is what it is called.
+        Looks where it may, and raises nothing: who has no rights yet asks for them."""
         ...
 
     def ensure_image(self, key: Key, *, source: str) -> Image:

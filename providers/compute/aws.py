@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from providers import Caps, Finding, Key
+from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
 from providers.compute import Given, Image, ImageState, Server, ServerState, Size
+from providers.compute.aws_rights import statements
 from providers.compute.aws_room import addresses_left, processors_left
 from providers.compute.aws_spec import (
     GIB,
@@ -33,6 +36,7 @@ from providers.errors import (
     Refused,
     Unauthorized,
 )
+from providers.rights import Rights
 
 BATCH = 100  # ids that one DescribeInstanceStatus takes, and half of what a filter does
 MANAGED, DISPOSABLE = "changeover:managed", "changeover:disposable"
@@ -155,6 +159,34 @@ class AwsCompute:
             return [Finding(name=who, ok=False, detail=str(error), fix=fix if isinstance(error, Unauthorized) else "")]
         return [there, room, *addresses_left(self._aws, instances)]
 
+    def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:
+        place, roles, keys = self._aws.place, None, set[str]()
+        with suppress(ProviderError):  # who may not look yet fills in by hand
+            roles, keys = self._lent([id for id in dict.fromkeys(ids) if _INSTANCE.fullmatch(id)])
+        return iam.rights(place, statements(place, fleet=fleet, roles=roles, keys=keys))
+
+    def _lent(self, ids: Sequence[str]) -> tuple[set[str] | None, set[str]]:
+        """What these servers have that belongs to somebody else: roles (None if that cannot be seen), and keys."""
+        profiles, keys = set[str](), set[str]()
+        for start in range(0, len(ids), BATCH):
+            some = ids[start : start + BATCH]
+            for instance in self._instances("instance-id", some):
+                profiles |= {str((instance.get("IamInstanceProfile") or {}).get("Arn", ""))} - {""}
+            volumes = self._aws.pages("ec2", "describe_volumes", "Volumes", Filters=[_attached(some)])
+            keys |= {str(each.get("KmsKeyId") or "") for each in volumes} - {""}
+        try:
+            roles = {
+                str(role["Arn"])
+                for profile in sorted(profiles)
+                for role in self._profile(profile.rpartition("/")[2])["Roles"]
+            }
+        except ProviderError:
+            return None, keys
+        return roles, keys
+
+    def _profile(self, name: str) -> Raw:
+        return dict(self._aws.read("iam", "get_instance_profile", InstanceProfileName=name)["InstanceProfile"])
+
     def _forbidden(self, instance: Raw, sizes: Sequence[Size]) -> list[str]:
         """What these credentials may not do to it, by AWS' own dry runs. Not asked: TerminateInstances, which is
         to be forbidden for as long as a server is not given up."""
@@ -167,6 +199,11 @@ class AwsCompute:
             "MaxCount": 1,
             "TagSpecifications": [{"ResourceType": kind, "Tags": mark} for kind in ("instance", "volume")],
             **({"SubnetId": instance["SubnetId"]} if instance.get("SubnetId") else {}),
+            **(
+                {"IamInstanceProfile": {"Arn": profile["Arn"]}}
+                if (profile := instance.get("IamInstanceProfile"))
+                else {}
+            ),
         }
         asked: Mapping[str, Mapping[str, Any]] = {
             "create_image": {"InstanceId": id, "Name": "changeover-may-it", "NoReboot": True},
@@ -183,7 +220,10 @@ class AwsCompute:
                 self._aws.dry_run("ec2", operation, **params)
             except Unauthorized as error:
                 name = "".join(word.capitalize() for word in operation.split("_"))
-                missing.append(f"these credentials may not ec2:{name} ({error.code}): see docs/aws-policy.json")
+                missing.append(
+                    f"these credentials may not ec2:{name} ({error.code}): changeover doctor FILE --policy prints what "
+                    f"they have to allow, for servers with the tag {iam.FLEET_TAG} ({_said(instance)})"
+                )
             except (Refused, NotFound, Busy, GuardRefused):  # allowed, and not possible just now
                 continue
         return missing
@@ -560,6 +600,12 @@ def compare(instance: Raw, given: Given | None) -> None:
     for name, value in (given or {}).items():
         if tags.get(name) != value:
             raise GuardRefused(f"{instance['InstanceId']}: {name} is {tags.get(name)!r}: that was decided before")
+
+
+def _said(instance: Raw) -> str:
+    """Which fleet it says that it belongs to, for a policy that goes by it."""
+    value = tags_of(instance).get(iam.FLEET_TAG)
+    return f"{instance['InstanceId']} has {'none' if value is None else repr(value)}"
 
 
 def _attached(instances: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -12,9 +13,11 @@ from providers.clients.cloudformation import NAME as STACK_NAME
 from providers.clients.cloudformation import Stack, stacks_of
 from providers.compute import Given, Image, Server, ServerState, Size
 from providers.compute.aws import MADE_OF, MANAGED, NAME, AwsCompute, Raw, compare
+from providers.compute.aws_rights import stack_statements
 from providers.compute.aws_spec import GIB, carried, disk_of, memory_of, owner_of, tag_list, tags_of
 from providers.compute.template import Template, read_template
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, NotYetVisible, ProviderError, Refused, Throttled
+from providers.rights import Rights
 
 FIXED = "parameters."  # how a setting begins that fills in a parameter
 STACK_TAG = "aws:cloudformation:stack-name"  # AWS' own, on what a stack has made: nobody else can write it
@@ -113,6 +116,14 @@ class CloudFormationCompute(AwsCompute):
             *super().examine([instances.get(id, id) for id in ids], sizes=sizes, at_once=at_once),
             self._examined(),
         ]
+
+    def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:
+        inside: Mapping[str, str] = {}
+        with suppress(ProviderError):  # who may not look yet fills in by hand
+            inside = self._all_inside(ids)
+        (mine, *others) = super().rights([inside.get(id, id) for id in ids], fleet=fleet)
+        more = stack_statements(self._aws.place, stack_role=self._role, template=self._where)
+        return [replace(mine, statements=[*mine.statements, *more]), *others]
 
     def _examined(self) -> Finding:
         name = f"template {self._where}"

@@ -15,6 +15,7 @@ from providers import Caps, Finding, Key
 from providers.clients.fake_cloud import Remote
 from providers.compute import Given, Image, Server, Size
 from providers.errors import Conflict, GuardRefused, NotFound, Refused, Transient
+from providers.rights import Rights
 
 GiB = 1024**3
 Fault = Literal["", "before", "after"]
@@ -164,6 +165,9 @@ class FakeCompute:
 
     def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:  # noqa: ARG002
         return ()  # it has room for all
+
+    def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
+        return ()
 
     def ensure_image(self, key: Key, *, source: str) -> Image:
         with self.cloud.lock:

@@ -10,6 +10,7 @@ from providers import Caps, Finding, Key
 from providers.clients.local_host import BATCH, from_settings, size_body
 from providers.compute import Given, Image, Server, Size
 from providers.errors import NotFound
+from providers.rights import Rights
 
 
 class LocalCompute:
@@ -45,6 +46,9 @@ class LocalCompute:
 
     def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:  # noqa: ARG002
         return ()  # no account, and no quota: disk and memory are the machine's own
+
+    def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
+        return ()
 
     def ensure_image(self, key: Key, *, source: str) -> Image:
         body = {"name": key.name, "tags": _tags(key), "source": source}

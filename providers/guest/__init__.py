@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from providers import Caps, Finding
+from providers.rights import Rights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,4 +58,8 @@ class Guest(Protocol):
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:
         """What a doctor should say of the way into these servers. Changes nothing, and raises nothing that it can tell
         as a finding."""
+        ...
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:
+        """What credentials have to allow for such looks, and no more. No call is made."""
         ...

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from providers import Caps, Finding
+from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
 from providers.errors import NotFound, ProviderError
 from providers.guest import Facts, PathFacts
+from providers.rights import Rights
 
 BATCH = 50  # ids that one SendCommand takes
 PATIENCE = 8.0  # seconds in which an agent that is online has usually answered; who has not is asked again later
 END = "end-of-facts"
+DOCUMENT = "AWS-RunShellScript"
 PAUSE = 0.5  # seconds between two looks at the answers
 KINDS = {"regular file": "file", "regular empty file": "file", "directory": "directory", "symbolic link": "link"}
 
@@ -84,6 +87,19 @@ class AwsGuest:
         fix = "install and start the agent, give the servers a role with AmazonSSMManagedInstanceCore, and a way to ssm"
         return [Finding(name=name, ok=False, detail="; ".join([*never, *silent[:5]]), fix=fix)]
 
+    def rights(self, *, fleet: str) -> Sequence[Rights]:
+        place = self._aws.place
+        look = ["ssm:DescribeInstanceInformation", "ssm:GetCommandInvocation", "ssm:ListCommandInvocations"]
+        send, servers = ["ssm:SendCommand"], iam.arn(place, "ec2", "instance/*")
+        return iam.rights(
+            place,
+            [
+                iam.allow("Look", look),
+                iam.allow("ChangeTheFleet", send, servers, StringEquals=iam.of_fleet(fleet)),
+                iam.allow("OneDocument", send, iam.public(place, "ssm", f"document/{DOCUMENT}")),
+            ],
+        )
+
     def _online(self, ids: Sequence[str]) -> list[str]:
         """Those whose agent answers: SendCommand refuses all of them for one whose does not."""
         return [each["InstanceId"] for each in self._agents(ids) if each["PingStatus"] == "Online"]
@@ -104,7 +120,7 @@ class AwsGuest:
             command = self._aws.write(
                 "ssm",
                 "send_command",
-                DocumentName="AWS-RunShellScript",
+                DocumentName=DOCUMENT,
                 InstanceIds=list(ids),
                 Comment="changeover reads facts",
                 TimeoutSeconds=30,

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from providers import Finding
+from providers.clients import iam
 from providers.clients.cloudformation import NAME, stacks_of
 from providers.guest import Facts
 from providers.guest.aws import AwsGuest
+from providers.rights import Rights
 
 
 class CloudFormationGuest(AwsGuest):
@@ -26,6 +28,10 @@ class CloudFormationGuest(AwsGuest):
 
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:
         return super().examine(list(self._inside(ids)))
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:
+        look = iam.rights(self._aws.place, [iam.allow("Look", ["cloudformation:DescribeStacks"])])
+        return [*super().rights(fleet=fleet), *look]
 
     def _inside(self, ids: Sequence[str]) -> Mapping[str, str]:
         """Instances, and by what id each was asked for."""

@@ -10,6 +10,7 @@ from providers.clients.fake_cloud import Remote
 from providers.compute import Server
 from providers.compute.fake import FakeCloud
 from providers.guest import Facts, PathFacts
+from providers.rights import Rights
 
 
 class FakeGuest:
@@ -44,6 +45,9 @@ class FakeGuest:
 
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:  # noqa: ARG002
         return ()  # whoever runs can be looked into
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
+        return ()
 
     def _connections(self, address: str) -> Mapping[str, int]:
         """The requests in flight, as the server itself would count them."""

@@ -9,6 +9,7 @@ from typing import Any
 from providers import Caps, Finding
 from providers.clients.local_host import BATCH, batches, from_settings
 from providers.guest import Facts, PathFacts
+from providers.rights import Rights
 
 
 class LocalGuest:
@@ -36,6 +37,9 @@ class LocalGuest:
 
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:  # noqa: ARG002
         return ()  # whoever runs can be looked into
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
+        return ()
 
 
 def _facts(one: Mapping[str, Any], asked: float, heard: float) -> Facts:

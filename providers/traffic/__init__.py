@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from providers import Caps, Finding
+from providers.rights import Rights
 
 MemberState = Literal["absent", "joining", "serving", "down", "draining", "leaving"]
 
@@ -102,6 +103,10 @@ class Traffic(Protocol):
 
     def examine(self) -> Sequence[Finding]:
         """What a doctor should say of this switch beyond its pools' members. Changes nothing."""
+        ...
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:
+        """What credentials have to allow for members to be changed, and no more. No call is made."""
         ...
 
     def add(self, pool: str, member: Member) -> MemberView:

@@ -22,8 +22,10 @@ from dataclasses import replace
 from typing import Any
 
 from providers import Caps, Finding
+from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
+from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
 from providers.traffic.elbv2_look import (
     HOPELESS,
@@ -434,6 +436,32 @@ class Elbv2Traffic:
 
     def examine(self) -> Sequence[Finding]:
         return [finding for pool in sorted(self._pools) for finding in self._examined(pool)]
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:
+        place = self._aws.place
+        groups = [
+            backend
+            if backend.startswith("arn:")
+            else iam.arn(place, "elasticloadbalancing", f"targetgroup/{backend}/*")
+            for backend in sorted({backend for backend, _ in self._pools.values()})
+        ]
+        look = ["LoadBalancers", "TargetGroupAttributes", "TargetGroups", "TargetHealth"]
+        changes = ["elasticloadbalancing:DeregisterTargets", "elasticloadbalancing:RegisterTargets"]
+        return iam.rights(
+            place,
+            [
+                iam.allow(
+                    "Look", ["ec2:DescribeInstances", *(f"elasticloadbalancing:Describe{each}" for each in look)]
+                ),
+                iam.allow("SendUsers", changes, groups),
+                iam.allow(
+                    "ChangeTheFleet",
+                    ["ec2:CreateTags", "ec2:DeleteTags"],
+                    iam.arn(place, "ec2", "instance/*"),
+                    StringEquals=iam.of_fleet(fleet),
+                ),
+            ],
+        )
 
     def _examined(self, pool: str) -> Iterator[Finding]:
         backend, port = self._where(pool)

@@ -17,6 +17,7 @@ from providers import Caps, Finding
 from providers.clients.fake_cloud import Remote
 from providers.compute.fake import FakeCloud
 from providers.errors import Conflict, GuardRefused, NotFound, Refused
+from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
 
 TTL = 5.0  # seconds, by the cloud's clock: so long is believed what a name has said
@@ -98,6 +99,9 @@ class FakeTraffic:
             return found
 
     def examine(self) -> Sequence[Finding]:
+        return ()
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
         return ()
 
     def add(self, pool: str, member: Member) -> MemberView:

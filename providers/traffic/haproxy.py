@@ -33,6 +33,7 @@ from providers.clients.haproxy import (
 )
 from providers.clients.haproxy_config import Backend, Config, ConfigFile, ServerLine
 from providers.errors import Conflict, GuardRefused, Refused, Transient
+from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
 
 DEFAULT_CHECK = "inter 200ms fastinter 100ms rise 2 fall 2"
@@ -151,6 +152,9 @@ class HAProxyTraffic:
         return found
 
     def examine(self) -> Sequence[Finding]:
+        return ()
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
         return ()
 
     def add(self, pool: str, member: Member) -> MemberView:

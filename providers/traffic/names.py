@@ -31,6 +31,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from providers import Caps, Finding
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
+from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
 
 # An advance is read and decided anew when somebody else has changed the name, or an answer was lost.
@@ -267,6 +268,9 @@ class NameTraffic:
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=LOOKS_AT_ONCE, thread_name_prefix="check")
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002 - a zone's servers have rules of their own
+        return ()
 
     def lane(self, pool: str) -> str:
         self._where(pool)

@@ -16,17 +16,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import dns.name
 
 from providers import Caps, Finding
 from providers.clients import aws as wire
+from providers.clients import iam
 from providers.clients.aws import aws
 from providers.clients.dns import Nameservers, Server, name_in, own_resolvers, resolved_ns, server_from, zone_name
 from providers.clients.rounds import Rounds
-from providers.clients.route53 import HostedZone, RecordSet, hosted_zone
+from providers.clients.route53 import Action, HostedZone, RecordSet, hosted_zone
 from providers.errors import Conflict, ProviderError, Refused, Transient
+from providers.rights import Rights
 from providers.traffic.batches import Batches
 from providers.traffic.names import (
     LOOKS_AT_ONCE,
@@ -252,3 +254,29 @@ class Route53Traffic(NameTraffic):
     def examine(self) -> Sequence[Finding]:
         """Of the zone, that it is there and the world is sent to it; then of each name."""
         return [*self._route53.examine_zone(self._resolver), *super().examine()]
+
+    def rights(self, *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002 - records have no tags
+        """To change these names and the notes beside them, and no other of the zone."""
+        hosted, names = self._route53.hosted, sorted(self._route53.name(name) for name, _ in self._pools.values())
+        zone = iam.public(hosted.aws.place, "route53", f"hostedzone/{hosted.id or '*'}", region=False)
+        find = ["route53:GetChange", *([] if hosted.id else ["route53:ListHostedZonesByName"])]
+        changed = {
+            "route53:ChangeResourceRecordSetsActions": sorted(get_args(Action)),
+            "route53:ChangeResourceRecordSetsNormalizedRecordNames": sorted(
+                each.rstrip(".") for name in names for each in (name, f"{PREFIX}.{name}")
+            ),
+            "route53:ChangeResourceRecordSetsRecordTypes": [self._route53.type, "TXT"],
+        }
+        return iam.rights(
+            hosted.aws.place,
+            [
+                iam.allow("Look", find),
+                iam.allow("LookAtTheZone", ["route53:GetHostedZone", "route53:ListResourceRecordSets"], zone),
+                iam.allow(
+                    "ChangeTheNamesOfTheFleet",
+                    ["route53:ChangeResourceRecordSets"],
+                    zone,
+                    **{"ForAllValues:StringEquals": changed},
+                ),
+            ],
+        )

@@ -18,9 +18,10 @@ from orchestrator import operations
 from providers.clients.aws import Aws
 from simcloud.cloud import SimCloud
 from simcloud.faults import Fault
-from tests.support.aws import PORT, REGION, allowed, balanced, credentials, launch, register, wire
+from tests.support.aws import PORT, REGION, ROLE, balanced, credentials, launch, register, wire
 from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.local_host import until
+from tests.support.rights import held_to_its_policy
 from tests.support.runner import fleet_file
 
 GROUPS = {"web": 8090, "api": 8091}  # and where users reach the balancer of each
@@ -74,7 +75,10 @@ class Fleet:
             name: balanced(cloud, network, f"shop-{name}", delay=DELAY, users=users) for name, users in GROUPS.items()
         }
         names = [f"web-{number}" for number in range(1, servers + 1)]
-        self.ids = {name: launch(cloud, network, tags={"Name": name, "team": "blue"}) for name in names}
+        self.ids = {
+            name: launch(cloud, network, tags={"Name": name, "team": "blue", "changeover-fleet": "shop"})
+            for name in names
+        }
         for group in self.groups.values():
             for id in self.ids.values():
                 register(cloud, group, id)
@@ -101,7 +105,7 @@ class Fleet:
         return Users({name: by_port[port] for name, port in GROUPS.items()})
 
     def on(self, plane: ControlPlane, **rollout: Any) -> Run:
-        there = {"endpoint": self.cloud.url}
+        there = {"endpoint": self.cloud.url, "role": ROLE}
         fleet = fleet_file(
             list(self.ids),
             "aws",
@@ -152,13 +156,12 @@ def test_servers_in_two_target_groups_are_replaced_and_put_back_without_one_fail
     with stage(tmp_path, servers=3) as (fleet, plane):
         users = fleet.users()
         run = fleet.on(plane)
+        held_to_its_policy(fleet.cloud, plane.store, plane.ask, run.fleet, plane.supervisor)
         waiter = operations.Waiter(sleep=plane.supervisor.step)
         checks = operations.doctor(plane.store, plane.ask, run.fleet, dev=True, waiter=waiter)
         assert [check for check in checks if not check.ok] == []
-        before = Counter(fleet.cloud.calls)
         run.apply()
         new = upgraded(fleet, run)
-        made = Counter(fleet.cloud.calls) - before
         time.sleep(1)
         users.stop()
         assert users.failures == []
@@ -166,8 +169,6 @@ def test_servers_in_two_target_groups_are_replaced_and_put_back_without_one_fail
             assert set(users.served[name]) == new | set(fleet.ids.values()), "each of them has served users"
         states = fleet.states()
         assert {states[id] for id in fleet.ids.values()} <= {"stopping", "stopped"}
-        names = {name.replace("elbv2:", "elasticloadbalancing:") for name in made}
-        assert {name for name in names if not name.startswith("s3:")} <= allowed()
         tags = [fleet.cloud.billable()["instance"][id] for id in [*new, *fleet.ids.values()]]
         assert not [key for each in tags for key in each if key.startswith("changeover:pool:")], "no note is left"
 

@@ -24,11 +24,12 @@ from orchestrator.settings import Settings
 from orchestrator.store.redis import RedisStore
 from orchestrator.supervisor import Supervisor, start
 from providers.clients.dns import Nameservers, server_from
-from tests.support.aws import allowed
+from tests.support.aws import ROLE
 from tests.support.local_host import LocalHost
 from tests.support.nameserver import SECRET, ZONE, names
 from tests.support.pools import Server
-from tests.support.route53 import hosted_zone
+from tests.support.rights import held_to_its_policy
+from tests.support.route53 import Zone, hosted_zone
 
 PORT = 8080
 TTL = 3
@@ -61,10 +62,8 @@ def rfc2136(tmp_path: Path) -> Iterator[Dns]:
 def route53(tmp_path: Path) -> Iterator[Dns]:
     with hosted_zone(spread=0.5, throttled=True) as zone:
         servers = tuple(zone.cloud.zones.servers.split())
-        settings = zone.settings({})
+        settings = zone.settings({}, role=ROLE)
         yield Dns(zone=zone, provider="route53", servers=servers, allowed="lets us change it", settings=settings)
-        asked = {call for call in zone.cloud.calls if call.startswith("route53:")} - {"route53:CreateHostedZone"}
-        assert asked <= allowed()
 
 
 KINDS: Mapping[str, Callable[[Path], AbstractContextManager[Dns]]] = {"RFC 2136": rfc2136, "Route 53": route53}
@@ -162,6 +161,8 @@ def run(supervisor: Supervisor, fleet: Fleet, dns: Dns) -> tuple[RedisStore, str
     store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=4)
     ask = operations.celery_asker(make_app(settings))
     waiter = operations.Waiter(sleep=supervisor.step)
+    if isinstance(dns.zone, Zone):
+        held_to_its_policy(dns.zone.cloud, store, ask, fleet, supervisor)
     checks = operations.doctor(store, ask, fleet, dev=True, waiter=waiter)
     assert [check for check in checks if not check.ok] == [], "a doctor finds it well"
     assert any(dns.allowed in check.detail for check in checks)

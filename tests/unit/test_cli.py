@@ -225,6 +225,21 @@ def test_doctor_lists_its_checks_and_fails_with_the_next_command(place: Place) -
     assert "pool web" in out
 
 
+def test_doctor_prints_the_policies_alone_as_a_cloud_takes_them(place: Place) -> None:
+    place.store.beat("w1", {}, ttl=1000)
+    code, out, err = place.run("doctor", str(place.file), "--policy")
+    assert (code, out) == (0, "") and "need no policy" in err
+    mine = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["ec2:StopInstances"]}]}
+    place.world.policies = [{"who": "arn:aws:iam::1:role/shop", "policy": mine}]
+    code, out, err = place.run("doctor", str(place.file), "--policy")
+    assert (code, json.loads(out)) == (0, mine) and "For arn:aws:iam::1:role/shop" in err
+    code, body = place.json("doctor", str(place.file), "--policy")
+    assert (body["schema"], body["policies"]) == ("changeover/v1/policies", place.world.policies)
+    place.world.error = "no worker has the extra aws"
+    code, out, err = place.run("doctor", str(place.file), "--policy")
+    assert code != 0 and out == "" and "no worker has the extra aws" in err
+
+
 def test_doctor_says_how_to_mend_workers_that_hang_and_never_to_end_what_serves(place: Place) -> None:
     place.store.beat("w1", {"pid": 41, "host": "here"}, ttl=0.2)
     place.store.beat("w2", {"pid": 42, "host": "here"}, ttl=0.2)

@@ -86,6 +86,7 @@ class World:
         self.orphans: list[Sighting] = []
         self.where: Mapping[str, str] = {}
         self.marked: tuple[Found, ...] = ()
+        self.policies: list[Mapping[str, Any]] = []
         self.asked: list[str] = []
         self.mute: Callable[[], object] | None = None
 
@@ -163,6 +164,7 @@ class World:
             body |= {"done": [], "not_done": [], "due": due, "patience": asdict(Patience())}
         else:
             body["checks"] = [{"name": "pool web", "ok": True, "detail": "3 serve", "fix": ""}]
+            body["policies"] = self.policies
         self.store.put_document(task, request, body)
 
 
