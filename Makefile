@@ -4,10 +4,11 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help demo test check format lock bench chaos clean setup
+.PHONY: help demo demo-aws test check format lock bench chaos clean setup
 
 help:
 	@echo "make demo    replace a fleet of real servers under live traffic, here, in a minute and a half"
+	@echo "make demo-aws   the same on twenty instances of a simulated AWS, in two accounts"
 	@echo "make test    the tests; TESTS=tests/unit for some   make check   lint, format, types, layers, dead code"
 	@echo "make setup   .venv, and nothing else; the others begin with it"
 	@echo "make bench   the benchmarks   make lock    renew the requirement locks"
@@ -27,6 +28,9 @@ $(STAMP): requirements/dev.txt pyproject.toml
 
 demo: $(STAMP)
 	@$(BIN)/changeover demo
+
+demo-aws: $(STAMP)
+	@$(BIN)/changeover demo --cloud aws
 
 test: $(STAMP)
 	@$(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder $(TESTS)

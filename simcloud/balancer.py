@@ -1,7 +1,8 @@
 """The balancers themselves: they ask each target whether it is well, and pass users' requests on to those that are.
 
-HTTP/1.1 with bodies of a known length; of a listener only its default action is followed, with its weights. A request
-goes to one target and is never tried again at another: what fails at a target the user sees, as 502, 503 or 504.
+HTTP/1.1 with bodies of a known length, and WebSockets; of a listener only its default action is followed, with its
+weights. A request goes to one target and is never tried again at another: what fails at a target the user sees, as 502,
+503 or 504.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 TICK = 0.02  # seconds between two looks at what there is to do
 PATIENCE = 60.0  # seconds for which a target may be silent
 LONGEST_HEAD = 65536  # bytes
+SWITCHING = 101  # from HTTP to what was asked for
 Trouble = tuple[str, str]
 
 
@@ -161,8 +163,9 @@ class Balancers:
                 continue
             target, address = found
             kept = {name: value for name, value in headers.items() if name != "connection"}
-            lines = [first, *(f"{name}: {value}" for name, value in kept.items()), "connection: close", "", ""]
-            if not await self._pass_on(target, address, "\r\n".join(lines).encode() + body, writer):
+            how = "upgrade" if "upgrade" in headers else "close"
+            lines = [first, *(f"{name}: {value}" for name, value in kept.items()), f"connection: {how}", "", ""]
+            if not await self._pass_on(target, address, "\r\n".join(lines).encode() + body, reader, writer):
                 return
 
     def _choose(self, listener: Any, backend: Any) -> tuple[Target, str] | None:
@@ -186,7 +189,9 @@ class Balancers:
         target = self._chance.choice(candidates)
         return target, self._cloud.groups.address(group, target)
 
-    async def _pass_on(self, target: Target, address: str, request: bytes, user: asyncio.StreamWriter) -> bool:
+    async def _pass_on(
+        self, target: Target, address: str, request: bytes, asks: asyncio.StreamReader, user: asyncio.StreamWriter
+    ) -> bool:
         """Whether the user's connection may go on."""
         try:
             reader, writer = await asyncio.open_connection(address, target.port, limit=LONGEST_HEAD)
@@ -206,6 +211,11 @@ class Balancers:
             length = headers.get("content-length")
             kept = [f"{name}: {value}" for name, value in headers.items() if name != "connection"]
             begun = True
+            if status == SWITCHING:
+                self.answers[status] = self.answers.get(status, 0) + 1
+                user.write(head)
+                await asyncio.gather(_pump(asks, writer), _pump(reader, user))
+                return False
             user.write(
                 "\r\n".join([first, *kept, f"connection: {'keep-alive' if length else 'close'}", "", ""]).encode()
             )
@@ -236,6 +246,15 @@ class Balancers:
         with suppress(OSError):
             user.write(f"HTTP/1.1 {status} Trouble\r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n".encode())
             await user.drain()
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    """All that comes, until it ends."""
+    while part := await source.read(65536):
+        sink.write(part)
+        await sink.drain()
+    with suppress(OSError):
+        sink.write_eof()
 
 
 def _groups() -> list[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simcloud.faults import REQUESTS, Troubles
-from simcloud.machines import Machines, claim_block
+from simcloud.machines import Machines, Programs, claim_block
 
 if TYPE_CHECKING:
     from simcloud.balancer import Balancers
@@ -74,8 +74,9 @@ class Ledgers:
 
 class SimCloud:
     """The cloud, served on `url` until `close`. One a process, since moto's tables are. `port`: where the machines'
-    sites listen; without `machines` instances are entries in a table alone. `page`: how many a page of an answer holds
-    at most. With `corrected` off it is plain moto, for tests that show the difference."""
+    sites listen; `programs`: what they run, if not a small site of our own; without `machines` instances are entries in
+    a table alone. `page`: how many a page of an answer holds at most. With `corrected` off it is plain moto, for tests
+    that show the difference."""
 
     alive: ClassVar[SimCloud | None] = None
 
@@ -85,6 +86,7 @@ class SimCloud:
         timings: Timings | None = None,
         machines: bool = True,
         port: int = 8080,
+        programs: Programs | None = None,
         page: int = 1000,
         corrected: bool = True,
     ) -> None:
@@ -103,11 +105,13 @@ class SimCloud:
         self.corrected = corrected
         self.troubles = Troubles()
         self.calls: Counter[str] = Counter()  # "service:Action" -> calls
+        self.spoiled: dict[str, Counter[str]] = {how: Counter() for how in ("throttled", "lost", "refused")}
+        self.keys: set[str] = set()  # access keys of whoever has called
         self.ledgers = Ledgers()
         self.policies: dict[str, Mapping[str, Any]] = {}  # role -> what it may; any other may all
         self.lock = threading.RLock()  # moto's tables are not safe to write from several threads
         self.folder = Path(tempfile.mkdtemp(prefix="simcloud-"))
-        self.machines = Machines(self._under("machines"), port=port) if machines else None
+        self.machines = Machines(self._under("machines"), port=port, programs=programs) if machines else None
         self.disks = self._under("disks")
         self.groups = Groups(self)
         self.stacks = Stacks()

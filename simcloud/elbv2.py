@@ -74,6 +74,7 @@ class Groups:
         self._targets: dict[str, dict[tuple[str, int], Target]] = {}
         self.reserved: set[str] = set()  # addresses of the balancers themselves
         self.ill: dict[str, tuple[str, str]] = {}  # target id -> reason and words of a check that fails as asked for
+        self._instances: dict[str, Any] = {}  # those that were looked for, by id: moto has them in a list
 
     def of(self, arn: str) -> dict[tuple[str, int], Target]:
         return self._targets.setdefault(arn, {})
@@ -109,9 +110,13 @@ class Groups:
         instance = self.instance(group, target.id)
         return str(instance.state) if instance is not None else "gone"
 
-    @staticmethod
-    def instance(group: Any, id: str) -> Any:
-        return next((each for each in group.ec2_backend.all_instances() if each.id == id), None)
+    def instance(self, group: Any, id: str) -> Any:
+        if id not in self._instances:
+            found = {each.id: each for each in group.ec2_backend.all_instances()}
+            if id not in found:
+                return None
+            self._instances |= found
+        return self._instances[id]
 
     def address(self, group: Any, target: Target) -> str:
         if group.target_type != "instance":

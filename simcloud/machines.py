@@ -67,11 +67,20 @@ class Machine:
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """What machines run, and what a new disk begins with. In the words of `command`, {address}, {port}, {folder} (its
+    disk), {name} and {mode} stand for what they are of each machine."""
+
+    command: tuple[str, ...] = (sys.executable, "-S", str(SITE), "{address}", "{port}", "{folder}", "{name}", "{mode}")
+    files: Path | None = None
+
+
 class Machines:
     """The processes of one cloud. `port`: where each site listens. None of them outlives `close`."""
 
-    def __init__(self, folder: Path, *, port: int) -> None:
-        self._folder, self._port = folder, port
+    def __init__(self, folder: Path, *, port: int, programs: Programs | None = None) -> None:
+        self._folder, self._port, self._runs = folder, port, programs or Programs()
         self._programs = folder / ".programs"
         self._programs.mkdir()
         for name in ("awk", "cat", "stat"):
@@ -85,8 +94,9 @@ class Machines:
     def create(self, id: str, address: str, *, copy: Path, memory: int, disk: int, mode: str = "") -> None:
         """A machine whose disk is a copy of that folder, or new if there is none; it is off."""
         folder = self._folder / id
-        if copy.is_dir():
-            shutil.copytree(copy, folder)
+        first = copy if copy.is_dir() else self._runs.files
+        if first is not None:
+            shutil.copytree(first, folder)
         else:
             folder.mkdir()
             (folder / "index.html").write_text("hello\n")
@@ -101,9 +111,10 @@ class Machines:
             self._boot(machine)
             if machine.mode == "dead":  # a kernel that panics: nothing ever answers
                 return
-            argv = [sys.executable, "-S", str(SITE), machine.address, str(self._port), str(machine.folder)]
+            told = {"name": machine.id, "address": machine.address, "mode": machine.mode}
+            told |= {"folder": str(machine.folder), "port": str(self._port)}
             machine.process = subprocess.Popen(  # noqa: S603 - our own program, no shell
-                [*argv, machine.id, machine.mode],
+                [word.format_map(told) for word in self._runs.command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,17 +81,15 @@ class CorrectedSSM(SimpleSystemManagerResponse):
         command = Command(id=str(uuid.uuid4()), ids=ids)
         self.cloud.ledgers.commands[command.id] = command
         lines, limit = told["commands"], float(told.get("executionTimeout", ["3600"])[0])
-        threading.Thread(target=self._run, args=(command, "\n".join(lines), limit), daemon=True).start()
+        for id in ids:  # each instance runs it for itself
+            threading.Thread(target=self._run, args=(command, id, "\n".join(lines), limit), daemon=True).start()
         return ActionResult({"Command": {"CommandId": command.id, "Status": "Pending", "InstanceIds": ids}})
 
-    def _run(self, command: Command, script: str, seconds: float) -> None:
+    def _run(self, command: Command, id: str, script: str, seconds: float) -> None:
         machines = self.cloud.machines
         assert machines is not None
-        for id in command.ids:
-            try:
-                well, output = machines.run(id, script, seconds=seconds)
-            except KeyError:  # it was terminated meanwhile
-                continue
+        with suppress(KeyError):  # it was terminated meanwhile
+            well, output = machines.run(id, script, seconds=seconds)
             command.said[id] = ("Success" if well else "Failed", output)
 
     def list_command_invocations(self) -> ActionResult:

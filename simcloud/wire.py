@@ -63,6 +63,10 @@ class Call:
     action: str
     request: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.service}:{self.action}"
+
 
 class Wire:
     def __init__(self, cloud: SimCloud) -> None:
@@ -84,12 +88,14 @@ class Wire:
         if environ["PATH_INFO"].startswith("/sim/"):
             return self._told(environ["PATH_INFO"], body, start)
         call = _call_of(environ, body)
-        self._cloud.calls[f"{call.service}:{call.action}"] += 1
+        self._cloud.calls[call.name] += 1
+        self._cloud.keys.add(call.key)
         if self._expired(call):
             code, status = EXPIRIES.get(call.service, EXPIRY)
             return _refuse(call, start, code, "the credentials have expired", status)
         if self._cloud.troubles.too_often(call.account, call.region, call.service, call.action):
             code, status = THROTTLES.get(call.service, THROTTLE)
+            self._cloud.spoiled["throttled"][call.name] += 1
             return _refuse(call, start, code, "Rate exceeded", status)
         if why := self._denied(call, environ, body):
             code, status = DENIALS.get(call.service, DENIAL)
@@ -106,6 +112,8 @@ class Wire:
             done = list(self._answer(environ, body, call, lambda *heads: said.extend(heads)))
         if fault.delay:
             time.sleep(fault.delay)
+        if fault.drop or fault.code:
+            self._cloud.spoiled["lost" if fault.drop or fault.after else "refused"][call.name] += 1
         if fault.drop:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionError("dropped as asked for")
@@ -165,6 +173,11 @@ class Wire:
                     cloud.troubles.clear()
                 case "calls":
                     said = dict(cloud.calls)
+                case "tally":
+                    said = {"calls": dict(cloud.calls), **{how: dict(n) for how, n in cloud.spoiled.items()}}
+                    said["keys"] = sorted(cloud.keys)
+                case "file" if cloud.machines is not None:  # what somebody has put on a machine's disk
+                    (cloud.machines.folder(asked["id"]) / asked["path"]).write_text(asked["text"])
                 case "billable":
                     said = cloud.billable(**asked)
                 case "revoke":

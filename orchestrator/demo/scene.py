@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from orchestrator.demo.database import Audit, audit
 from orchestrator.demo.host import Host
+from orchestrator.demo.surroundings import Surroundings
 from orchestrator.errors import ChangeoverError
 
 POOLS: Mapping[str, int] = {"web": 8, "api": 4}
 PORT = 8080
 SMALL, BIG = (192, 64), (384, 128)  # MiB of memory and disk
-RATE = 300
-SITE = Path(__file__).with_name("site.py")
 HAPROXY = """\
 # The demo's balancer. Changeover edits the `server` lines of the two backends, and nothing else.
 global
@@ -46,22 +38,14 @@ defaults
 
 
 @dataclass
-class Scene:
-    """`short` is a folder with a short path, for sockets; `out` keeps what should outlive the demo."""
+class Scene(Surroundings):
+    """See `Surroundings`. `fronts`: by pool, the port on which HAProxy takes its users."""
 
-    short: Path
-    out: Path
     pools: Mapping[str, int] = field(default_factory=lambda: POOLS)
-    rate: int = RATE
     check: str = "inter 200ms fastinter 100ms rise 2 fall 2"
     host: Host = field(init=False)
-    names: list[str] = field(default_factory=list)
-    ids: dict[str, str] = field(default_factory=dict)
     fronts: dict[str, int] = field(default_factory=dict)
-    database: str = ""
-    _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    _load: subprocess.Popen[bytes] | None = None
-    _guard: subprocess.Popen[bytes] | None = None
+    opening: ClassVar[str] = "building a shop: 12 servers in two pools behind one HAProxy, and a separate database"
 
     def __post_init__(self) -> None:
         self.host = Host(self.short / "host")
@@ -70,12 +54,7 @@ class Scene:
 
     def build(self) -> None:
         """Everything serves: host, database, servers, balancer."""
-        self._guard = subprocess.Popen(  # noqa: S603 - our own program
-            [*_python("guard"), "--host", str(self.host.folder), "--remove", str(self.short)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            cwd="/",
-        )
+        self._watch("--host", str(self.host.folder))
         self.host.start()
         self.database = f"127.0.0.1:{self._start_database()}"
         lines: dict[str, list[str]] = {}
@@ -99,30 +78,10 @@ class Scene:
         command += ["--root", "{root}", "--database", self.database]
         return self.host.create_server(name, command=command, port=PORT, memory=SMALL[0], disk=SMALL[1], files=files)
 
-    def _files(self) -> Path:
-        """What every server begins with. Written once: the host copies it while servers are starting."""
-        files = self.short / "files"
-        if not files.exists():
-            files.mkdir()
-            shutil.copy(SITE, files / "site.py")
-            (files / "release.json").write_text(json.dumps({"release": "7"}))
-            (files / "catalogue.txt").write_text("lamp\n" * 20000)
-            (files / "secret.key").write_text("not for others\n")
-            (files / "secret.key").chmod(0o640)
-        return files
-
     def spoil(self, name: str) -> None:
         """Bind that server's licence to its address: a clone of it will not be healthy."""
         server = next(server for server in self.host.servers() if server["id"] == self.ids[name])
         (self.host.folder / "servers" / self.ids[name] / "root" / "LICENCE").write_text(str(server["address"]))
-
-    def _start_database(self) -> int:
-        reading, writing = os.pipe()
-        argv = [*_python("database"), "--file", str(self.short / "orders.db"), "--ready-fd", str(writing)]
-        self._children.append(self._spawn(argv, pass_fds=(writing,), log="database"))
-        os.close(writing)
-        with os.fdopen(reading) as ready:
-            return int(ready.readline())
 
     def _balance(self, lines: Mapping[str, list[str]]) -> None:
         runtime = self.short / "haproxy"
@@ -150,18 +109,6 @@ class Scene:
     def haproxy_config(self) -> Path:
         return self.short / "haproxy" / "haproxy.cfg"
 
-    def _wait_for(self, address: str, port: int, seconds: float = 20.0) -> None:
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                socket.create_connection((address, port), timeout=1).close()
-            except OSError as error:
-                if time.monotonic() > until:
-                    raise ChangeoverError(f"nothing answers at {address}:{port}: {error}") from error
-                time.sleep(0.02)
-            else:
-                return
-
     def fleet_file(self) -> Path:
         """The file that the demo applies: kept beside the report, to be read and reused."""
         servers = "\n".join(
@@ -183,67 +130,21 @@ class Scene:
         path.write_text(text)
         return path
 
-    # -- users ----------------------------------------------------------------------------------------------------
-
     def send_users(self) -> None:
         """Open-loop traffic on both pools, from now until `dismiss_users`."""
-        argv = [*_python("load"), "--rate", str(self.rate), "--out", str(self.out), "--site-host", "shop.test"]
-        for port in self.fronts.values():
-            argv += ["--target", f"127.0.0.1:{port}"]
-        self._load = self._spawn(argv, log="load")
-
-    def mark(self, word: str) -> None:
-        """A phase of the load begins."""
-        with (self.out / "marks.jsonl").open("a") as marks:
-            marks.write(json.dumps({"t": time.time(), "mark": word}) + "\n")
-
-    def users(self) -> Mapping[str, Any]:
-        """What the users have seen, at most a second old."""
-        try:
-            found: Mapping[str, Any] = json.loads((self.out / "load.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return found
-
-    def dismiss_users(self) -> tuple[Mapping[str, Any], Audit]:
-        """They send nothing more and wait for what is in flight; what they saw, and what the database holds."""
-        assert self._load is not None
-        self._load.send_signal(signal.SIGTERM)
-        self._load.wait(30)
-        seen = self.users()
-        return seen, audit(self.database, str(seen["run"]), seen["orders"]["unacknowledged"])
+        self._send_users(f"127.0.0.1:{port}" for port in self.fronts.values())
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def _spawn(self, argv: list[str], *, log: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-        """A child that ends with us, whatever happens to us."""
-        wrapper = [sys.executable, "-P", "-m", "orchestrator.reaped", str(int(signal.SIGTERM)), str(os.getpid())]
-        with (self.out / f"{log}.log").open("ab") as out:
-            return subprocess.Popen(  # noqa: S603 - our own programs
-                [*wrapper, "/", "--", *argv],
-                pass_fds=pass_fds,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+    def made_for(self) -> list[str]:
+        """Whose new servers are there: the name of the old one, once for each."""
+        made = [s for s in self.host.servers() if s["tags"].get("changeover:managed") == "1"]
+        return sorted(str(s["tags"].get("changeover:server")) for s in made)
 
     def clear(self) -> None:
         """Nothing of it runs any more."""
-        for child in (self._load, *self._children):
-            if child is not None and child.poll() is None:
-                child.terminate()
-        for child in (self._load, *self._children):
-            if child is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(15)
-                if child.poll() is None:
-                    child.kill()
-                    child.wait()
-        if self._guard is not None and self._guard.stdin is not None:
-            self._guard.stdin.close()
-            self._guard.wait(60)
-            self.host.reap()
+        super().clear()
+        self.host.reap()
 
 
 FLEET = """\
@@ -288,10 +189,6 @@ rollout:
 retain:
   old_servers: 24h
 """
-
-
-def _python(module: str) -> list[str]:
-    return [sys.executable, "-P", "-m", f"orchestrator.demo.{module}"]
 
 
 def _free_port() -> int:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.demo.surroundings import Tally
 from orchestrator.domain.plan import Plan, human
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import Upgrade
@@ -52,12 +53,13 @@ class Screen:
         memory = human(int(str(size["memory"]).removesuffix("B")))
         self.say(f"plan {plan.id}: {plan.changes} servers to {memory} of memory, in waves of {waves}")
 
-    def show(self, view: View, users: Mapping[str, Any]) -> None:
+    def show(self, view: View, users: Mapping[str, Any], trouble: Callable[[], str]) -> None:
+        """`trouble`: what the cloud makes, asked only where it is shown."""
         if self._console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self._console, refresh_per_second=8, transient=True)
                 self._live.start()
-            self._live.update(_picture(view, users))
+            self._live.update(_picture(view, users, trouble()))
             return
         if view.rollout.state != self._state:
             self._state = view.rollout.state
@@ -76,7 +78,13 @@ class Screen:
             self._live = None
 
     def conclude(
-        self, view: View, proof: Certificate, document: Mapping[str, Any], problems: list[str], killed: str
+        self,
+        view: View,
+        proof: Certificate,
+        document: Mapping[str, Any],
+        problems: list[str],
+        killed: str,
+        calls: Tally,
     ) -> None:
         self.stop()
         out = self._console
@@ -91,6 +99,8 @@ class Screen:
             out.print(killed + "; another worker went on", soft_wrap=True)
         out.print(_times(document))
         out.print(_latencies(document))
+        if calls:
+            out.print(_calls(calls, servers=len(view.upgrades)))
         colour = "bold green" if proof.verdict == "held" else "bold red"
         out.print(
             Text("Certificate: " + {"held": "not one request failed"}.get(proof.verdict, proof.verdict), style=colour)
@@ -113,7 +123,7 @@ def _words(u: Upgrade) -> str:
     return f"{'undoing ' if u.direction == 'undo' else ''}{u.step}{f': {u.why}' if u.why else ''}"
 
 
-def _picture(view: View, users: Mapping[str, Any]) -> Group:
+def _picture(view: View, users: Mapping[str, Any], trouble: str) -> Group:
     table = Table(box=None, padding=(0, 1), expand=True)
     for column in ("server", "wave", "steps", "now"):
         table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column == "now" else None)
@@ -126,6 +136,7 @@ def _picture(view: View, users: Mapping[str, Any]) -> Group:
         (f"rollout {view.rollout.id} {view.rollout.state}", "bold"),
         f"   {users.get('requests', 0):,} requests, ",
         (f"{failed} failed", "bold red" if failed else "bold green"),
+        (f"   {trouble}", "dim"),
     )
     return Group(head, table)
 
@@ -155,4 +166,17 @@ def _latencies(document: Mapping[str, Any]) -> Table:
     for phase, seen in document["latency"].items():
         numbers = [f"{seen[key]:.1f}" if seen.get(key) is not None else "" for key in ("p50_ms", "p99_ms", "max_ms")]
         table.add_row(phase, f"{seen['count']:,}", *numbers)
+    return table
+
+
+def _calls(calls: Tally, *, servers: int) -> Table:
+    table = Table(box=None, padding=(0, 2), title="Calls to the cloud", title_justify="left")
+    table.add_column("kind")
+    columns = ("calls", "throttled", "lost", "refused")
+    for column in (columns[0], "a server", *columns[1:]):
+        table.add_column(column, justify="right")
+    whole = {"all": {what: sum(row[what] for row in calls.values()) for what in columns}}
+    for kind, row in {**calls, **whole}.items():
+        each = f"{row['calls'] / servers:.1f}"
+        table.add_row(kind, f"{row['calls']:,}", each, *(f"{row[what]:,}" for what in columns[1:]))
     return table

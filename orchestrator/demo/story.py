@@ -1,8 +1,9 @@
-"""The story of `changeover demo`: a shop's twelve servers are replaced under live traffic, one of them badly made,
-while a worker is killed; and what its users noticed of it."""
+"""The story of `changeover demo`: a shop's servers are replaced under live traffic, one of them badly made, while a
+worker is killed; and what its users noticed of it."""
 
 from __future__ import annotations
 
+import json
 import signal
 import tempfile
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import operations
-from orchestrator.demo.scene import RATE, Scene
+from orchestrator.demo.aws import AwsScene
+from orchestrator.demo.scene import Scene
 from orchestrator.demo.screen import Screen
 from orchestrator.domain.rollout import Rollout
 from orchestrator.errors import ChangeoverError, WaitTimeout
@@ -28,9 +30,11 @@ from orchestrator.supervisor import Supervisor, start
 
 BEFORE, AFTER = 5.0, 4.0  # seconds of traffic before and after
 READY = 90.0  # seconds for workers and Flower to start, on a busy machine
-PATIENCE = 150.0  # seconds for the rollout, on a slow machine
+PATIENCE = 300.0  # seconds for the rollout, on a slow machine
 WORKERS = 2
 BAD = "web-006"  # whose new server will not be healthy
+AnyScene = Scene | AwsScene
+SCENES: Mapping[str, Callable[..., AnyScene]] = {"local": Scene, "aws": AwsScene}
 
 
 @dataclass
@@ -39,18 +43,20 @@ class Story:
 
     results: Path
     screen: Screen
+    scene: Callable[..., AnyScene] = Scene
+    bad: str = BAD
     marks: list[dict[str, Any]] = field(default_factory=list)
     killed: str = ""
 
     def run(self, *, keep: bool) -> int:
         """The exit code: 0 when no request failed and every server ended as it should."""
         short = Path(tempfile.mkdtemp(prefix="changeover-demo-"))
-        scene = Scene(short=short, out=self.results)
+        scene = self.scene(short=short, out=self.results)
         supervisor: Supervisor | None = None
         try:
-            self.screen.say("building a shop: 12 servers in two pools behind one HAProxy, and a separate database")
+            self.screen.say(scene.opening)
             scene.build()
-            scene.spoil(BAD)
+            scene.spoil(self.bad)
             settings = Settings(
                 redis_url="", broker_url="", result_url="", state_dir=self.results / "state", lease=10.0
             )
@@ -58,7 +64,7 @@ class Story:
             supervisor.wait_ready(READY)
             scene.mark("before")
             scene.send_users()
-            self.screen.say(f"sending {RATE} requests a second to it, from now to the end")
+            self.screen.say(f"sending {scene.rate} requests a second to it, from now to the end")
             return self._replace(scene, supervisor, keep=keep)
         finally:
             self.screen.stop()
@@ -66,7 +72,7 @@ class Story:
                 supervisor.stop()
             scene.clear()
 
-    def _replace(self, scene: Scene, supervisor: Supervisor, *, keep: bool) -> int:
+    def _replace(self, scene: AnyScene, supervisor: Supervisor, *, keep: bool) -> int:
         settings = supervisor.settings
         store: Store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=4)
         ask = operations.celery_asker(make_app(settings))
@@ -78,6 +84,8 @@ class Story:
         self.screen.plan(plan)
         scene.mark("during")
         rollout = operations.apply(store, ask, fleet, agreed=plan, actor="changeover demo", waiter=waiter)
+        if misdeeds := scene.misbehave():
+            self.screen.say(misdeeds)
         rollout = self._watch(store, rollout.id, scene, supervisor)
         scene.mark("after")
         self.screen.say("every server has ended; watching the traffic for a moment longer")
@@ -90,12 +98,12 @@ class Story:
                 supervisor.run()
         return code
 
-    def _watch(self, store: Store, id: str, scene: Scene, supervisor: Supervisor) -> Rollout:
+    def _watch(self, store: Store, id: str, scene: AnyScene, supervisor: Supervisor) -> Rollout:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             supervisor.step(0.1)
             view = operations.view(store, id)
-            self.screen.show(view, scene.users())
+            self.screen.show(view, scene.users(), scene.trouble_so_far)
             if not self.killed:
                 self._kill_one(store.rows(id), supervisor)
             if view.rollout.ended or view.rollout.state == "paused":
@@ -117,7 +125,13 @@ class Story:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def _conclude(
-        self, store: Store, rollout: Rollout, scene: Scene, supervisor: Supervisor, seen: Mapping[str, Any], held: Any
+        self,
+        store: Store,
+        rollout: Rollout,
+        scene: AnyScene,
+        supervisor: Supervisor,
+        seen: Mapping[str, Any],
+        held: Any,
     ) -> int:
         view = operations.view(store, rollout.id)
         proof = certify(seen, held)
@@ -134,26 +148,28 @@ class Story:
             {"label": "fleet file", "href": "fleet.yaml"},
             {"label": "every request", "href": "load.jsonl"},
         ]
+        if calls := scene.tally():
+            (self.results / "calls.json").write_text(json.dumps(calls, indent=1))
+            document["links"].append({"label": "calls to the cloud", "href": "calls.json"})
         page, data = html.write(document, self.results)
-        self.screen.conclude(view, proof, document, problems, self.killed)
+        self.screen.conclude(view, proof, document, problems, self.killed, calls)
         self.screen.files(page, data, self.results, supervisor.flower_url)
         return 1 if problems else 0
 
-    def _problems(self, view: operations.View, scene: Scene) -> list[str]:
+    def _problems(self, view: operations.View, scene: AnyScene) -> list[str]:
         """What did not go as the story wants it, apart from what users saw."""
         wrong = [
             f"{u.server} is {u.state}: {u.cause or u.why}"
             for u in view.upgrades
-            if u.state != ("failed" if u.server == BAD else "upgraded")
+            if u.state != ("failed" if u.server == self.bad else "upgraded")
         ]
-        servers = scene.host.servers()
-        made = [s for s in servers if s["tags"].get("changeover:managed") == "1"]
-        expected = {u.server for u in view.upgrades if u.state == "upgraded"}
-        owners = sorted(str(s["tags"].get("changeover:server")) for s in made)
-        if owners != sorted(expected):
+        expected = sorted(u.server for u in view.upgrades if u.state == "upgraded")
+        owners = scene.made_for()
+        if owners != expected:
             wrong.append(
                 f"the new servers are of {', '.join(owners)}: wanted one for each upgraded server, and no other"
             )
+        wrong += scene.left_over(expected)
         if not self.killed:
             wrong.append("no worker was killed: there was no swap to do it in")
         return wrong
@@ -186,12 +202,12 @@ def _linger(supervisor: Supervisor, seconds: float) -> None:
         supervisor.step(min(0.2, left))
 
 
-def tell_story(results: Path, *, keep: bool, say: Callable[[str], None]) -> int:
-    """Runs the demo; its exit code."""
+def tell_story(results: Path, *, cloud: str, keep: bool, say: Callable[[str], None]) -> int:
+    """Runs the demo on that cloud, one of `SCENES`; its exit code."""
     results.mkdir(parents=True, exist_ok=True, mode=0o700)
     screen = Screen(say)
     try:
-        return Story(results=results, screen=screen).run(keep=keep)
+        return Story(results=results, screen=screen, scene=SCENES[cloud]).run(keep=keep)
     except KeyboardInterrupt:
         say("stopped; nothing of it runs any more")
         return 130
