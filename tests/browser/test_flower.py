@@ -11,6 +11,7 @@ import pytest
 from orchestrator.domain.steps import STEPS
 from tests.support.shop import shop
 
+pytestmark = pytest.mark.debian
 CHROMIUM = shutil.which("chromium")
 
 

@@ -14,7 +14,7 @@ from orchestrator.addresses import parse
 from orchestrator.store.connecting import connect
 from tests.support.redis_servers import Place, redis_place, sentinel_url
 
-pytestmark = pytest.mark.timeout(300)  # a busy machine takes its time
+pytestmark = [pytest.mark.debian, pytest.mark.timeout(300)]  # a busy machine takes its time
 NAMES = [f"name-{number}" for number in range(100)]
 ASK: dict[str, Callable[[Any, str], bytes]] = {
     "alone": lambda client, name: client.get(name),

@@ -18,7 +18,7 @@ from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.lossy import Wire
 from tests.support.redis_servers import HOST, Place, Program, redis_place
 
-pytestmark = pytest.mark.timeout(300)  # a busy machine takes its time
+pytestmark = [pytest.mark.debian, pytest.mark.timeout(300)]  # a busy machine takes its time
 LEASE, AWAY = 3.0, 5.0  # seconds
 # Seconds: what was renewed right before may still be called for half a lease, and then be under way for a moment.
 ENDS = LEASE / 2 + 2.0

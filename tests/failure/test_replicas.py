@@ -15,6 +15,8 @@ from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store.redis import RedisStore
 from tests.support.redis_servers import Place, Program, redis_place, wait_for
 
+pytestmark = pytest.mark.debian
+
 
 @pytest.fixture
 def place() -> Iterator[Place]:

@@ -26,7 +26,7 @@ KINDS: dict[str, Any] = {"in process": lambda: names(lag=0.05), "BIND": bind, "R
 KINDS["Route 53, private"] = partial(hosted_zone, private=True)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[pytest.param(k, marks=pytest.mark.debian) if k == "BIND" else k for k in KINDS])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with KINDS[request.param]() as made:
         yield made

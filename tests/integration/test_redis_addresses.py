@@ -20,6 +20,8 @@ from orchestrator.supervisor import start
 from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.redis_servers import Place, Program, redis_place, sentinel_url, wait_for
 
+pytestmark = pytest.mark.debian
+
 
 @pytest.fixture
 def place() -> Iterator[Place]:

@@ -30,7 +30,7 @@ def liar() -> Iterator[Names]:
         yield server
 
 
-@pytest.fixture(params=["in process", "BIND"])
+@pytest.fixture(params=["in process", pytest.param("BIND", marks=pytest.mark.debian)])
 def server(request: pytest.FixtureRequest) -> Server:
     found: Server = request.getfixturevalue("liar" if request.param == "in process" else "real")
     return found
@@ -60,6 +60,7 @@ def test_a_key_that_is_not_accepted_changes_nothing_and_says_so(server: Server, 
     assert not updates.ok and updates.fix
 
 
+@pytest.mark.debian
 def test_a_key_that_may_not_change_this_name_is_found_by_the_doctor(real: Server) -> None:
     real.put("foreign", "A", 60, A)
     traffic = traffic_of(real, "foreign", key_name="stranger")
