@@ -79,6 +79,56 @@ def cut_off(environment: MutableMapping[str, str], endpoint: str) -> None:
     environment.update(OURS, AWS_ENDPOINT_URL=endpoint)
 
 
+class SimulatedAws:
+    """A simulated AWS with a fleet in it (`simcloud.fleet`), in a process that ends when we do. `log`: where its
+    complaints go; `environment`: its own, ours if none is given."""
+
+    def __init__(self, log: Path, *, environment: Mapping[str, str] | None = None) -> None:
+        self._log, self._environment = log, environment
+        self._process: subprocess.Popen[str] | None = None
+        self.endpoint = ""
+
+    def start(self, wish: Mapping[str, Any]) -> Mapping[str, Any]:
+        """It serves, as wished for (`simcloud.fleet.Wish`): where, and what is there."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program; it ends when its input does
+                [sys.executable, "-P", "-m", "simcloud.fleet", json.dumps(wish)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._environment,
+                start_new_session=True,
+                cwd="/",
+            )
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline()  # it waits for its instances itself, and gives up in time
+        if not said:
+            words = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ChangeoverError(f"the simulated AWS did not come up: {' '.join(words)}", next=f"less {self._log}")
+        made: Mapping[str, Any] = json.loads(said)
+        self.endpoint = str(made["endpoint"])
+        return made
+
+    def ask(self, what: str, **about: Any) -> Any:
+        """What an operator of the simulated cloud itself asks of it."""
+        answer = httpx2.post(f"{self.endpoint}/sim/{what}", json=about, timeout=30.0, trust_env=False)
+        if answer.status_code != httpx2.codes.OK:
+            raise ChangeoverError(f"the simulated AWS refused {what}: {answer.text[:300]}")
+        return answer.json()
+
+    def end(self) -> None:
+        """It has ended, and its instances with it."""
+        if self._process is None or self._process.stdin is None:
+            return
+        self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(60)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
 @dataclass
 class AwsScene(Surroundings):
     """See `Surroundings`. `pools`: by pool, the account of its target group and where its balancer takes users."""
@@ -87,8 +137,7 @@ class AwsScene(Surroundings):
     rate: int = 120
     pools: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     servers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    endpoint: str = ""
-    _cloud: subprocess.Popen[str] | None = None
+    cloud: SimulatedAws | None = None
     _told: tuple[float, str] = (0.0, "")  # until when that is to be shown
 
     @property
@@ -103,17 +152,17 @@ class AwsScene(Surroundings):
         self._watch()
         self.database = f"127.0.0.1:{self._start_database()}"
         cut_off(os.environ, "http://127.0.0.1:9")  # nothing is at that port, until there is a cloud
-        made = self._start_cloud()
-        self.endpoint = str(made["endpoint"])
-        cut_off(os.environ, self.endpoint)
+        self.cloud = SimulatedAws(self.out / "aws.log")
+        made = self.cloud.start(self._wish())
+        cut_off(os.environ, self.cloud.endpoint)
         self.servers = {server["name"]: server for server in made["servers"]}
         self.names = list(self.servers)
         self.ids = {name: str(server["id"]) for name, server in self.servers.items()}
         self.pools = {f"web-{letter}": pool for letter, pool in zip("abcdefgh", made["pools"], strict=False)}
 
-    def _start_cloud(self) -> Mapping[str, Any]:
+    def _wish(self) -> Mapping[str, Any]:
         command = [sys.executable, "{folder}/site.py", "--address", "{address}", "--port", "{port}"]
-        wish = {
+        return {
             "accounts": self.accounts,
             "region": REGION,
             "port": PORT,
@@ -123,44 +172,22 @@ class AwsScene(Surroundings):
             "files": str(self._files()),
             "timings": TIMINGS,
         }
-        with (self.out / "aws.log").open("ab") as log:
-            self._cloud = subprocess.Popen(  # noqa: S603 - our own program; it ends when its input does
-                [sys.executable, "-P", "-m", "simcloud.fleet", json.dumps(wish)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-                cwd="/",
-            )
-        assert self._cloud.stdout is not None
-        said = self._cloud.stdout.readline()  # it waits for its instances itself, and gives up in time
-        if not said:
-            words = (self.out / "aws.log").read_text(errors="replace").strip().splitlines()[-1:]
-            raise ChangeoverError(
-                f"the simulated AWS did not come up: {' '.join(words)}", next=f"less {self.out}/aws.log"
-            )
-        made: Mapping[str, Any] = json.loads(said)
-        return made
 
-    def ask(self, what: str, **about: Any) -> Any:
-        """What an operator of the simulated cloud itself asks of it."""
-        answer = httpx2.post(f"{self.endpoint}/sim/{what}", json=about, timeout=30.0, trust_env=False)
-        if answer.status_code != httpx2.codes.OK:
-            raise ChangeoverError(f"the simulated AWS refused {what}: {answer.text[:300]}")
-        return answer.json()
+    def _ask(self, what: str, **about: Any) -> Any:
+        assert self.cloud is not None, "built before"
+        return self.cloud.ask(what, **about)
 
     def spoil(self, name: str) -> None:
         """Bind that server's licence to its address: a clone of it will not be healthy."""
         server = self.servers[name]
-        self.ask("file", id=server["id"], path="LICENCE", text=server["address"])
+        self._ask("file", id=server["id"], path="LICENCE", text=server["address"])
 
     def misbehave(self) -> str:
         """From now on it is as AWS is on a bad day; in words."""
         for pattern, (size, refill) in LIMITS.items():
-            self.ask("limits", pattern=pattern, size=size, refill=refill)
+            self._ask("limits", pattern=pattern, size=size, refill=refill)
         for fault in FAULTS:
-            self.ask("faults", **fault)
+            self._ask("faults", **fault)
         return "from now on AWS loses one answer in 33 after it has done as told, fails one call in 50, and throttles"
 
     # -- what is given to Changeover ------------------------------------------------------------------------------
@@ -182,7 +209,8 @@ class AwsScene(Surroundings):
             f"{elsewhere(pool['account'])}}}"
             for name, pool in self.pools.items()
         )
-        text = FLEET.format(region=REGION, account=first, endpoint=self.endpoint, servers=servers, pools=pools)
+        assert self.cloud is not None, "built before"
+        text = FLEET.format(region=REGION, account=first, endpoint=self.cloud.endpoint, servers=servers, pools=pools)
         path = self.out / "fleet.yaml"
         path.write_text(text)
         return path
@@ -199,7 +227,7 @@ class AwsScene(Surroundings):
 
     def _made(self, kind: str) -> list[str]:
         """For whom things of this kind were made, by the cloud's own tables."""
-        found = (self.ask("billable", account=account, region=REGION)[kind] for account in self.accounts)
+        found = (self._ask("billable", account=account, region=REGION)[kind] for account in self.accounts)
         tags = [each for things in found for each in things.values()]
         return [str(each.get("changeover:server")) for each in tags if each.get("changeover:managed") == "1"]
 
@@ -210,12 +238,14 @@ class AwsScene(Surroundings):
             for kind in ("image", "snapshot")
             if (found := sorted(self._made(kind))) != sorted(upgraded)
         ]
-        strangers = [key for key in self.ask("tally")["keys"] if key != OURS["AWS_ACCESS_KEY_ID"] and key[:4] != "ASIA"]
+        strangers = [
+            key for key in self._ask("tally")["keys"] if key != OURS["AWS_ACCESS_KEY_ID"] and key[:4] != "ASIA"
+        ]
         return [*wrong, *(f"somebody else's key has called: {key[:4]}..." for key in strangers)]
 
     def tally(self) -> Tally:
         """By kind of call: how many there were, and how many of them were throttled, lost or refused."""
-        told = self.ask("tally")
+        told = self._ask("tally")
         found: dict[str, dict[str, int]] = {}
         for what in ("calls", "throttled", "lost", "refused"):
             for name, count in told[what].items():
@@ -235,13 +265,8 @@ class AwsScene(Surroundings):
     def clear(self) -> None:
         """Nothing of it runs any more."""
         super().clear()
-        if self._cloud is not None and self._cloud.stdin is not None:
-            self._cloud.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._cloud.wait(60)
-            if self._cloud.poll() is None:
-                self._cloud.kill()
-                self._cloud.wait()
+        if self.cloud is not None:
+            self.cloud.end()
         shutil.rmtree(self.short, ignore_errors=True)
 
 
