@@ -239,7 +239,7 @@ class Stack:
         tags = {each["Key"]: each["Value"] for each in properties.get("Tags", [])}
         ours = {"stack-name": self.name, "stack-id": self.id, "logical-id": logical}
         tags = {**self.tags, **tags, **{f"aws:cloudformation:{key}": value for key, value in ours.items()}}
-        spec = [{"Key": key, "Value": value} for key, value in tags.items()]
+        spec = [{"Key": key, "Value": str(value)} for key, value in tags.items()]
         wanted = {
             **{name: properties[name] for name in _AS_THEY_ARE if name in properties},
             "MinCount": 1,

@@ -121,15 +121,14 @@ class Answers:
     def __init__(
         self,
         template: Mapping[str, Any],
-        values: Mapping[str, Any],
+        values: Mapping[str, str],
         *,
         ref: Callable[[str], Any],
         attribute: Callable[[str, str], Any],
     ) -> None:
         self._conditions = template.get("Conditions") or {}
         slots = template.get("Parameters") or {}
-        lists = {key for key, each in slots.items() if each["Type"].startswith(("List<", "CommaDelimitedList"))}
-        self._values = {key: value.split(",") if key in lists else value for key, value in values.items()}
+        self._values = {key: _typed(slots[key]["Type"], value) for key, value in values.items()}
         self._ref, self._attribute = ref, attribute
 
     def holds(self, condition: str) -> bool:
@@ -187,6 +186,12 @@ class Answers:
             return f"${{{name}}}"
         thing, _, attribute = name.partition(".")
         return str(self._attribute(thing, attribute) if attribute else self._named(name))
+
+
+def _typed(kind: str, value: str) -> Any:
+    if kind.startswith(("List<", "CommaDelimitedList")):
+        return value.split(",")
+    return (float(value) if "." in value else int(value)) if kind == "Number" else value
 
 
 def names(parts: Sequence[str]) -> str:

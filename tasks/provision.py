@@ -35,6 +35,11 @@ def params(turn: Turn) -> Mapping[str, Any]:
 
 def do(turn: Turn, intent: Intent) -> Done | Wait:
     wanted = intent.params
+    if (planned := turn.server.recipe) and (now := turn.compute.recipe()) != planned:
+        raise NeedsPerson(
+            f"{turn.upgrade.server}'s new server would be made of {now or 'nothing'}, and the plan was made with "
+            f"{planned}: put that back, or abort and plan anew"
+        )
     try:
         server = turn.compute.ensure_server(
             keys.key(turn.upgrade, intent, role="target"),

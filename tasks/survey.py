@@ -185,6 +185,7 @@ def _pools(world: World, fleet: Fleet) -> tuple[list[FoundPool], Mapping[str, Se
 def _servers(world: World, fleet: Fleet, members: Mapping[str, Sequence[MemberView]]) -> dict[str, FoundServer]:
     """By name, of a fleet in one place."""
     compute, guest = world.compute(fleet), world.guest(fleet)
+    recipe = compute.recipe()
     servers: dict[str, Server] = {}
     facts: dict[str, Facts] = {}
     obstacles: dict[str, Sequence[str]] = {}
@@ -198,14 +199,17 @@ def _servers(world: World, fleet: Fleet, members: Mapping[str, Sequence[MemberVi
     elsewhere = _elsewhere(world.traffic(fleet), addresses)
     there = {pool: members[pool] for pool in fleet.traffic.pools}  # another place may use the same addresses
     return {
-        spec.name: _server(
-            spec,
-            fleet,
-            servers.get(fleet.id_of(spec)),
-            facts.get(fleet.id_of(spec)),
-            there,
-            obstacles.get(fleet.id_of(spec), ()),
-            elsewhere,
+        spec.name: replace(
+            _server(
+                spec,
+                fleet,
+                servers.get(fleet.id_of(spec)),
+                facts.get(fleet.id_of(spec)),
+                there,
+                obstacles.get(fleet.id_of(spec), ()),
+                elsewhere,
+            ),
+            recipe=recipe,
         )
         for spec in fleet.servers
     }

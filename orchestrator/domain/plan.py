@@ -34,7 +34,8 @@ class Seat:
 @dataclass(frozen=True, kw_only=True)
 class FoundServer:
     """What a survey read of one server. Bytes. `paths` are facts of the paths that the file names; `memory_used` and
-    `disk_used` are what A takes now. `problem` says why it cannot be upgraded."""
+    `disk_used` are what A takes now. `problem` says why it cannot be upgraded. `recipe` names what its
+    new server is made of beside the image, where that is something of the user's own."""
 
     name: str
     id: str
@@ -47,6 +48,7 @@ class FoundServer:
     paths: tuple[Mapping[str, str], ...] = ()
     seats: tuple[Seat, ...] = ()
     problem: str = ""
+    recipe: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,7 @@ def fingerprint(fleet: Fleet, survey: Survey) -> str:
             "disk": server.disk,
             "paths": [dict(path) for path in server.paths],
             "seats": [{k: v for k, v in asdict(seat).items() if k != "state"} for seat in server.seats],
+            **({"recipe": server.recipe} if server.recipe else {}),
         }
         for server in survey.servers
     ]
@@ -172,7 +175,7 @@ def differences(was: Survey, now: Survey) -> list[str]:
             continue
         lines += [
             f"{server.name}: {what} was {getattr(old, what)!r}, is {getattr(server, what)!r}"
-            for what in ("id", "address", "state", "memory", "disk", "paths")
+            for what in ("id", "address", "state", "memory", "disk", "paths", "recipe")
             if getattr(old, what) != getattr(server, what)
         ]
         if {(s.pool, s.name) for s in old.seats} != {(s.pool, s.name) for s in server.seats}:

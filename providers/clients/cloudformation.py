@@ -15,7 +15,7 @@ from providers.errors import NotFound
 NAME = re.compile(r"co-[0-9a-f]{40}")  # as a `Key` gives it
 INSTANCE_ID, PRIVATE_IP = "InstanceId", "PrivateIp"  # what a stack has to tell of its server
 FEW = 2  # so many stacks are asked for one by one; for more of them all are read
-COMPLETE = re.compile(r"(CREATE|UPDATE|UPDATE_ROLLBACK|IMPORT|IMPORT_ROLLBACK)_COMPLETE|UPDATE_.*|IMPORT_.*")
+COMPLETE = re.compile(r"CREATE_COMPLETE|UPDATE_.*|IMPORT_.*")  # it has been made, whoever has changed it since
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ class Stack:
 
     @property
     def complete(self) -> bool:
-        """It has been made: whatever happens to it later, its server is in its outputs."""
         return COMPLETE.fullmatch(self.status) is not None
 
     @property
     def instance(self) -> str:
-        return self.outputs.get(INSTANCE_ID, "") if self.complete else ""
+        """The id of its instance: told when it has been made, and whatever happens to it later."""
+        return self.outputs.get(INSTANCE_ID, "")
 
 
 class Stacks:

@@ -95,6 +95,11 @@ class Compute(Protocol):
         Looks where it may, and raises nothing: who has no rights yet asks for them."""
         ...
 
+    def recipe(self) -> str:
+        """What new servers are made of beside an image and a server that they are to be like: a word that changes with
+        it, so that a plan can be bound to it. Empty where there is nothing else."""
+        ...
+
     def ensure_image(self, key: Key, *, source: str) -> Image:
         """After it returns, exactly one image of that key exists, perhaps still pending; A kept serving meanwhile.
 

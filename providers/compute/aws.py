@@ -245,6 +245,9 @@ class AwsCompute:
                 problems.append(str(error))
         return problems
 
+    def recipe(self) -> str:
+        return ""
+
     # -- making -------------------------------------------------------------------------------------------------------
 
     def ensure_image(self, key: Key, *, source: str) -> Image:

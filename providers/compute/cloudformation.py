@@ -101,6 +101,10 @@ class CloudFormationCompute(AwsCompute):
             faults = self._template().faults(list(self._fixed))
         except (Refused, NotFound) as error:
             faults = [str(error)]
+        for instance in self._instances("instance-id", [id for id in ids if id not in instances]):
+            if name := _stack_of(tags_of(instance)):
+                id = instance["InstanceId"]
+                found[id] = [f"{id} is in our stack {name}: write that as its id", *found.get(id, ())]
         if faults:  # it is one for all: the first of them is told
             for id in list(ids)[:1]:
                 found[id] = [*faults, *found.get(id, ())]
@@ -258,7 +262,7 @@ class CloudFormationCompute(AwsCompute):
             super().terminate(id, given=given)
             return
         stack = self._stacks.named([id]).get(id)
-        instance = self._alive(id, stack)
+        instance = self._instance_in(id, stack)
         if stack is None:
             self._not_too_new(id)
             if instance is not None:  # it outlived its stack
@@ -296,7 +300,7 @@ class CloudFormationCompute(AwsCompute):
         stack = self._stacks.named([id]).get(id)
         if stack is None:
             self._not_too_new(id)
-            left = self._alive(id, None)
+            left = self._instance_in(id, None)
             if left is None:
                 raise NotFound(f"there is no stack {id} in {self._aws.lane}")
             return str(left["InstanceId"])
@@ -304,7 +308,7 @@ class CloudFormationCompute(AwsCompute):
             raise NotYetVisible(f"the stack {id} is {stack.status}: it has no server yet")
         raise NotFound(f"the stack {id} in {self._aws.lane} is {stack.status}: it has no server")
 
-    def _alive(self, name: str, stack: Stack | None) -> Raw | None:
+    def _instance_in(self, name: str, stack: Stack | None) -> Raw | None:
         """Its instance, if that is not terminated; found by AWS' own mark where the stack does not tell it."""
         known = stack.instance if stack is not None else ""
         by = ("instance-id", [known]) if known else (f"tag:{STACK_TAG}", [name])
@@ -313,34 +317,39 @@ class CloudFormationCompute(AwsCompute):
 
     def _in_stacks(self, names: Sequence[str], stacks: Mapping[str, Stack] | None = None) -> dict[str, Server]:
         """The servers of these stacks: what EC2 says of each that has an instance, what CloudFormation says of the
-        others. A stack that is remembered as complete is not asked for again while its instance is there."""
-        self._stacks.learn((stacks or {}).values())
-        instances = self._stacks.instances(names) if stacks is None else {n: s.instance for n, s in stacks.items()}
-        seen = self._ec2_servers("instance-id", [id for id in instances.values() if id])
-        found: dict[str, Server] = {}
-        for name, id in instances.items():
-            if id in seen and seen[id].state != "terminated" and not _is(stacks, name, GOING):
-                found[name] = replace(seen[id], id=name, name=name)
-            else:
-                self._stacks.forget(name)
-        others = [name for name in names if name not in found]
-        told = (stacks if stacks is not None else self._stacks.named(others)) if others else {}
-        for name in others:
-            if (stack := told.get(name)) is not None:
-                self._unseen.pop(name, None)
-                found[name] = self._unready(stack, gone=bool(stack.instance))
-        if lost := [name for name in others if name not in found]:
+        others. A stack whose instance is remembered is not asked for again while that is there."""
+        known = {} if stacks is not None else {name: id for name in names if (id := self._stacks.known(name))}
+        told = dict(stacks) if stacks is not None else self._stacks.named([name for name in names if name not in known])
+        seen = self._alive([*known.values(), *(stack.instance for stack in told.values())])
+        found = {name: replace(seen[id], id=name, name=name) for name, id in known.items() if id in seen}
+        if doubtful := [name for name in known if name not in found]:
+            more = self._stacks.named(doubtful)
+            seen = {**seen, **self._alive([stack.instance for stack in more.values()])}
+            told |= more
+        for name, stack in told.items():
+            self._unseen.pop(name, None)
+            found[name] = self._server_of(stack, seen.get(stack.instance))
+        if lost := [name for name in names if name not in found]:
             for server in self._ec2_servers(f"tag:{STACK_TAG}", lost).values():
                 name = server.tags[STACK_TAG]
                 if name not in found or found[name].state == "terminated":  # one that outlived its stack comes first
                     found[name] = replace(server, id=name, name=name)
         return found
 
+    def _alive(self, ids: Sequence[str]) -> Mapping[str, Server]:
+        servers = self._ec2_servers("instance-id", [id for id in ids if id])
+        return {id: server for id, server in servers.items() if server.state != "terminated"}
+
     def _ec2_servers(self, filter: str, values: Sequence[str]) -> Mapping[str, Server]:
         return self._servers(self._instances(filter, values)) if values else {}
 
-    def _unready(self, stack: Stack, *, gone: bool) -> Server:
-        """A stack without an instance, as a server. `gone`: it had one, which somebody else has terminated."""
+    def _server_of(self, stack: Stack, instance: Server | None) -> Server:
+        """`instance`: its own, if that is not terminated."""
+        if instance is not None and stack.status != GOING:
+            self._stacks.learn([stack])
+            server = replace(instance, id=stack.name, name=stack.name)
+            failed = stack.status == "DELETE_FAILED"
+            return replace(server, state="failed", reason=self._left(stack)) if failed else server
         state: ServerState = "failed"
         if stack.status == GOING:
             state, reason = "terminated", "its stack is being deleted"
@@ -348,8 +357,8 @@ class CloudFormationCompute(AwsCompute):
             state, reason = "pending", "its stack is being made"
         elif stack.status == "DELETE_FAILED":
             reason = self._left(stack)
-        elif gone:
-            reason = f"{stack.instance} is terminated, and its stack is left"
+        elif stack.instance:
+            reason = f"{stack.instance} is terminated, and its stack {stack.name} is left"
         elif stack.complete:
             reason = f"the stack {stack.name} tells no InstanceId among its outputs"
         else:
@@ -388,10 +397,6 @@ def _stack_of(tags: Mapping[str, str]) -> str:
 
 def _has(tags: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return all(tags.get(name) == value for name, value in wanted.items())
-
-
-def _is(stacks: Mapping[str, Stack] | None, name: str, status: str) -> bool:
-    return stacks is not None and stacks[name].status == status
 
 
 def _root(image: Raw) -> int:

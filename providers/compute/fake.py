@@ -56,6 +56,7 @@ class FakeCloud:
     believed: dict[tuple[str, str], float] = field(default_factory=dict)  # until when a name that has left leads there
     sick: set[str] = field(default_factory=set)  # addresses that run and fail the balancer's check
     lock: threading.RLock = field(default_factory=threading.RLock)
+    recipe: str = ""  # what servers are made of beside an image
     addresses: dict[str, str] = field(default_factory=dict)  # address -> server: a thousand servers are looked up in it
     _tokens: dict[str, str] = field(default_factory=dict)  # token -> what it has made
     _serial: int = 0
@@ -168,6 +169,9 @@ class FakeCompute:
 
     def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
         return ()
+
+    def recipe(self) -> str:
+        return self.cloud.recipe
 
     def ensure_image(self, key: Key, *, source: str) -> Image:
         with self.cloud.lock:

@@ -50,6 +50,9 @@ class LocalCompute:
     def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
         return ()
 
+    def recipe(self) -> str:
+        return ""
+
     def ensure_image(self, key: Key, *, source: str) -> Image:
         body = {"name": key.name, "tags": _tags(key), "source": source}
         return _image(self._client.call("PUT", f"/images/by-token/{quote(key.token, safe='')}", body))

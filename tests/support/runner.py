@@ -242,11 +242,13 @@ class Runner:
 
 
 @contextmanager
-def running(names: list[str] | None = None, *, store: Store | None = None, **changes: Any) -> Iterator[Runner]:
+def running(
+    names: list[str] | None = None, *, store: Store | None = None, recipe: str = "", **changes: Any
+) -> Iterator[Runner]:
     """A runner over a cloud with those servers, all in the pool and answering."""
     clock = Clock()
     world = uuid.uuid4().hex
-    cloud = FakeCloud.named[world] = FakeCloud(image_seconds=3.0, ready_seconds=5.0, clock=clock)
+    cloud = FakeCloud.named[world] = FakeCloud(image_seconds=3.0, ready_seconds=5.0, clock=clock, recipe=recipe)
     sites = FakeProbe.registry[world] = FakeSites()
     names = names or ["web-1", "web-2"]
     cloud.pools["web"] = {}
