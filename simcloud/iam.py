@@ -93,6 +93,8 @@ def _fits(operator: str, there: Any, wanted: Sequence[str]) -> bool:
             return there is not None and any(fnmatchcase(there, pattern) for pattern in wanted)
         case "ForAllValues:StringEquals":
             return set(there or ()) <= set(wanted)
+        case "ForAnyValue:StringEquals":
+            return not set(there or ()).isdisjoint(wanted)
     raise ValueError(f"the condition {operator} is not known here")
 
 

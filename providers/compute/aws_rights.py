@@ -82,13 +82,19 @@ def stack_statements(place: Place, *, stack_role: str, template: str) -> list[St
     more = ["DeleteStack", "DescribeStackEvents", "DescribeStackResources", "UpdateTerminationProtection"]
     found = [
         iam.allow("Look", [f"cloudformation:{each}" for each in look]),
-        iam.allow("MakeStacks", ["cloudformation:CreateStack"], ours, StringEquals=MARKED),
+        # TagResource is no call: AWS asks for it where CreateStack brings tags.
+        iam.allow(
+            "MakeStacks", ["cloudformation:CreateStack", "cloudformation:TagResource"], ours, StringEquals=MARKED
+        ),
         iam.allow("ChangeOurStacks", [f"cloudformation:{each}" for each in more], ours),
     ]
     if stack_role:
         to = {"iam:PassedToService": "cloudformation.amazonaws.com"}
         found.append(iam.allow("GiveTheRoleOfTheStacks", ["iam:PassRole"], stack_role, StringEquals=to))
+    else:  # it launches in our name, and does not tag the volumes
+        by = {"ForAnyValue:StringEquals": {"aws:CalledVia": "cloudformation.amazonaws.com"}}
+        found.append(iam.allow("LaunchByStacks", ["ec2:RunInstances"], iam.arn(place, "ec2", "volume/*"), **by))
     if template.startswith("s3://"):
         at = f"arn:{iam.partition(place)}:s3:::{template.removeprefix('s3://')}"
-        found.append(iam.allow("ReadTheTemplate", ["s3:GetObject"], at))
+        found.append(iam.allow("ReadTheTemplate", ["s3:GetObject", "s3:GetObjectVersion"], at))
     return found
