@@ -22,8 +22,7 @@ from tests.support.rights import aws_providers, called, declared, shipped
 GIB = 1024**3
 SMALL = Size(memory=2 * GIB, disk=8 * GIB, type="t3.small")
 FLEET = {"changeover-fleet": "shop"}
-# Needed by no call of that name there: a role is given; a stack has tags; templates are read in S3, by the client and by
-# CloudFormation.
+# Needed by no call of that name there: a role is given; a stack has tags; templates are read in S3.
 IMPLIED = {"iam:PassRole", "cloudformation:TagResource", "s3:GetObject", "s3:GetObjectVersion"}
 # Never refused by AWS (STS API reference, GetCallerIdentity); asked for the policy itself alone, where it may be; and
 # only for a zone without its id.

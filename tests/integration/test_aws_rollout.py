@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +35,17 @@ class Fleet:
 
     def __init__(self, cloud: SimCloud, *, servers: int) -> None:
         self.cloud = cloud
-        network = cloud.network(region=REGION)
-        self.ids = {
-            f"web-{number}": launch(
-                cloud, network, tags={"Name": f"web-{number}", "team": "blue", "changeover-fleet": "shop"}
-            )
-            for number in range(1, servers + 1)
-        }
-        self.members = [self._member(name, id) for name, id in self.ids.items()]
+        self.network = cloud.network(region=REGION)
+        self.ids: dict[str, str] = {}
+        self.members: list[Member] = []
+        for number in range(1, servers + 1):
+            self.add(f"web-{number}")
+
+    def add(self, name: str, **more: Any) -> str:
+        tags = {"Name": name, "team": "blue", "changeover-fleet": "shop"}
+        self.ids[name] = launch(self.cloud, self.network, tags=tags, **more)
+        self.members.append(self._member(name, self.ids[name]))
+        return self.ids[name]
 
     def _member(self, name: str, id: str) -> Member:
         told = wire(self.cloud).read("ec2", "describe_instances", InstanceIds=[id])
@@ -52,12 +55,17 @@ class Fleet:
         pages = wire(self.cloud).pages("ec2", "describe_instances", "Reservations")
         return {each["InstanceId"]: each["State"]["Name"] for page in pages for each in page["Instances"]}
 
-    def on(self, plane: ControlPlane, haproxy: HAProxy) -> Run:
+    def on(self, plane: ControlPlane, haproxy: HAProxy, *, provider: str, **more: str) -> Run:
+        """`more`: settings of the provider."""
         settings = {"socket": haproxy.socket, "config": str(haproxy.config), "check": CHECK.removeprefix("check ")}
         fleet = fleet_file(
             list(self.ids),
             "aws",
-            provider={"name": "aws", "region": REGION, "settings": {"endpoint": self.cloud.url, "role": ROLE}},
+            provider={
+                "name": provider,
+                "region": REGION,
+                "settings": {"endpoint": self.cloud.url, "role": ROLE, **more},
+            },
             target={"size": {"memory": "4GiB", "disk": "16GiB", "type": "t3.medium"}},
             servers=[{"name": name, "id": id, "pools": ["web"]} for name, id in self.ids.items()],
             traffic={
@@ -78,21 +86,30 @@ class Fleet:
                 "back_off": "500ms",
                 "attempts": 20,
                 "drain": {"deadline": "30s", "quiet": "0s"},
+                "budget": {"before_swap": 1},
             },
         )
         return Run(plane, fleet, None)
 
 
 @contextmanager
-def stage(tmp_path: Path, *, servers: int) -> Iterator[tuple[Fleet, Run]]:
+def stage(
+    tmp_path: Path,
+    *,
+    servers: int,
+    provider: str = "aws",
+    prepare: Callable[[Fleet], None] = lambda _: None,
+    **settings: str,
+) -> Iterator[tuple[Fleet, Run]]:
     with credentials(), SimCloud() as cloud:
         fleet = Fleet(cloud, servers=servers)
+        prepare(fleet)
         until(lambda: set(fleet.states().values()) == {"running"}, "the fleet runs")
         members: Any = fleet.members
         with HAProxy(*members) as haproxy:
             haproxy.all_up()
             with control_plane(tmp_path) as plane:
-                yield fleet, fleet.on(plane, haproxy)
+                yield fleet, fleet.on(plane, haproxy, provider=provider, **settings)
 
 
 @pytest.mark.timeout(400)

@@ -13,10 +13,11 @@ import pytest
 from providers import Key, errors
 from providers.compute import Image, Server, Size
 from providers.compute.cloudformation import CloudFormationCompute
+from providers.rights import policies
 from simcloud.cloud import Network, SimCloud
 from simcloud.faults import Fault
 from tests.contract.worlds import new_key
-from tests.support.aws import REGION, TEMPLATE, allowed, credentials, launch, wire
+from tests.support.aws import REGION, ROLE, TEMPLATE, credentials, launch, wire
 
 GIB = 1024**3
 SMALL = Size(memory=2 * GIB, disk=8 * GIB, type="t3.small")
@@ -392,14 +393,25 @@ def test_a_size_without_a_type_or_too_small_a_disk_is_refused(stage: Stage) -> N
     assert not stage.asked("CreateStack")
 
 
-def test_the_policy_that_we_ship_allows_what_is_called(stage: Stage) -> None:
-    made = stage.made()
-    stage.compute.protect(made.id, True)
-    stage.compute.protect(made.id, False)
+def test_a_role_with_the_policy_that_is_printed_can_do_all_that_is_done(stage: Stage) -> None:
+    old = stage.old(**{"changeover-fleet": "shop"})
+    compute = stage.compute = stage.anew(role=ROLE)
+    (mine, _) = policies(compute.rights([old], fleet="shop"))
+    stage.cloud.policies[ROLE] = mine["policy"]
+    assert compute.obstacles([old], sizes=[SMALL]) == {}
+    assert all(each.ok for each in compute.examine([old], sizes=[SMALL], at_once=1))
+    key, image = new_key(), stage.image(old)
+    compute.ensure_server(key, image=image, like=old, size=SMALL)
+    stage.becomes(key.name, "running")
+    compute.tag(key.name, {"changeover:undoing": "r1"})
+    compute.protect(key.name, True)
+    compute.protect(key.name, False)
+    compute.stop(key.name)
     stage.cloud.stacks.stuck["Server"] = "it is in use"
-    stage.compute.terminate(made.id)
-    stage.becomes(made.id, "failed")
-    stage.compute.examine([], sizes=[SMALL], at_once=1)
-    called = {name for name in stage.cloud.calls if name.startswith("cloudformation:")}
-    assert len(called) == 7
-    assert called <= allowed()
+    compute.terminate(key.name)
+    stage.becomes(key.name, "failed")
+    stage.cloud.stacks.stuck.clear()
+    with pytest.raises(errors.Busy):
+        compute.terminate(key.name)
+    stage.until(lambda: not stage.stacks())
+    assert len({name for name in stage.cloud.calls if name.startswith("cloudformation:")}) == 7
