@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Upgrade
 from orchestrator.store import LedgerItem
-from providers.compute import Size
-from providers.errors import NoCapacity, NotFound, Refused
+from providers.compute import Size, Subnet
+from providers.errors import NoCapacity, NotFound, ProviderError, Refused
 from tasks import cleaning, keys, membership, poll_readiness, swap
 from tasks.step import Done, NeedsPerson, StepFailed, Wait
 from tasks.world import Turn
@@ -16,8 +16,9 @@ from tasks.world import Turn
 
 def params(turn: Turn) -> Mapping[str, Any]:
     image = turn.upgrade.results["create_image"]
-    sizes = turn.fleet.target.sizes
-    rung = min(len(turn.upgrade.intents("provision")), len(sizes) - 1)  # one further with every refusal of this life
+    sizes, zones = turn.fleet.target.sizes, _zones(turn)
+    refused = len(turn.upgrade.intents("provision"))  # in this life: one further with each
+    zone, rung = divmod(min(refused, len(sizes) * len(zones) - 1), len(sizes))
     size = sizes[rung]
     if size.disk < image["disk"]:
         raise StepFailed(
@@ -30,7 +31,33 @@ def params(turn: Turn) -> Mapping[str, Any]:
         "disk": size.disk,
         "type": size.type or "",
         "rung": rung,
+        "subnet": zones[zone],
     }
+
+
+def _zones(turn: Turn) -> list[str]:
+    """For each zone that B may be in, A's own first, the subnet to make it in: the first with an address left. Empty
+    for A's own subnet. All sizes are tried in one zone before another: what a zone lacks is room for a type, and what a
+    subnet lacks is addresses, whatever the type."""
+    target = turn.fleet.target
+    if not target.subnets:
+        return [""]
+    pools = [seat.pool for seat in turn.server.seats]
+    try:
+        own, *others = turn.compute.subnets(turn.server.id, among=target.subnets)
+        there: dict[str, list[Subnet]] = {own.zone: [own]}
+        for subnet in others:
+            there.setdefault(subnet.zone, []).append(subnet)
+        allowed = [
+            subnets
+            for zone, subnets in there.items()
+            if zone == own.zone
+            or (target.zones == "any" and not any(turn.traffic.reaches(pool, zone) for pool in pools))
+        ]
+    except ProviderError:  # who cannot look makes it where A is, as without other subnets
+        return [""]
+    chosen = [next((each for each in subnets if each.free > 0), subnets[0]) for subnets in allowed]
+    return ["" if each.id == own.id else each.id for each in chosen]
 
 
 def do(turn: Turn, intent: Intent) -> Done | Wait:
@@ -45,7 +72,9 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
             keys.key(turn.upgrade, intent, role="target"),
             image=wanted["image"],
             like=wanted["like"],
-            size=Size(memory=wanted["memory"], disk=wanted["disk"], type=wanted["type"]),
+            size=Size(
+                memory=wanted["memory"], disk=wanted["disk"], type=wanted["type"], subnet=wanted.get("subnet", "")
+            ),
         )
     except NotFound as error:
         old = turn.compute.servers([wanted["like"]]).get(wanted["like"])

@@ -15,7 +15,7 @@ from orchestrator.domain.upgrade import Side
 from orchestrator.errors import UnsafeStore
 from providers import Finding
 from providers.compute import Image, Server, Size
-from providers.errors import ProviderError
+from providers.errors import ProviderError, Refused
 from providers.guest import Facts
 from providers.rights import Rights, policies
 from providers.traffic import MemberView, PoolCounters, Traffic
@@ -195,6 +195,9 @@ def _servers(world: World, fleet: Fleet, members: Mapping[str, Sequence[MemberVi
         obstacles |= compute.obstacles(batch, sizes=sizes)
         running = [id for id in batch if id in servers and servers[id].state == "running"]
         facts |= guest.facts(running, paths=paths(fleet))
+    running = [id for id in servers if servers[id].state == "running"]
+    if running and (wrong := _subnets(world, fleet, running[0])):  # the same for all: the first of them is told
+        obstacles = {**obstacles, running[0]: [*obstacles.get(running[0], ()), *wrong]}
     addresses = sorted(server.address for server in servers.values() if server.address)
     elsewhere = _elsewhere(world.traffic(fleet), addresses)
     there = {pool: members[pool] for pool in fleet.traffic.pools}  # another place may use the same addresses
@@ -213,6 +216,26 @@ def _servers(world: World, fleet: Fleet, members: Mapping[str, Sequence[MemberVi
         )
         for spec in fleet.servers
     }
+
+
+def _subnets(world: World, fleet: Fleet, like: str) -> list[str]:
+    """What is wrong with the subnets that the file names for servers like that one."""
+    target = fleet.target
+    if not target.subnets:
+        return []
+    try:
+        found = world.compute(fleet).subnets(like, among=target.subnets)
+    except Refused as error:
+        return [str(error)]
+    if not found:
+        return [f"the provider {fleet.provider.name} knows no subnets: leave target.subnets out"]
+    zones = {each.zone: each.id for each in found if each.zone != found[0].zone} if target.zones == "any" else {}
+    return [
+        f"the subnet {id}: {why}"
+        for zone, id in zones.items()
+        for pool in sorted(fleet.traffic.pools)
+        if (why := world.traffic(fleet).reaches(pool, zone))
+    ]
 
 
 def _sizes(fleet: Fleet) -> list[Size]:
@@ -350,7 +373,9 @@ def examine(world: World, fleet: Fleet) -> list[Mapping[str, Any]]:
     beyond: list[Finding] = []
     for at in fleet.places:
         ids = [at.id_of(server) for server in at.servers]
-        beyond += world.compute(at).examine(ids, sizes=_sizes(at), at_once=at.rollout.max_in_flight)
+        beyond += world.compute(at).examine(
+            ids, sizes=_sizes(at), at_once=at.rollout.max_in_flight, among=at.target.subnets
+        )
         beyond += world.guest(at).examine(ids)
     beyond += world.traffic(fleet).examine()
     told = [asdict(finding) for finding in beyond]

@@ -68,6 +68,9 @@ class Switches:
                 found.setdefault(address, []).extend(places)
         return found
 
+    def reaches(self, pool: str, zone: str) -> str:
+        return self._of(pool).reaches(pool, zone)
+
     def examine(self) -> Sequence[Finding]:
         return [finding for switch in self._all for finding in switch.examine()]
 

@@ -120,10 +120,19 @@ class TargetSize(Model):
 
 
 class Target(Model):
-    """What B is: the size, and other sizes to fall back to where there is no room for the first."""
+    """What B is: the size, and other sizes to fall back to where there is no room for the first. `subnets` are those of
+    the provider that B may be in where A's own has no address left; with `zones: any` also in another zone than A's."""
 
     size: TargetSize
     fallback: tuple[TargetSize, ...] = Field(default=(), max_length=10)
+    subnets: tuple[Ident, ...] = Field(default=(), max_length=20)
+    zones: Literal["same", "any"] = "same"
+
+    @model_validator(mode="after")
+    def _zones_have_subnets(self) -> Target:
+        if self.zones == "any" and not self.subnets:
+            raise ValueError("zones: any needs subnets to go to: write subnets: [...]")
+        return self
 
     @property
     def sizes(self) -> tuple[TargetSize, ...]:

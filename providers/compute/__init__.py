@@ -15,11 +15,22 @@ ImageState = Literal["pending", "available", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a server may use. Bytes; `type` is the vendor's own name of it, if it has one."""
+    """What a server may use. Bytes; `type` is the vendor's own name of it, if it has one. `subnet`: where it is, if not
+    where the server is that it is made like."""
 
     memory: int
     disk: int
     type: str = ""
+    subnet: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subnet:
+    """Where servers can be. `zone` is the vendor's own name of what fails together; `free` addresses are left."""
+
+    id: str
+    zone: str
+    free: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +95,17 @@ class Compute(Protocol):
         Only looks. What it cannot see beforehand is `Refused` when it is made."""
         ...
 
-    def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:
+    def subnets(self, like: str, /, *, among: Sequence[str]) -> Sequence[Subnet]:
+        """Where a server like that one can be: its own subnet first, then those of `among`, in their order. Nothing
+        where the provider knows no subnets. `Refused` for one that is not there, or that its network does not reach."""
+        ...
+
+    def examine(
+        self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int, among: Sequence[str] = ()
+    ) -> Sequence[Finding]:
         """What a doctor should say beyond each server: whose account this is, and whether it has room for these servers
-        to be made anew in the first of the sizes, `at_once` under way at a time. Changes nothing, and raises nothing
-        that it can tell as a finding."""
+        to be made anew in the first of the sizes, `at_once` under way at a time, in their own subnets or in those of
+        `among`. Changes nothing, and raises nothing that it can tell as a finding."""
         ...
 
     def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from providers import Caps, Finding, Key
 from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
-from providers.compute import Given, Image, ImageState, Server, ServerState, Size
+from providers.compute import Given, Image, ImageState, Server, ServerState, Size, Subnet
 from providers.compute.aws_rights import statements
-from providers.compute.aws_room import addresses_left, processors_left
+from providers.compute.aws_room import addresses_left, processors_left, subnets_of
 from providers.compute.aws_spec import (
     GIB,
     disk_of,
@@ -140,7 +140,12 @@ class AwsCompute:
                     found[instance["InstanceId"]] = problems
         return found
 
-    def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:
+    def subnets(self, like: str, /, *, among: Sequence[str]) -> Sequence[Subnet]:
+        return subnets_of(self._aws, self._instance(like), among)
+
+    def examine(
+        self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int, among: Sequence[str] = ()
+    ) -> Sequence[Finding]:
         who = f"aws: {self._aws.lane}"
         wanted = [id for id in dict.fromkeys(ids) if _INSTANCE.fullmatch(id)]
         try:
@@ -157,7 +162,7 @@ class AwsCompute:
         except ProviderError as error:
             fix = "`account`, `role`, `profile`: whose credentials the workers have, and what they may do"
             return [Finding(name=who, ok=False, detail=str(error), fix=fix if isinstance(error, Unauthorized) else "")]
-        return [there, room, *addresses_left(self._aws, instances)]
+        return [there, room, *addresses_left(self._aws, instances, among)]
 
     def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:
         place, roles, keys = self._aws.place, None, set[str]()
@@ -285,7 +290,7 @@ class AwsCompute:
         return _image(found)
 
     def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
-        made_of = f"{image} {like} {size.type} {size.disk}"
+        made_of = " ".join(filter(None, (image, like, size.type, str(size.disk), size.subnet)))
         if (made := self._instance_of(key)) is not None:
             return self._adopted(made, made_of)
         self._aws.right_account()

@@ -9,7 +9,8 @@ from typing import Any
 
 from providers import Finding
 from providers.clients.aws import Aws
-from providers.errors import NotFound, ProviderError
+from providers.compute import Subnet
+from providers.errors import NotFound, ProviderError, Refused
 
 BATCH = 200  # values of one filter
 Raw = Mapping[str, Any]
@@ -114,25 +115,52 @@ def _running(aws: Aws, quota: Quota) -> Iterator[Raw]:
                 yield instance
 
 
-def addresses_left(aws: Aws, instances: Sequence[Raw]) -> list[Finding]:
-    """Of each subnet that these instances are in: every new server needs as many there as its old one has, and an old
-    one that is stopped keeps its own until it is terminated."""
+def subnets_of(aws: Aws, instance: Raw, among: Sequence[str]) -> list[Subnet]:
+    """The instance's own subnet, then the others: all of one network. `Refused` where they are not."""
+    own = str(instance["SubnetId"])
+    wanted = list(dict.fromkeys((own, *among)))
+    found = {each["SubnetId"]: each for some in _batched(wanted) for each in _subnets(aws, some)}
+    for id in wanted:
+        if id not in found:
+            raise Refused(f"there is no subnet {id} in {aws.lane}")
+        if found[id]["VpcId"] != instance["VpcId"]:
+            raise Refused(
+                f"the subnet {id} is in {found[id]['VpcId']}, {instance['InstanceId']} in {instance['VpcId']}"
+            )
+    return [
+        Subnet(id=id, zone=found[id]["AvailabilityZone"], free=int(found[id]["AvailableIpAddressCount"]))
+        for id in wanted
+    ]
+
+
+def addresses_left(aws: Aws, instances: Sequence[Raw], among: Sequence[str] = ()) -> list[Finding]:
+    """Of each subnet that these instances are in: every new server needs as many there as its old one has, or in
+    another one of `among` in that zone, and an old one that is stopped keeps its own until it is terminated."""
     needed = Counter[str]()
     for instance in instances:
         for nic in instance.get("NetworkInterfaces") or ():
             needed[nic["SubnetId"]] += len(nic.get("PrivateIpAddresses") or (nic,))
-    found: list[Finding] = []
-    wanted = sorted(needed)
+    wanted = sorted({*needed, *among})
     try:
-        free = {each["SubnetId"]: each for some in _batched(wanted) for each in _subnets(aws, some)}
+        there = {each["SubnetId"]: each for some in _batched(wanted) for each in _subnets(aws, some)}
     except ProviderError as error:
         return [Finding(name="aws: addresses", ok=False, detail=str(error), fix="let these credentials read subnets")]
-    for subnet in wanted:
-        left = int(free[subnet]["AvailableIpAddressCount"]) if subnet in free else 0
-        said = f"{left} free in {subnet}, the new servers take {needed[subnet]} while the old ones are kept"
-        fix = f"free {needed[subnet] - left} there, or put fewer servers into one rollout"
-        ok = left >= needed[subnet]
-        found.append(Finding(name=f"aws: addresses of {subnet}", ok=ok, detail=said, fix="" if ok else fix))
+    free = {id: int(each["AvailableIpAddressCount"]) for id, each in there.items()}
+    zones = {id: str(each["AvailabilityZone"]) for id, each in there.items()}
+    short, spare = Counter[str](), Counter[str]()
+    for id, zone in zones.items():
+        short[zone] += max(0, needed[id] - free[id])
+        spare[zone] += 0 if id in needed else free[id]
+    found: list[Finding] = []
+    for id in sorted(needed.keys() & free.keys()):
+        zone = zones[id]
+        said = f"{free[id]} free in {id}, the new servers take {needed[id]} while the old ones are kept"
+        said += f"; {spare[zone]} more in other subnets of {zone}" if spare[zone] else ""
+        ok = free[id] >= needed[id] or short[zone] <= spare[zone]
+        fix = (
+            f"free {short[zone] - spare[zone]} in {zone}, name another subnet of it (target.subnets), or replace fewer"
+        )
+        found.append(Finding(name=f"aws: addresses of {id}", ok=ok, detail=said, fix="" if ok else fix))
     return found
 
 

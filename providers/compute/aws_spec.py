@@ -162,7 +162,7 @@ def launch_request(
         "MaxCount": 1,
         "DisableApiTermination": False,
         "DisableApiStop": False,
-        "NetworkInterfaces": _interfaces(template.get("NetworkInterfaces") or ()),
+        "NetworkInterfaces": _interfaces(template.get("NetworkInterfaces") or (), size.subnet),
         "BlockDeviceMappings": _mappings(image, volumes, size),
         "TagSpecifications": [
             {"ResourceType": "instance", "Tags": tag_list({**common, **tags})},
@@ -198,11 +198,13 @@ def carried(tags: Mapping[str, str], leave: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _interfaces(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """New interfaces in the same subnets and groups: addresses stay where they are."""
-    made = []
-    for nic in sorted(found, key=lambda each: (each.get("NetworkCardIndex", 0), each.get("DeviceIndex", 0))):
-        kept = {
+def _interfaces(found: Sequence[Mapping[str, Any]], subnet: str) -> list[dict[str, Any]]:
+    """New interfaces in the same subnets and groups: addresses stay where they are. Those that are in the subnet of the
+    first one are in `subnet` instead, where that is said."""
+    made: list[dict[str, Any]] = []
+    ordered = sorted(found, key=lambda each: (each.get("NetworkCardIndex", 0), each.get("DeviceIndex", 0)))
+    for nic in ordered:
+        kept: dict[str, Any] = {
             name: nic[name]
             for name in ("DeviceIndex", "NetworkCardIndex", "SubnetId", "Groups", "Description")
             if nic.get(name) not in (None, "", [])
@@ -215,6 +217,8 @@ def _interfaces(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             kept["SecondaryPrivateIpAddressCount"] = more
         if len(found) == 1 and nic.get("AssociatePublicIpAddress") is not None:  # only one interface may ask for it
             kept["AssociatePublicIpAddress"] = nic["AssociatePublicIpAddress"]
+        if subnet and nic.get("SubnetId") == ordered[0].get("SubnetId"):
+            kept["SubnetId"] = subnet
         made.append({**kept, "DeleteOnTermination": True})
     return made
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from providers import Caps, Finding, Key
 from providers.clients.cloudformation import NAME as STACK_NAME
 from providers.clients.cloudformation import Stack, stacks_of
-from providers.compute import Given, Image, Server, ServerState, Size
+from providers.compute import Given, Image, Server, ServerState, Size, Subnet
 from providers.compute.aws import MADE_OF, MANAGED, NAME, AwsCompute, Raw, compare
 from providers.compute.aws_rights import stack_statements
 from providers.compute.aws_spec import GIB, carried, disk_of, memory_of, owner_of, tag_list, tags_of
@@ -114,10 +114,12 @@ class CloudFormationCompute(AwsCompute):
         name = _stack_of(tags_of(instance))
         return "" if name else owner_of(instance)
 
-    def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:
+    def examine(
+        self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int, among: Sequence[str] = ()
+    ) -> Sequence[Finding]:
         instances = self._all_inside(ids)
         return [
-            *super().examine([instances.get(id, id) for id in ids], sizes=sizes, at_once=at_once),
+            *super().examine([instances.get(id, id) for id in ids], sizes=sizes, at_once=at_once, among=among),
             self._examined(),
         ]
 
@@ -128,6 +130,11 @@ class CloudFormationCompute(AwsCompute):
         (mine, *others) = super().rights([inside.get(id, id) for id in ids], fleet=fleet)
         more = stack_statements(self._aws.place, stack_role=self._role, template=self._where)
         return [replace(mine, statements=[*mine.statements, *more]), *others]
+
+    def subnets(self, like: str, /, *, among: Sequence[str]) -> Sequence[Subnet]:
+        """In the zone of the old one alone, since that is what the template is told."""
+        found = super().subnets(self._inside(like), among=among)
+        return [each for each in found if each.zone == found[0].zone]
 
     def _examined(self) -> Finding:
         name = f"template {self._where}"
@@ -195,7 +202,7 @@ class CloudFormationCompute(AwsCompute):
         own = {
             "ImageId": image,
             "InstanceType": size.type,
-            "SubnetId": old.get("SubnetId", ""),
+            "SubnetId": size.subnet or old.get("SubnetId", ""),
             "SecurityGroupIds": ",".join(group["GroupId"] for group in old.get("SecurityGroups") or ()),
             "AvailabilityZone": old["Placement"]["AvailabilityZone"],
             "DiskSize": str(root),

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 
 from providers import Caps, Finding, Key
 from providers.clients.fake_cloud import Remote
-from providers.compute import Given, Image, Server, Size
-from providers.errors import Conflict, GuardRefused, NotFound, Refused, Transient
+from providers.compute import Given, Image, Server, Size, Subnet
+from providers.errors import Conflict, GuardRefused, NoCapacity, NotFound, Refused, Transient
 from providers.rights import Rights
 
 GiB = 1024**3
@@ -52,6 +52,9 @@ class FakeCloud:
     calls: dict[str, int] = field(default_factory=dict)
     pools: dict[str, dict[str, Any]] = field(default_factory=dict)
     obstacles: dict[str, tuple[str, ...]] = field(default_factory=dict)  # server -> why it cannot be made anew
+    subnets: dict[str, Subnet] = field(default_factory=dict)  # by id; "" is where servers are that name none
+    capacity: dict[tuple[str, str], int] = field(default_factory=dict)  # (zone, type) -> how many more can be made
+    unreached: dict[tuple[str, str], str] = field(default_factory=dict)  # (pool, zone) -> why nobody is sent there
     prepared: dict[str, dict[str, float]] = field(default_factory=dict)  # pool -> for whom, and since when it is ready
     believed: dict[tuple[str, str], float] = field(default_factory=dict)  # until when a name that has left leads there
     sick: set[str] = field(default_factory=set)  # addresses that run and fail the balancer's check
@@ -73,6 +76,21 @@ class FakeCloud:
                 ready_seconds=float(settings.get("ready_ms", 0)) / 1000,
             )
         return cls.named[name]
+
+    def room(self, size: Size) -> int:
+        """How many of that size can still be made where it is to be: of its type in that zone, and by free addresses;
+        many, where nobody has set a limit."""
+        there = self.subnets.get(size.subnet)
+        if there is None:
+            return 1_000_000
+        return min(there.free, self.capacity.get((there.zone, size.type), there.free))
+
+    def take(self, size: Size) -> None:
+        there = self.subnets.get(size.subnet)
+        if there is not None:
+            self.subnets[size.subnet] = replace(there, free=there.free - 1)
+            if (there.zone, size.type) in self.capacity:
+                self.capacity[there.zone, size.type] -= 1
 
     def call(self, name: str) -> Fault:
         """Counts the call; raises what the fault wants raised."""
@@ -164,7 +182,23 @@ class FakeCompute:
             assert all(size.disk > 0 for size in sizes)
             return {id: self.cloud.obstacles[id] for id in ids if id in self.cloud.obstacles}
 
-    def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:  # noqa: ARG002
+    def subnets(self, like: str, /, *, among: Sequence[str]) -> Sequence[Subnet]:
+        with self.cloud.lock:
+            self.cloud.call("subnets")
+            found = self.cloud.get(like)
+            if found is None or not isinstance(found.view, Server):
+                raise NotFound(f"there is no server {like}")
+            wanted = dict.fromkeys((found.view.size.subnet, *among))
+            return [self.cloud.subnets.get(id) or Subnet(id=id, zone="a", free=250) for id in wanted]
+
+    def examine(
+        self,
+        ids: Sequence[str],  # noqa: ARG002
+        *,
+        sizes: Sequence[Size],  # noqa: ARG002
+        at_once: int,  # noqa: ARG002
+        among: Sequence[str] = (),  # noqa: ARG002
+    ) -> Sequence[Finding]:
         return ()  # it has room for all
 
     def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
@@ -194,6 +228,9 @@ class FakeCompute:
                 raise NotFound(f"there is no server {like}")
             if size.disk < found.view.disk:
                 raise Refused(f"the image needs {found.view.disk} bytes of disk, the size has {size.disk}")
+            fresh = key.token not in self.cloud._tokens
+            if fresh and self.cloud.room(size) < 1:
+                raise NoCapacity(f"no {size.type or 'room'} in {size.subnet or 'its own subnet'}")
             view = Server(
                 id="",
                 name=key.name,
@@ -205,6 +242,8 @@ class FakeCompute:
             )
             ready = self.cloud.spoil(like) or "running"
             made = self._ensure(key, view, (image, like, size), self.cloud.ready_seconds, ready, "srv")
+            if fresh:
+                self.cloud.take(size)
             self.cloud.answer(fault, "ensure_server")
             assert isinstance(made, Server)
             if made.state == "terminated":

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from providers import Caps, Finding, Key
 from providers.clients.local_host import BATCH, from_settings, size_body
-from providers.compute import Given, Image, Server, Size
+from providers.compute import Given, Image, Server, Size, Subnet
 from providers.errors import NotFound
 from providers.rights import Rights
 
@@ -44,7 +44,17 @@ class LocalCompute:
     def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:  # noqa: ARG002
         return {}  # any server fits into any size that has its disk, which the plan compares
 
-    def examine(self, ids: Sequence[str], *, sizes: Sequence[Size], at_once: int) -> Sequence[Finding]:  # noqa: ARG002
+    def subnets(self, like: str, /, *, among: Sequence[str]) -> Sequence[Subnet]:  # noqa: ARG002
+        return ()
+
+    def examine(
+        self,
+        ids: Sequence[str],  # noqa: ARG002
+        *,
+        sizes: Sequence[Size],  # noqa: ARG002
+        at_once: int,  # noqa: ARG002
+        among: Sequence[str] = (),  # noqa: ARG002
+    ) -> Sequence[Finding]:
         return ()  # no account, and no quota: disk and memory are the machine's own
 
     def rights(self, ids: Sequence[str], *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002

@@ -101,6 +101,10 @@ class Traffic(Protocol):
         nothing else is left out; so is everybody where the switch cannot tell."""
         ...
 
+    def reaches(self, pool: str, zone: str, /) -> str:
+        """Why nobody would be sent to a member of that pool in that zone; empty where users would. A look at most."""
+        ...
+
     def examine(self) -> Sequence[Finding]:
         """What a doctor should say of this switch beyond its pools' members. Changes nothing."""
         ...

@@ -42,6 +42,7 @@ from providers.traffic.elbv2_look import (
     place_of,
     refuse_if_hopeless,
     target_of,
+    unreached,
     with_health,
 )
 
@@ -433,6 +434,10 @@ class Elbv2Traffic:
         self._aws.write("ec2", "delete_tags", Resources=[instance], Tags=[{"Key": place}])
 
     # -- a doctor's questions -----------------------------------------------------------------------------------------
+
+    def reaches(self, pool: str, zone: str) -> str:
+        backend, _ = self._where(pool)
+        return unreached(self._group(backend), zone)
 
     def examine(self) -> Sequence[Finding]:
         return [finding for pool in sorted(self._pools) for finding in self._examined(pool)]

@@ -226,13 +226,20 @@ def refuse_if_hopeless(group: Group, instance: Instance) -> None:
     why = ""
     if not group.balancers:
         why = "no listener leads to it: nobody would ever be sent there. Let a listener forward to it"
-    elif group.zones and instance.zone not in group.zones:
-        why = (
-            f"its balancer does not serve {instance.zone}, where {instance.id} is, but {listed(sorted(group.zones))}: "
-            "enable a subnet of that zone at the balancer"
-        )
+    else:
+        why = unreached(group, instance.zone, f", where {instance.id} is,")
     if why:
         raise Refused(f"target group {group.name}: {why}")
+
+
+def unreached(group: Group, zone: str, who: str = "") -> str:
+    """Why nobody is sent to targets in that zone; empty where users are."""
+    if not group.zones or zone in group.zones:
+        return ""
+    return (
+        f"its balancer does not serve {zone}{who} but {listed(sorted(group.zones))}: enable a subnet of that zone at "
+        "the balancer"
+    )
 
 
 def place_of(group: Group, port: int) -> str:

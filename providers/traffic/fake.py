@@ -98,6 +98,9 @@ class FakeTraffic:
                         found.setdefault(view.address, []).append(f"pool {pool}")
             return found
 
+    def reaches(self, pool: str, zone: str, /) -> str:
+        return self.cloud.unreached.get((pool, zone), "")
+
     def examine(self) -> Sequence[Finding]:
         return ()
 

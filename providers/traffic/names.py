@@ -313,6 +313,9 @@ class NameTraffic:
         """Nobody tells all names that an address has."""
         return {}
 
+    def reaches(self, pool: str, zone: str, /) -> str:  # noqa: ARG002 - it asks servers by their addresses
+        return ""
+
     def examine(self) -> Sequence[Finding]:
         """Of each name, what its zone says (`Zone.examine`), and what its TTL means for a rollout."""
         return [finding for name, _ in self._pools.values() for finding in self._zone.examine(name, low=self._ttl)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pytest
@@ -135,6 +135,18 @@ def test_nothing_stands_in_the_way_of_a_server_that_can_be_made_anew(compute_wor
     sizes = [compute_world.size, compute_world.bigger]
     assert compute_world.compute.obstacles([ABSENT, pair.old], sizes=sizes) == {}
     assert compute_world.compute.obstacles([], sizes=sizes) == {}
+
+
+def test_a_server_can_be_made_in_each_subnet_that_is_told(compute_world: ComputeWorld, pair: Pair) -> None:
+    compute = compute_world.compute
+    own = compute.subnets(pair.old, among=())
+    assert [each.free > 0 for each in own] in ([], [True])
+    for subnet in own:
+        size = replace(compute_world.size, subnet=subnet.id)
+        made = compute.ensure_server(new_key(), image=pair.image, like=pair.old, size=size)
+        compute_world.settle(made.id, "running")
+        assert compute.subnets(made.id, among=[subnet.id])[0].id == subnet.id
+        compute.terminate(made.id)
 
 
 def test_what_a_doctor_looks_at_changes_nothing_and_is_well(compute_world: ComputeWorld, pair: Pair) -> None:

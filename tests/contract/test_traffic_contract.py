@@ -457,6 +457,7 @@ def test_a_server_of_these_pools_alone_gets_users_from_nowhere_else(world: World
 
 def test_a_doctor_finds_a_good_switch_well(world: World) -> None:
     assert [found for found in world.traffic.examine() if not found.ok] == []
+    assert all(each.who and each.statements for each in world.traffic.rights(fleet="shop"))
 
 
 def test_a_cut_does_not_wait(world: World) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -310,6 +311,55 @@ def test_no_room_and_no_quota_are_told_apart_and_leave_nothing(stage: Stage, spo
     with pytest.raises(kind):
         stage.compute.ensure_server(key, image=image, like=old, size=SMALL)
     assert stage.made("instance", key) == []
+
+
+def test_a_clone_can_be_in_another_subnet_and_zone_of_its_network(stage: Stage) -> None:
+    subnets = stage.network.subnets
+    near, far = subnets[f"{REGION}a"], subnets[f"{REGION}b"]
+    other = stage.wire.write("ec2", "create_subnet", VpcId=stage.network.vpc, CidrBlock="127.66.255.0/28")
+    third = other["Subnet"]["SubnetId"]
+    inside = [{"DeviceIndex": n, "SubnetId": at, "Groups": [stage.network.group]} for n, at in enumerate((near, third))]
+    old = stage.server(NetworkInterfaces=inside)
+    told = stage.compute.subnets(old, among=[far, near])
+    assert [(each.id, each.zone) for each in told] == [(near, f"{REGION}a"), (far, f"{REGION}b")]
+    assert [each.free for each in told] == [250, 251]
+    image, size = stage.image(old), replace(SMALL, subnet=far)
+    made = stage.compute.ensure_server(new_key(), image=image, like=stage.server(), size=size)
+    (nic,) = stage.template(made.id)["NetworkInterfaces"]
+    assert nic["SubnetId"] == far
+    assert stage.compute.subnets(made.id, among=[])[0].free == 250
+    two = launch_interfaces(stage, old, image, far)
+    assert two == {0: far, 1: third}, "the second one is where it was"
+
+
+def launch_interfaces(stage: Stage, old: str, image: str, subnet: str) -> dict[int, str]:
+    made = stage.compute.ensure_server(new_key(), image=image, like=old, size=replace(SMALL, subnet=subnet))
+    return {nic["DeviceIndex"]: nic["SubnetId"] for nic in stage.template(made.id)["NetworkInterfaces"]}
+
+
+def test_a_subnet_that_is_not_of_the_network_is_refused(stage: Stage) -> None:
+    old = stage.server()
+    other = stage.cloud.network(region=REGION)
+    strange = next(iter(other.subnets.values()))
+    with pytest.raises(errors.Refused, match=f"the subnet {strange} is in {other.vpc}, {old} in {stage.network.vpc}"):
+        stage.compute.subnets(old, among=[strange])
+    with pytest.raises(errors.Refused, match="there is no subnet subnet-0123456789abcdef0"):
+        stage.compute.subnets(old, among=["subnet-0123456789abcdef0"])
+
+
+def test_a_subnet_without_addresses_has_no_room_and_another_attempt_finds_some(stage: Stage) -> None:
+    full = stage.wire.write("ec2", "create_subnet", VpcId=stage.network.vpc, CidrBlock="127.66.255.0/28")
+    full = full["Subnet"]["SubnetId"]
+    nic = {"DeviceIndex": 0, "SubnetId": full, "Groups": [stage.network.group]}
+    ids = [stage.server(NetworkInterfaces=[nic], MinCount=11, MaxCount=11)]
+    image, key = stage.image(ids[0]), new_key()
+    with pytest.raises(errors.NoCapacity, match="not enough free addresses") as refused:
+        stage.compute.ensure_server(key, image=image, like=ids[0], size=SMALL)
+    assert refused.value.code == "InsufficientFreeAddressesInSubnet" and stage.made("instance", key) == []
+    own, spare = stage.compute.subnets(ids[0], among=[next(iter(stage.network.subnets.values()))])
+    assert (own.free, spare.free) == (0, 251)
+    size = replace(SMALL, subnet=spare.id)
+    assert stage.compute.ensure_server(new_key(), image=image, like=ids[0], size=size).state == "pending"
 
 
 def test_a_stopped_server_may_find_no_room_to_start_in(stage: Stage) -> None:

@@ -34,10 +34,16 @@ class Stage:
         return str(wire(self.cloud).write("ec2", "create_subnet", **told)["Subnet"]["SubnetId"])
 
     def doctor(
-        self, ids: Sequence[str], *, size: Size = MEDIUM, at_once: int = 10, **settings: str
+        self,
+        ids: Sequence[str],
+        *,
+        size: Size = MEDIUM,
+        at_once: int = 10,
+        among: Sequence[str] = (),
+        **settings: str,
     ) -> Sequence[Finding]:
         compute = AwsCompute({"region": REGION, "endpoint": self.cloud.url, **settings})
-        return compute.examine(ids, sizes=[size], at_once=at_once)
+        return compute.examine(ids, sizes=[size], at_once=at_once, among=among)
 
     def said(self, about: str, ids: Sequence[str], **more: Any) -> Finding:
         (found,) = [each for each in self.doctor(ids, **more) if about in each.name]
@@ -102,7 +108,11 @@ def test_addresses_are_counted_in_each_subnet_with_those_that_stopped_servers_ke
         stage.cloud, stage.network, NetworkInterfaces=[{"DeviceIndex": 0, "SubnetId": subnet}], MinCount=2, MaxCount=2
     )
     said = stage.said(f"addresses of {subnet}", ids)
-    assert not said.ok and said.detail.startswith("4 free") and "free 1 there" in said.fix
+    assert not said.ok and said.detail.startswith("4 free") and "free 1 in eu-west-1a" in said.fix
+    spare, far = stage.subnet("127.66.254.0/28"), stage.network.subnets[f"{REGION}b"]
+    assert not stage.said(f"addresses of {subnet}", ids, among=[far]).ok, "another zone is another matter"
+    said = stage.said(f"addresses of {subnet}", ids, among=[far, spare])
+    assert said.ok and said.detail.endswith("11 more in other subnets of eu-west-1a")
 
 
 def test_what_may_not_be_read_is_told_and_hides_nothing_else(stage: Stage) -> None:

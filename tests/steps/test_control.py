@@ -13,8 +13,9 @@ import structlog
 from orchestrator import operations
 from orchestrator.domain.rollout import Rollout
 from orchestrator.errors import IllegalTransition, PointOfNoReturn
-from providers.compute import Server
+from providers.compute import Server, Subnet
 from providers.errors import Throttled
+from tasks import survey
 from tests.support.outcome import Watch, up
 from tests.support.runner import Runner, running
 
@@ -425,6 +426,65 @@ def test_there_is_a_smaller_size_to_fall_back_to_and_a_retry_asks_for_the_first_
         operations.retry(r.store, r.rollout, ["web-1"], actor=WHO)
         ended(r, "succeeded")
         assert [(i.attempt, i.rung) for i in r.upgrade("web-1").intents("provision")] == [(1, 0)]
+
+
+NEAR, FAR = "near-2", "far-1"
+
+
+def subnets(r: Runner, *, own: int, near: int, far: int) -> None:
+    """Free addresses where A is, in another subnet of its zone, and in another zone."""
+    free = {"": ("a", own), NEAR: ("a", near), FAR: ("b", far)}
+    r.cloud.subnets = {id: Subnet(id=id, zone=zone, free=left) for id, (zone, left) in free.items()}
+
+
+def places(r: Runner) -> list[tuple[str, str]]:
+    intents = r.upgrade("web-1").intents("provision")
+    return [(intent.params["subnet"], intent.params["type"]) for intent in intents]
+
+
+LADDER = {
+    "size": {"memory": "2GiB", "disk": "20GiB", "type": "large"},
+    "fallback": [{"memory": "2GiB", "disk": "20GiB", "type": "other"}],
+    "subnets": [NEAR, FAR],
+}
+
+
+def test_a_subnet_without_addresses_is_left_for_another_one_of_the_same_zone() -> None:
+    with running(["web-1"], rollout=policy(), target=LADDER) as r:
+        subnets(r, own=0, near=1, far=5)
+        ended(r, "succeeded")
+        assert places(r) == [(NEAR, "large")], "seen beforehand: no attempt was lost"
+    with running(["web-1"], rollout=policy(), target=LADDER) as r:
+        subnets(r, own=1, near=5, far=5)
+        ended(r, "succeeded")
+        assert places(r) == [("", "large")]
+
+
+def test_what_a_zone_lacks_is_tried_in_every_size_there_and_in_another_zone_only_where_the_file_says_so() -> None:
+    for zones, ladder in (
+        ("same", [("", "large"), ("", "other"), ("", "other"), ("", "other"), ("", "other")]),
+        ("any", [("", "large"), ("", "other"), (FAR, "large")]),
+    ):
+        with running(["web-1"], rollout=policy(), target={**LADDER, "zones": zones}) as r:
+            subnets(r, own=9, near=9, far=9)
+            r.cloud.capacity = {("a", "large"): 0, ("a", "other"): 0}
+            r.until(lambda: r.upgrade("web-1").terminal)
+            assert r.upgrade("web-1").state == ("failed" if zones == "same" else "upgraded")
+            assert places(r) == ladder
+            tokens = [intent.token for intent in r.upgrade("web-1").intents("provision")]
+            assert len(set(tokens)) == len(tokens), "each is an attempt of its own"
+            assert all(count == 1 for count in r.cloud.made.values())
+
+
+def test_a_zone_where_nobody_would_be_sent_is_not_gone_to_and_the_plan_is_refused() -> None:
+    with running(["web-1"], rollout=policy(), target={**LADDER, "zones": "any"}) as r:
+        subnets(r, own=9, near=9, far=9)
+        r.cloud.capacity = {("a", "large"): 0, ("a", "other"): 0}
+        r.cloud.unreached = {("web", "b"): "its balancer does not serve b"}
+        (server,) = survey.look(r.world, r.fleet).servers
+        assert server.problem == f"the subnet {FAR}: its balancer does not serve b"
+        r.until(lambda: r.upgrade("web-1").terminal)
+        assert (r.upgrade("web-1").state, {subnet for subnet, _ in places(r)}) == ("failed", {""})
 
 
 # -- waves ------------------------------------------------------------------------------------------------------------
