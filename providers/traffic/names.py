@@ -16,30 +16,24 @@ so by removing it once more.
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import ipaddress
 import math
 import re
-import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
 from providers import Caps, Finding
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
 from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
+from providers.traffic.health import Health
 
 # An advance is read and decided anew when somebody else has changed the name, or an answer was lost.
 TRIES = 4
 # How long one advance may wait for what it has just asked for to show everywhere.
 MOMENT_SECONDS = 0.1
-CHECK_SECONDS = 2.0
-LOOKS_AT_ONCE = 16
 # A secondary, and whoever asks it, may be this late without being noticed.
 MARGIN_SECONDS = 5.0
 NOTE_TTL = 30
@@ -48,7 +42,6 @@ PREFIX = "_changeover"
 
 Phase = Literal["joining", "entered", "serving", "draining"]
 _PHASES = ("joining", "entered", "serving", "draining")
-_CHECK = re.compile(r"tcp|none|/[^\s\x00-\x1f\x7f]{0,500}")
 _SETTINGS = frozenset({"type", "ttl", "margin", "check", "addresses", "pools"})
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
 T = TypeVar("T")
@@ -249,7 +242,7 @@ class NameTraffic:
         tries: int = TRIES,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._zone, self._pools, self._ttl, self._check = zone, pools, ttl, check
+        self._zone, self._pools, self._ttl, self._health = zone, pools, ttl, Health(check)
         self._one, self._margin, self._tries, self._clock = one, margin, tries, clock
 
     @property
@@ -264,10 +257,6 @@ class NameTraffic:
                 "leaves also waits until its own connections have ended; what connects anew after that is refused",
             ),
         )
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=LOOKS_AT_ONCE, thread_name_prefix="check")
 
     def rights(self, *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002 - a zone's servers have rules of their own
         return ()
@@ -299,7 +288,7 @@ class NameTraffic:
             note = looks[pool].note(member)
             if note is not None and note.phase != "draining":
                 ask[note.address, names[pool][1]] = None
-        health = self._ask_all(list(ask))
+        health = self._health.ask(list(ask))
         return {(pool, member): self._view(looks[pool], member, names[pool][1], health) for pool, member in wanted}
 
     def idle(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], MemberView]:
@@ -524,13 +513,7 @@ class NameTraffic:
         return Look(found=found, notes=Notes.read(found.notes), now=self._clock(), margin=self._margin)
 
     def _ask(self, port: int, addresses: Collection[str]) -> Mapping[tuple[str, int], str]:
-        return self._ask_all([(address, port) for address in addresses])
-
-    def _ask_all(self, places: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
-        """What is wrong with each server, by its own answer; empty if nothing is."""
-        if self._check == "none":
-            return dict.fromkeys(places, "")
-        return dict(zip(places, self._threads.map(lambda place: healthy(self._check, *place), places), strict=True))
+        return self._health.ask([(address, port) for address in addresses])
 
     # -- changing ---------------------------------------------------------------------------------------------------
 
@@ -562,26 +545,6 @@ class NameTraffic:
         if after.found.here != to and after.found.here == look.found.here:
             raise Transient(f"{self._where(pool)[0]} was changed without an error, and is as before", ambiguous=True)
         return after
-
-
-def healthy(check: str, address: str, port: int) -> str:
-    """What is wrong with that server; empty if nothing is. Asked twice before it is believed: a datagram, or a worker's
-    turn, may be late."""
-    return _unwell(check, address, port) and _unwell(check, address, port)
-
-
-def _unwell(check: str, address: str, port: int) -> str:
-    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    try:
-        if check == "tcp":
-            socket.create_connection((address, port), timeout=CHECK_SECONDS).close()
-            return ""
-        with contextlib.closing(http.client.HTTPConnection(address, port, timeout=CHECK_SECONDS)) as link:
-            link.request("GET", check, headers={"User-Agent": "changeover-check", "Connection": "close"})
-            status = link.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        return f"{where} does not answer ({error or type(error).__name__})"
-    return "" if 200 <= status < 400 else f"{where} answers {check} with {status}"
 
 
 def _absent(name: str) -> MemberView:
@@ -644,17 +607,15 @@ def named_settings(settings: Mapping[str, Any], *, also: frozenset[str]) -> Said
     known = _SETTINGS | also
     if unknown := sorted(set(settings) - known):
         raise Refused(f"traffic settings: unknown {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
-    kind, check, addresses = (settings.get(*one) for one in (("type", "A"), ("check", "tcp"), ("addresses", "many")))
+    kind, addresses = settings.get("type", "A"), settings.get("addresses", "many")
     if kind not in ("A", "AAAA"):
         raise Refused(f"traffic settings: type is A or AAAA, not {kind!r}")
-    if not isinstance(check, str) or not _CHECK.fullmatch(check):
-        raise Refused(f"traffic settings: check is tcp, none or a path, not {check!r}")
     if addresses not in ("many", "one"):
         raise Refused(f"traffic settings: addresses is many or one, not {addresses!r}")
     rest = {
         "pools": pools_from(settings.get("pools")),
         "ttl": whole(settings, "ttl", DEFAULT_TTL, most=3600, least=1),
-        "check": check,
+        "check": settings.get("check", "tcp"),
         "one": addresses == "one",
         "margin": whole(settings, "margin", int(MARGIN_SECONDS), most=3600),
     }

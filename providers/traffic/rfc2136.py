@@ -16,8 +16,8 @@ import dns.name
 from providers import Finding
 from providers.clients.dns import Change, Nameservers, Records, Server, key_from, server_from
 from providers.errors import ProviderError, Refused
+from providers.traffic.health import LOOKS_AT_ONCE
 from providers.traffic.names import (
-    LOOKS_AT_ONCE,
     NOTE_TTL,
     PREFIX,
     AddressSet,

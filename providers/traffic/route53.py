@@ -30,8 +30,8 @@ from providers.clients.route53 import Action, HostedZone, RecordSet, hosted_zone
 from providers.errors import Conflict, ProviderError, Refused, Transient
 from providers.rights import Rights
 from providers.traffic.batches import Batches
+from providers.traffic.health import LOOKS_AT_ONCE
 from providers.traffic.names import (
-    LOOKS_AT_ONCE,
     PREFIX,
     AddressSet,
     Found,
