@@ -19,6 +19,7 @@ from simcloud.faults import REQUESTS, Troubles
 from simcloud.machines import Machines, Programs, claim_block
 
 if TYPE_CHECKING:
+    from simcloud.addresses import Addresses
     from simcloud.balancer import Balancers
     from simcloud.route53 import Zones
 
@@ -30,8 +31,9 @@ class Timings:
     """How long things take, in seconds. `lag`: for so long after it was made an id is not found.
     `agent`: from running until the agent of Systems Manager is online. `change`: a change of record sets itself, and
     `spread`: until every name server knows of it (INSYNC; Route 53 says 60 in general). `registering`: until a balancer
-    asks a target for the first time; `health`: between two checks of it; `propagation`: until it does as it is told.
-    `stack`: what each resource of a stack takes, beside its own time."""
+    asks a target for the first time; `health`: between two checks of it; `propagation`: until it, or an Elastic IP,
+    does as it is told. `telling`: for so long describe calls tell of an Elastic IP what was before. `stack`: what each
+    resource of a stack takes, beside its own time."""
 
     image: float = 0.1
     pending: float = 0.05
@@ -45,6 +47,7 @@ class Timings:
     registering: float = 0.05
     health: float = 0.05
     propagation: float = 0.05
+    telling: float = 0.0
     stack: float = 0.02
 
 
@@ -131,6 +134,13 @@ class SimCloud:
 
         return Zones(self)
 
+    @cached_property
+    def addresses(self) -> Addresses:
+        """Elastic IPs, and where they lead."""
+        from simcloud.addresses import Addresses
+
+        return Addresses(self)
+
     def _under(self, name: str) -> Path:
         made = self.folder / name
         made.mkdir()
@@ -140,6 +150,8 @@ class SimCloud:
         self._stop()
         if "zones" in self.__dict__:
             self.zones.close()
+        if "addresses" in self.__dict__:
+            self.addresses.close()
         if self.balancers is not None:
             self.balancers.close()
         if self.machines is not None:

@@ -28,6 +28,7 @@ from moto.ec2.models.instances import Instance, InstanceState
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import convert_tag_spec, filter_reservations, parse_user_data, random_ami_id
 
+from simcloud.addresses import CorrectedAddresses, freed
 from simcloud.quotas import DEFAULT
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class SimInstance(Instance):
     def terminate(self) -> InstanceState:
         was = copy.copy(self._state)
         if was.name not in ("shutting-down", "terminated"):
+            freed(self.cloud, self)
             super().terminate()
             self._state.goes("shutting-down", "terminated", self.cloud.timings.shutting_down)
             if self.cloud.machines is not None:
@@ -217,7 +219,7 @@ def base_image(cloud: SimCloud, backend: Any, *, gib: int = 8, architecture: str
     return image
 
 
-class CorrectedEC2(EC2Response):
+class CorrectedEC2(CorrectedAddresses):
     cloud: SimCloud
 
     RESPONSE_KEY_PATH_TO_TRANSFORMER = {  # noqa: RUF012 - as moto declares it

@@ -28,6 +28,7 @@ KINDS = {
     "eni": "network-interface",
     "subnet": "subnet",
     "sg": "security-group",
+    "eipalloc": "elastic-ip",
 }
 ALWAYS = ("sts:GetCallerIdentity",)
 ANY = ""  # stands for a resource that is not told of: any that a statement names will do
@@ -148,6 +149,8 @@ class _Asking:
                 if told.get("DeleteAssociatedSnapshots") == "true":
                     of = [each.id for each in self._ec2.snapshots.values() if each.from_ami == told["ImageId"]]
                     yield from (self._at("ec2:DeleteSnapshot", id) for id in of)
+            case "AssociateAddress":
+                yield from (self._at(name, told[key]) for key in ("AllocationId", "NetworkInterfaceId") if key in told)
             case "CreateTags" | "DeleteTags":
                 tags = _tags(told, "Tag")
                 yield from (self._at(name, id, tags) for id in ids)

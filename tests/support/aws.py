@@ -120,6 +120,22 @@ def register(cloud: SimCloud, group: str, id: str, *, port: int = PORT) -> None:
             return
 
 
+def elastic_ip(cloud: SimCloud, id: str, *, member: str = "") -> tuple[str, str]:
+    """A new Elastic IP that leads to that instance, as soon as it runs: its allocation id, and itself. `member`: the
+    name that a note gives the instance."""
+    ec2 = wire(cloud)
+    made = ec2.write("ec2", "allocate_address", Domain="vpc")
+    end = time.monotonic() + 20
+    while not (told := ec2.read("ec2", "describe_instance_status", InstanceIds=[id])["InstanceStatuses"]):
+        assert time.monotonic() < end, f"{id} does not run: {told}"
+        time.sleep(0.02)
+    ec2.write("ec2", "associate_address", AllocationId=made["AllocationId"], InstanceId=id)
+    if member:
+        tag = {"Key": f"changeover:member:{member}", "Value": f"{id} {address_of(cloud, id)} told 1.000"}
+        ec2.write("ec2", "create_tags", Resources=[made["AllocationId"]], Tags=[tag])
+    return str(made["AllocationId"]), str(made["PublicIp"])
+
+
 def answers(address: str, port: int) -> bool:
     link = http.client.HTTPConnection(address, port, timeout=5)
     try:
