@@ -37,17 +37,19 @@ class Caps:
 
     `batch`: how many ids one look takes. `additive`: old and new can serve side by side (a balancer), or the new one
     takes the old one's place in one go (a name with one address, an elastic address). `counts_sessions`: it sees the
-    requests in flight at a server that leaves; where not, the server itself is asked (`Facts.connections`). `prepares`:
-    a pool has to be prepared for a member (`Traffic.prepare`). `takes_turns`: one writer at a time changes what is in
-    a lane; where not, each change is compared with what it was decided on, and several may go together.
-    `restores_at_once`: a member that drains serves again the moment it is restored; where not, it has to be proven
-    anew. `poll`: seconds between looks that may tell anything new, if that takes longer than at a balancer.
+    requests in flight at a server that leaves; where not, the server itself is asked (`Facts.connections`). `drains`:
+    who leaves ends what it has begun; where not, that is cut the moment another one takes its place, and no session is
+    left. `prepares`: a pool has to be prepared for a member (`Traffic.prepare`). `takes_turns`: one writer at a time
+    changes what is in a lane; where not, each change is compared with what it was decided on, and several may go
+    together. `restores_at_once`: a member that drains serves again the moment it is restored; where not, it has to be
+    proven anew. `poll`: seconds between looks that may tell anything new, if that takes longer than at a balancer.
     `size_enforced`: whether memory and disk limits hold.
     """
 
     batch: int = 100
     additive: bool = True
     counts_sessions: bool = True
+    drains: bool = True
     prepares: bool = False
     takes_turns: bool = True
     restores_at_once: bool = True

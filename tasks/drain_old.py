@@ -101,7 +101,8 @@ def put_back(turn: Turn) -> Wait | None:
         if server.state != "running":
             raise StepFailed(f"the old server {id} is {server.state}: {server.reason}; B goes on serving")
         notes["running"] = True
-    return membership.bring_in(turn, membership.old_members(turn.server.seats), notes=notes, back=True)
+    members = membership.old_members(turn.server.seats, life=turn.upgrade.life)
+    return membership.bring_in(turn, members, notes=notes, back=True)
 
 
 def _found(server: Server | None) -> Server | None:

@@ -242,17 +242,22 @@ def worth_waking(u: Upgrade) -> bool:
     return late or any(answer["actionable"] or answer["state"] == "absent" for answer in answers)
 
 
-def old_members(seats: Sequence[Seat]) -> list[tuple[str, Member]]:
-    return [(seat.pool, Member(name=seat.name, address=seat.address, port=seat.port)) for seat in _sorted(seats)]
+def old_members(seats: Sequence[Seat], *, life: int = 1) -> list[tuple[str, Member]]:
+    return [(seat.pool, member_of(seat, seat.name, address=seat.address, life=life)) for seat in _sorted(seats)]
 
 
 def new_members(turn: Turn, address: str) -> list[tuple[str, Member]]:
     """B in each pool. A life of the upgrade has names of its own: a late command for a former B finds nothing."""
-    seats = _sorted(turn.server.seats)
+    seats, life = _sorted(turn.server.seats), turn.upgrade.life
     return [
-        (seat.pool, Member(name=generation(seat.new_name, turn.upgrade.life - 1), address=address, port=seat.port))
-        for seat in seats
+        (seat.pool, member_of(seat, generation(seat.new_name, life - 1), address=address, life=life)) for seat in seats
     ]
+
+
+def member_of(seat: Seat, name: str, *, address: str, life: int) -> Member:
+    """A or a B in that seat. It may take the place of the others of its upgrade, and of nobody else."""
+    mine = (seat.name, *(generation(seat.new_name, each) for each in range(life)))
+    return Member(name=name, address=address, port=seat.port, instead_of=mine)
 
 
 def names(members: Sequence[tuple[str, Member]]) -> list[tuple[str, str]]:

@@ -177,7 +177,7 @@ def _put_back_old(turn: Turn, finding: Finding, seats: Sequence[Seat]) -> Member
     if not _old_runs(turn):
         log.warning("the old server cannot be put back: it does not run", server=turn.upgrade.server)
         return None
-    return _in(turn, finding.place.pool, _member(finding.place, seats), back=True)
+    return _in(turn, finding.place.pool, _member(turn, finding.place, seats), back=True)
 
 
 def _old_runs(turn: Turn) -> bool:
@@ -198,7 +198,7 @@ def _put_back_new(turn: Turn, finding: Finding, seats: Sequence[Seat]) -> tuple[
         failed, _ = smoke_test.one_round(turn, address, old_runs=_old_runs(turn))
         if failed:
             return f"{why}, and its smoke test fails now: {failed}", True, None
-    member = replace(_member(place, seats), address=address)
+    member = replace(_member(turn, place, seats), address=address)
     return why, False, _in(turn, place.pool, member, back=was.state != "absent")
 
 
@@ -231,9 +231,9 @@ def _take_out(
     return list(_change(place, finding.view, now))
 
 
-def _member(place: Place, seats: Sequence[Seat]) -> Member:
+def _member(turn: Turn, place: Place, seats: Sequence[Seat]) -> Member:
     seat = next(seat for seat in seats if seat.pool == place.pool)
-    return Member(name=place.name, address=seat.address, port=seat.port)
+    return membership.member_of(seat, place.name, address=seat.address, life=turn.upgrade.life)
 
 
 def _tell(world: World, rollout: Rollout, rows: Sequence[Row]) -> None:

@@ -21,11 +21,12 @@ MemberState = Literal["absent", "joining", "serving", "down", "draining", "leavi
 @dataclass(frozen=True, kw_only=True)
 class Member:
     """One server in one pool. `name` carries a generation (`web-013.g2`): a late command for the former one
-    finds nothing."""
+    finds nothing. `instead_of`: whose place it may take, where the switch is not additive; without any, anybody's."""
 
     name: str
     address: str
     port: int
+    instead_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,8 @@ class Traffic(Protocol):
     def add(self, pool: str, member: Member) -> MemberView:
         """Advance the member towards serving: in, unproven; proven; serving. Never takes a serving member out of
         service, even for a moment, unless the switch is not additive: then the former one begins to drain.
-        `Conflict` if the name has another address. Safe to repeat and to abandon."""
+        `Conflict` if the name has another address, or a stranger has the place that it would take. Safe to repeat and
+        to abandon."""
         ...
 
     def remove(self, pool: str, name: str, *, guard: Guard, cut: bool) -> MemberView:

@@ -119,7 +119,12 @@ class FakeTraffic:
                 raise Conflict(f"{member.name} is {found.address}:{found.port} in {pool}")
             elif found.state != "serving" and self._may_serve(pool, found):
                 if self.switch == "one":
-                    for other in [view for view in self._pool(pool).values() if view.state == "serving"]:
+                    others = [view for view in self._pool(pool).values() if view.state == "serving"]
+                    if strangers := [
+                        view.name for view in others if view.name not in (member.instead_of or [view.name])
+                    ]:
+                        raise Conflict(f"{strangers[0]} serves in {pool}, whose place {member.name} was not to take")
+                    for other in others:
                         self._drain(pool, other)
                 self._set(pool, replace(found, state="serving"))
             self.cloud.answer(fault, "add")

@@ -375,24 +375,27 @@ class NameTraffic:
             notes = look.notes.with_member(member.name, Note(address=address, phase=phase))
             look = self._lower(pool, look, notes)
         elif note.phase == "draining":
-            look = self._enter(pool, look, member.name, address)
+            look = self._enter(pool, look, member, address)
         elif note.phase == "joining":
             look = self._lower(pool, look, look.notes)
             if not look.too_soon(self._ttl) and not self._ask(port, {address})[address, port]:
-                look = self._enter(pool, look, member.name, address)
+                look = self._enter(pool, look, member, address)
         elif address not in look.addresses:  # somebody has taken it out
-            look = self._enter(pool, look, member.name, address)
+            look = self._enter(pool, look, member, address)
         elif note.phase == "entered":
             look = self._seen_everywhere(pool, look, member.name)
         return self._view(look, member.name, port, self._ask(port, {address}))
 
-    def _enter(self, pool: str, look: Look, name: str, address: str) -> Look:
+    def _enter(self, pool: str, look: Look, member: Member, address: str) -> Look:
         """Into the record set: beside the others, or in the place of the one that is there."""
+        name, allowed = member.name, member.instead_of
         notes = look.notes.with_member(name, Note(address=address, phase="entered"))
         addresses = look.addresses | {address}
         if self._one:
             for other in look.addresses - {address}:
                 leaving = look.named(other) or other
+                if allowed and leaving not in allowed:
+                    raise Conflict(f"{self._where(pool)[0]} is {leaving}, whose place {name} was not to take")
                 notes = notes.with_member(leaving, Note(address=other, phase="draining"))
             addresses = frozenset({address})
         look = self._write(pool, look, AddressSet(addresses=addresses, ttl=look.ttl or self._ttl), notes)
