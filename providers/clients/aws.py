@@ -44,7 +44,7 @@ AWAY = _codes(
 BUSY = _codes(  # the state of the resource does not allow it now, and will
     "IncorrectState IncorrectInstanceState InvalidTarget InvalidSnapshot.InUse DependencyViolation"
     " ConcurrentSnapshotLimitExceeded SnapshotCreationPerVolumeRateExceeded ScalingActivityInProgress"
-    " InstanceRefreshInProgress OperationInProgressException"
+    " InstanceRefreshInProgress OperationInProgressException Resource.AlreadyAssociated"
 )
 NO_CAPACITY = _codes(
     "InsufficientInstanceCapacity InsufficientHostCapacity InsufficientReservedInstanceCapacity"

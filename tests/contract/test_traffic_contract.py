@@ -18,12 +18,13 @@ from providers.errors import Conflict, GuardRefused, NotFound, Refused
 from providers.fake_host import Operator
 from providers.probe.fake import FakeSites
 from providers.traffic import Guard, Member, MemberView, Traffic
+from providers.traffic.elastic_ip import ElasticIpTraffic
 from providers.traffic.elbv2 import Elbv2Traffic
 from providers.traffic.fake import FakeTraffic
 from providers.traffic.rfc2136 import Rfc2136Traffic
 from providers.traffic.route53 import Route53Traffic
 from simcloud.cloud import SimCloud, Timings
-from tests.support.aws import PORT, REGION, address_of, answers, balanced, credentials, launch, register
+from tests.support.aws import PORT, REGION, address_of, answers, balanced, credentials, elastic_ip, launch, register
 from tests.support.fake_cloud import running_cloud
 from tests.support.haproxy import HAProxy, Loop, Site, Visit, stage
 from tests.support.nameserver import Names, names
@@ -277,7 +278,42 @@ def target_group_world() -> Iterator[World]:
         yield TargetGroupWorld(cloud)
 
 
+class AddressWorld(TargetGroupWorld):
+    """An Elastic IP of a simulated cloud, by which users really reach the process that it leads to."""
+
+    def __init__(self, cloud: SimCloud) -> None:
+        network = cloud.network(region=REGION)
+        self._cloud = cloud
+        self._ids = {name: launch(cloud, network) for name in ("a", "new")}
+        self._addresses = {name: address_of(cloud, id) for name, id in self._ids.items()}
+        id, self._ip = elastic_ip(cloud, self._ids["a"], member="a")
+        pools = {POOL: {"backend": id, "port": PORT}}
+        settings = {"region": REGION, "endpoint": cloud.url, "open_connections": "cut", "check": "/health"}
+        self.traffic: Traffic = ElasticIpTraffic({**settings, "pools": pools})
+        until(self, lambda: all(answers(address, PORT) for address in self._addresses.values()))
+        until(self, lambda: answers(self._ip, PORT))
+
+    def hold(self, name: str) -> Callable[[], None]:
+        hold = self._file(name, "hold")
+        hold.touch()
+        visit = Visit((self._ip, PORT))
+        visit.ask("/slow")
+
+        def end() -> None:
+            hold.unlink()
+            visit.close()
+
+        return end
+
+
+@contextlib.contextmanager
+def address_world() -> Iterator[World]:
+    with credentials(), SimCloud(port=PORT) as cloud:
+        yield AddressWorld(cloud)
+
+
 WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
+    "elastic_ip": address_world,
     "elbv2": target_group_world,
     "fake": fake_world,
     "fake in a process of its own": fake_world_of_its_own,

@@ -91,6 +91,11 @@ FLEETS: Mapping[str, Mapping[str, Any]] = {
     "compute.cloudformation": {**EVERYWHERE, "template": f"s3://{BUCKET}/*", "stack_role": STACKS},
     "guest.aws": EVERYWHERE,
     "guest.cloudformation": EVERYWHERE,
+    "traffic.elastic_ip": {
+        **EVERYWHERE,
+        "open_connections": "cut",
+        "pools": {"web": {"backend": "eipalloc-OF-THE-FLEET", "port": 80}},
+    },
     "traffic.elbv2": {**EVERYWHERE, "pools": {"web": {"backend": GROUP, "port": 80}}},
     "traffic.route53": {**EVERYWHERE, **ZONE, "pools": {"web": {"backend": "www", "port": 80}}},
 }
