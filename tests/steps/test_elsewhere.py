@@ -1,9 +1,12 @@
-"""A server that gets users from where the fleet file does not say would be stopped under them: no plan is made."""
+"""A server that gets users from where the fleet file does not say would be stopped under them: no plan is made. Nor is
+anybody's place taken of whom it does not speak."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Literal
+
+import pytest
 
 from orchestrator.domain.plan import make_plan
 from providers.errors import Transient
@@ -64,3 +67,15 @@ def test_a_switch_that_cannot_tell_where_else_users_come_from_refuses_the_plan()
     with running() as runner:
         runner.cloud.fault = away
         assert "cannot be looked through (it does not answer)" in blockers(runner)
+
+
+@pytest.mark.parametrize("step", ["smoke_test", "swap"])
+def test_a_place_that_somebody_has_given_to_a_third_server_stays_there_and_the_server_is_held(step: str) -> None:
+    with running(["web-1"], switch="one", rollout={"waves": ["rest"], "bake": "0s", "soak": "5s"}) as r:
+        r.patrolling = True
+        r.until(lambda: r.upgrade("web-1").step == step)
+        third = replace(r.cloud.pools["web"].pop("web-1"), name="standby", address="127.80.9.9", state="serving")
+        r.cloud.pools["web"]["standby"] = third
+        r.until(lambda: r.upgrade("web-1").state == "held")
+        assert "whose place web-1.g2 was not to take" in r.upgrade("web-1").why
+        assert r.cloud.pools["web"]["standby"].state == "serving"
