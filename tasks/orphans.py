@@ -368,8 +368,9 @@ def _quarantine(world: World, compute: Compute, s: Sighting) -> None:
     _keep(world, replace(s, quarantined_at=now))
     _write(world, s, "quarantined", until=now + world.patience.kept, event="Quarantined")
     if s.kind == "server":
-        compute.tag(s.id, {keys.PHASE: keys.QUARANTINE}, given={keys.MANAGED: "1"})
-        compute.stop(s.id, given={keys.PHASE: keys.QUARANTINE})
+        with suppress(NotFound):  # one that never came to be, as of a stack that failed: its time passes all the same
+            compute.tag(s.id, {keys.PHASE: keys.QUARANTINE}, given={keys.MANAGED: "1"})
+            compute.stop(s.id, given={keys.PHASE: keys.QUARANTINE})
 
 
 def _delete(world: World, compute: Compute, s: Sighting) -> None:

@@ -17,8 +17,8 @@ from orchestrator.lanes import NEWEST, lanes, remember
 from orchestrator.store import Entry, LedgerItem
 from providers import Key
 from providers.compute import Server, Size
-from providers.compute.fake import FakeCompute, GiB
-from providers.errors import Transient
+from providers.compute.fake import FakeCompute, Fault, GiB
+from providers.errors import NotFound, Transient
 from providers.traffic import MemberView
 from tasks import keys, orphans
 from tasks.survey import look
@@ -107,6 +107,25 @@ def test_an_orphan_is_quarantined_and_a_day_later_deleted() -> None:
         events = [e.event for e in operations.events(r.store, r.rollout) if e.server == "web-1"]
         assert events.count("Quarantined") == events.count("OrphanDeleted") == 2
         assert r.serving() == {"web-1.g2", "web-2.g2"}
+
+
+def test_what_has_no_server_to_stop_is_in_quarantine_all_the_same() -> None:
+    """A stack that failed is paid for by name alone: nothing of it can be tagged or stopped."""
+    with running(["web-1"]) as r:
+        r.finish()
+        _, server = leave(r)
+
+        def fault(name: str) -> Fault:
+            if name == "tag":
+                raise NotFound("it has no server")
+            return ""
+
+        gc(r)
+        r.clock.now += 901
+        r.cloud.fault = fault
+        found = gc(r)
+        assert f"server {server} in quarantine" in found.done and not found.not_done
+        assert {item.id: item.state for item in r.store.ledger(r.rollout)}[server] == "quarantined"
 
 
 def test_what_is_in_use_is_no_orphan_at_any_moment_of_a_rollout() -> None:
