@@ -90,7 +90,7 @@ def _take_out_uncounted(
 ) -> Wait | None:
     """Where the switch does not see sessions: first until nobody is sent there any more, then until the server itself
     has no connection left in its pools, for the quiet time."""
-    views = dict(turn.traffic.idle(seats))
+    views = _seen_leaving(turn, seats) or dict(turn.traffic.idle(seats))
     for pool, name in seats:
         for _ in range(2):  # out, and where that shows everywhere at once, noted
             if views[pool, name].state in ("leaving", "absent"):
@@ -177,6 +177,14 @@ def _seen_draining(turn: Turn, pool: str, name: str) -> MemberView | None:
         return None
     answer = seen.answers.get(f"{pool}/{name}")
     return MemberView(**answer) if answer is not None else None
+
+
+def _seen_leaving(turn: Turn, seats: Sequence[tuple[str, str]]) -> dict[tuple[str, str], MemberView] | None:
+    """What the last look saw of them, if it saw that all are leaving: the switch looks itself when it is to let go of
+    them. Anything else is to be seen anew."""
+    seen = {pair: _seen_draining(turn, *pair) for pair in seats}
+    found = {pair: view for pair, view in seen.items() if view is not None and view.state == "leaving"}
+    return found if found and len(found) == len(seats) else None
 
 
 def _look(turn: Turn, kind: str, pairs: Sequence[tuple[str, str]], reason: str, notes: Mapping[str, Any]) -> Wait:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
 from providers import Caps, Finding, Key
 from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
+from providers.clients.rounds import Rounds
 from providers.compute import Given, Image, ImageState, Server, ServerState, Size, Subnet
 from providers.compute.aws_rights import statements
 from providers.compute.aws_room import addresses_left, processors_left, subnets_of
@@ -84,6 +85,16 @@ class AwsCompute:
         self._zones: dict[str, tuple[str, ...]] = {}  # type -> the zones that offer it
         self._volumes: dict[str, tuple[float, int]] = {}  # volume -> until when its size is believed, bytes
         self._unseen: dict[str, float] = {}  # what this process made and no look has shown yet, and when
+        # What threads want to know of one thing each at the same moment is one call for all of them.
+        self._one_by: Mapping[str, Rounds[Raw | None]] = {
+            "instance-id": Rounds(lambda ids: _by("InstanceId", ids, self._described("instance-id", sorted(ids)))),
+            "client-token": Rounds(
+                lambda keys: _by("ClientToken", keys, self._described("client-token", sorted(keys)))
+            ),
+            "image-id": Rounds(lambda ids: _by("ImageId", ids, self._registered("image-id", sorted(ids)))),
+            "name": Rounds(lambda names: _by("Name", names, self._registered("name", sorted(names)))),
+        }
+        self._volumes_of = Rounds(self._attached_volumes)
 
     @property
     def caps(self) -> Caps:
@@ -115,7 +126,8 @@ class AwsCompute:
         found: dict[str, Image] = {}
         wanted = [id for id in dict.fromkeys(ids) if _IMAGE.fullmatch(id)]
         for start in range(0, len(wanted), BATCH):
-            found |= {each["ImageId"]: _image(each) for each in self._amis("image-id", wanted[start : start + BATCH])}
+            some = wanted[start : start + BATCH]
+            found |= {each["ImageId"]: _image(each) for each in self._registered("image-id", some)}
         return found
 
     def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]:
@@ -280,7 +292,7 @@ class AwsCompute:
         return Image(id=answer["ImageId"], name=key.name, state="pending", disk=disk, tags=tags_of({"Tags": tags}))
 
     def _image_named(self, name: str) -> Raw | None:
-        return next(iter(self._amis("name", [name])), None)
+        return self._one("name", name)
 
     @staticmethod
     def _ours(found: Raw, source: str) -> Image:
@@ -308,7 +320,7 @@ class AwsCompute:
         return self._adopted(instance, made_of)
 
     def _instance_of(self, key: Key) -> Raw | None:
-        return next(iter(self._instances("client-token", [key.token])), None)
+        return self._one("client-token", key.token)
 
     def _adopted(self, instance: Raw, made_of: str) -> Server:
         id = instance["InstanceId"]
@@ -321,11 +333,10 @@ class AwsCompute:
 
     def _request(self, key: Key, *, image: str, like: str, size: Size, made_of: str) -> dict[str, Any]:
         old, found, kind, template = self._fitting(image=image, like=like, size=size)
-        volumes = self._aws.pages("ec2", "describe_volumes", "Volumes", Filters=[_attached([like])])
         return launch_request(
             template=template,
             image=found,
-            volumes={at["Device"]: each for each in volumes for at in each["Attachments"]},
+            volumes={at["Device"]: each for each in self._volumes_of([like])[like] for at in each["Attachments"]},
             kind=kind,
             size=size,
             tags={**key.tags, MANAGED: "1", NAME: key.name, MADE_OF: made_of},
@@ -337,7 +348,7 @@ class AwsCompute:
     def _fitting(self, *, image: str, like: str, size: Size) -> tuple[Raw, Raw, Raw, Raw]:
         """A, the image, the new type and what GetLaunchTemplateData says of A. `Refused` if they do not go together."""
         old = self._instance(like)
-        found = next(iter(self._amis("image-id", [image])), None) if _IMAGE.fullmatch(image) else None
+        found = self._one("image-id", image) if _IMAGE.fullmatch(image) else None
         if found is None:
             raise NotFound(f"there is no image {image} in {self._aws.lane}")
         if size.disk < disk_of(found):
@@ -387,7 +398,7 @@ class AwsCompute:
             self._not_too_new(id)
 
     def delete_image(self, id: str) -> None:
-        found = next(iter(self._amis("image-id", [id])), None) if _IMAGE.fullmatch(id) else None
+        found = self._one("image-id", id) if _IMAGE.fullmatch(id) else None
         if found is None:
             self._not_too_new(id)
             if _IMAGE.fullmatch(id):
@@ -432,11 +443,21 @@ class AwsCompute:
 
     def _instances(self, filter: str, values: Sequence[str]) -> Iterator[Raw]:
         """A filter leaves out what is not there; a list of ids would be refused for one of them."""
-        filters = [{"Name": filter, "Values": list(values)}]
-        for reservation in self._aws.pages("ec2", "describe_instances", "Reservations", Filters=filters):
-            for instance in reservation["Instances"]:
-                self._unseen.pop(instance["InstanceId"], None)
-                yield instance
+        if len(values) == 1 and filter in self._one_by:
+            return iter([found] if (found := self._one(filter, values[0])) is not None else ())
+        return self._described(filter, values)
+
+    def _one(self, filter: str, value: str) -> Raw | None:
+        """The instance or image of which that is true, as it was after this call began."""
+        return self._one_by[filter]([value])[value]
+
+    def _described(self, filter: str, values: Sequence[str]) -> Iterator[Raw]:
+        for start in range(0, len(values), BATCH):
+            filters = [{"Name": filter, "Values": list(values[start : start + BATCH])}]
+            for reservation in self._aws.pages("ec2", "describe_instances", "Reservations", Filters=filters):
+                for instance in reservation["Instances"]:
+                    self._unseen.pop(instance["InstanceId"], None)
+                    yield instance
 
     def _instance(self, id: str) -> Raw:
         """One that is not terminated. `NotFound`, or `NotYetVisible` while that may be the reason."""
@@ -448,11 +469,22 @@ class AwsCompute:
             raise NotFound(f"the server {id} in {self._aws.lane} is terminated")
         return found
 
-    def _amis(self, filter: str, values: Sequence[str]) -> Iterator[Raw]:
-        filters = [{"Name": filter, "Values": list(values)}]
-        for image in self._aws.pages("ec2", "describe_images", "Images", Owners=["self"], Filters=filters):
-            self._unseen.pop(image["ImageId"], None)
-            yield image
+    def _registered(self, filter: str, values: Sequence[str]) -> Iterator[Raw]:
+        for start in range(0, len(values), BATCH):
+            filters = [{"Name": filter, "Values": list(values[start : start + BATCH])}]
+            for image in self._aws.pages("ec2", "describe_images", "Images", Owners=["self"], Filters=filters):
+                self._unseen.pop(image["ImageId"], None)
+                yield image
+
+    def _attached_volumes(self, instances: Collection[str]) -> Mapping[str, Sequence[Raw]]:
+        """By instance."""
+        wanted, found = sorted(instances), dict[str, list[Raw]]()
+        for start in range(0, len(wanted), BATCH):
+            filters = [_attached(wanted[start : start + BATCH])]
+            for volume in self._aws.pages("ec2", "describe_volumes", "Volumes", Filters=filters):
+                for at in volume["Attachments"]:
+                    found.setdefault(at["InstanceId"], []).append(volume)
+        return {id: found.get(id, ()) for id in wanted}
 
     def _not_too_new(self, id: str) -> None:
         """Raises `NotYetVisible` for what this process made a moment ago: not to be found is no proof yet."""
@@ -494,9 +526,8 @@ class AwsCompute:
         now = time.monotonic()
         unknown = {id for all in volumes.values() for id in all if self._volumes.get(id, (0.0, 0))[0] < now}
         asked = sorted({instance for instance, all in volumes.items() if unknown & set(all)})
-        for start in range(0, len(asked), BATCH):
-            filters = [_attached(asked[start : start + BATCH])]
-            for volume in self._aws.pages("ec2", "describe_volumes", "Volumes", Filters=filters):
+        for all in (self._volumes_of(asked) if asked else {}).values():
+            for volume in all:
                 self._volumes[volume["VolumeId"]] = (now + FRESH, int(volume["Size"]) * GIB)
         return {id: sum(self._volumes.get(each, (0.0, 0))[1] for each in all) for id, all in volumes.items()}
 
@@ -614,6 +645,15 @@ def _said(instance: Raw) -> str:
     """Which fleet it says that it belongs to, for a policy that goes by it."""
     value = tags_of(instance).get(iam.FLEET_TAG)
     return f"{instance['InstanceId']} has {'none' if value is None else repr(value)}"
+
+
+def _by(field: str, values: Collection[str], found: Iterator[Raw]) -> dict[str, Raw | None]:
+    """Each value, with the first thing that has it; None where nothing does."""
+    first: dict[str, Raw | None] = dict.fromkeys(values)
+    for thing in found:
+        if first.get(thing.get(field, "")) is None:
+            first[thing.get(field, "")] = thing
+    return first
 
 
 def _attached(instances: Sequence[str]) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from providers import Caps, Finding
 from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
+from providers.clients.rounds import Rounds
 from providers.errors import NotFound, ProviderError
 from providers.guest import Facts, PathFacts
 from providers.rights import Rights
@@ -55,14 +57,28 @@ class AwsGuest:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._aws = aws({name: value for name, value in settings.items() if name in SETTINGS})
+        self._lock = threading.Lock()
+        self._rounds: dict[tuple[str, ...], Rounds[Facts | None]] = {}  # by the paths that are looked at
 
     @property
     def caps(self) -> Caps:
         return Caps(batch=BATCH)
 
     def facts(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
-        found: dict[str, Facts] = {}
         wanted = [id for id in dict.fromkeys(ids) if id.startswith("i-")]
+        if len(wanted) != 1:
+            return self._facts(wanted, paths)
+        with self._lock:
+            together = self._rounds.setdefault(tuple(paths), Rounds(lambda some: self._each(some, paths)))
+        return {id: facts for id, facts in together(wanted).items() if facts is not None}
+
+    def _each(self, ids: Collection[str], paths: Sequence[str]) -> Mapping[str, Facts | None]:
+        """What threads ask of one server each at the same moment is one command."""
+        found = self._facts(sorted(ids), paths)
+        return {id: found.get(id) for id in ids}
+
+    def _facts(self, wanted: Sequence[str], paths: Sequence[str]) -> Mapping[str, Facts]:
+        found: dict[str, Facts] = {}
         for start in range(0, len(wanted), BATCH):
             online = self._online(wanted[start : start + BATCH])
             if online:

@@ -24,6 +24,7 @@ from typing import Any
 from providers import Caps, Finding
 from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
+from providers.clients.rounds import Rounds
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
 from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
@@ -77,6 +78,9 @@ class Elbv2Traffic:
         self._lock = threading.Lock()
         self._groups: dict[str, tuple[float, Group]] = {}  # backend -> until when it is believed
         self._instances: dict[tuple[str, str], tuple[float, Instance]] = {}  # (network, target id)
+        # What threads want to know at the same moment is asked once: a target's health by group, a note by place.
+        self._healths = Rounds(lambda arns: {arn: self._asked_health(arn) for arn in arns})
+        self._notes = Rounds(self._asked_notes)
 
     @property
     def caps(self) -> Caps:
@@ -154,7 +158,8 @@ class Elbv2Traffic:
         that were never seen before."""
         where = {pool: self._where(pool) for pool in dict.fromkeys(pools)}
         groups = {backend: self._group(backend) for backend, _ in where.values()}
-        told = {backend: list(self._health(group.arn)) for backend, group in groups.items()}
+        healths = self._healths({group.arn for group in groups.values()}) if groups else {}
+        told = {backend: healths[group.arn] for backend, group in groups.items()}
         noted = self._noted({pool: (groups[backend], port) for pool, (backend, port) in where.items()})
         for backend, group in groups.items():
             self._get_to_know(group, {each["Target"]["Id"] for each in told[backend]})
@@ -164,6 +169,10 @@ class Elbv2Traffic:
         }
 
     def _health(self, arn: str) -> Sequence[Raw]:
+        """As it was after this call began."""
+        return self._healths([arn])[arn]
+
+    def _asked_health(self, arn: str) -> Sequence[Raw]:
         answer = self._aws.read("elbv2", "describe_target_health", TargetGroupArn=arn)
         return tuple(answer["TargetHealthDescriptions"])
 
@@ -172,21 +181,27 @@ class Elbv2Traffic:
         keys = {pool: place_of(group, port) for pool, (group, port) in pools.items()}
         if not keys:
             return {}
-        marked = [
-            (instance, vpc)
-            for some in _batched(sorted(set(keys.values())))
-            for instance, vpc in self._described_in([{"Name": "tag-key", "Values": list(some)}])
-        ]
-        for instance, vpc in marked:
-            self._remember(vpc, instance)
+        marked = self._notes(set(keys.values()))
+        for noted in marked.values():
+            for instance, vpc in noted:
+                self._remember(vpc, instance)
         return {
             pool: {
                 (instance.address if group.by_address else instance.id): instance
-                for instance, vpc in marked
-                if keys[pool] in instance.marks and vpc == group.vpc
+                for instance, vpc in marked[keys[pool]]
+                if vpc == group.vpc
             }
             for pool, (group, _) in pools.items()
         }
+
+    def _asked_notes(self, places: Collection[str]) -> Mapping[str, Sequence[tuple[Instance, str]]]:
+        """By place: of which instances it is noted how far they have come there, each with its network."""
+        marked = [
+            found
+            for some in _batched(sorted(places))
+            for found in self._described_in([{"Name": "tag-key", "Values": list(some)}])
+        ]
+        return {place: [found for found in marked if place in found[0].marks] for place in places}
 
     def _get_to_know(self, group: Group, ids: Collection[str]) -> None:
         now = time.monotonic()
