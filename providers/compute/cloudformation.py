@@ -166,7 +166,8 @@ class CloudFormationCompute(AwsCompute):
         made_of = f"{image} {like} {size.type} {size.disk} {template.digest[:16]}"
         if (made := self._stacks.named([key.name]).get(key.name)) is not None:
             return self._adopted_stack(made, made_of)
-        self._used_up(key.name)
+        if (made := self._made_meanwhile(key.name)) is not None:
+            return self._adopted_stack(made, made_of)
         self._aws.right_account()
         asked = self._asked(template, key, image=image, like=self._inside(like), size=size, made_of=made_of)
         try:
@@ -229,11 +230,19 @@ class CloudFormationCompute(AwsCompute):
             raise Refused(f"the stack {stack.name}, which this key made, is deleted")
         return server
 
-    def _used_up(self, name: str) -> None:
-        """Raises if the key has made a stack that is gone, as far as its instance still tells."""
+    def _made_meanwhile(self, name: str) -> Stack | None:
+        """The stack that did not show a moment ago; None if there never was one. `Refused` if it is gone and an
+        instance of it tells so, `NotYetVisible` while that may be in a stack which does not show yet."""
         self._not_too_new(name)
-        for instance in self._instances(f"tag:{STACK_TAG}", [name]):
-            raise Refused(f"{instance['InstanceId']}, which the stack of this key made, outlived it or is terminated")
+        left = list(self._instances(f"tag:{STACK_TAG}", [name]))
+        if not left:
+            return None
+        if (made := self._stacks.named([name]).get(name)) is not None:
+            return made
+        for instance in left:
+            if instance["State"]["Name"] in ("pending", "running"):
+                raise NotYetVisible(f"{instance['InstanceId']} is of the stack {name}, which does not show")
+        raise Refused(f"{left[0]['InstanceId']}, which the stack of this key made, outlived it or is terminated")
 
     # -- changing -----------------------------------------------------------------------------------------------------
 

@@ -325,6 +325,24 @@ def test_a_stack_that_shows_late_is_waited_for(stage: Stage) -> None:
     stage.becomes(key.name, "running")
 
 
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_stack_that_comes_to_show_between_two_looks_is_adopted(stage: Stage, looks: int) -> None:
+    """As when another worker's call for the same key is answered in the middle of this one."""
+    old, key = stage.old(), new_key()
+    image = stage.image(old)
+    stage.anew().ensure_server(key, image=image, like=old, size=SMALL)
+    stage.becomes(key.name, "running")
+    unseen = Fault(
+        action="DescribeStacks", code="ValidationError", message="Stack does not exist", http=400, count=looks
+    )
+    stage.cloud.troubles.add(unseen)
+    if looks == 2:
+        with pytest.raises(errors.NotYetVisible):
+            stage.compute.ensure_server(key, image=image, like=old, size=SMALL)
+    assert stage.compute.ensure_server(key, image=image, like=old, size=SMALL).state == "running"
+    assert stage.stacks() == [key.name]
+
+
 def test_a_template_in_s3_is_read_and_a_long_one_is_named(stage: Stage) -> None:
     stage.wire.write("s3", "create_bucket", Bucket="shop", CreateBucketConfiguration={"LocationConstraint": REGION})
     for comment in ("", "# long\n" * 10_000):
