@@ -168,6 +168,12 @@ def with_database(url: str, number: int) -> str:
     return replace(parse(url), database=number).url()
 
 
+def with_password(url: str, password: str) -> str:
+    """The same with that password, unless it has one."""
+    address = parse(url)
+    return url if address.password else replace(address, password=password).url()
+
+
 def where(url: str) -> str:
     """The address without user, password and options, of whatever text that is."""
     scheme, mark, rest = url.partition("://")

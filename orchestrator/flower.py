@@ -6,6 +6,7 @@ The configuration file holds the password, and the environment the broker's URL,
 
 from __future__ import annotations
 
+import fcntl
 import secrets
 import signal
 import socket
@@ -34,26 +35,35 @@ class FlowerFiles:
     database: Path
 
 
-def prepare(folder: Path) -> FlowerFiles:
-    """The files that Flower starts from, all readable by their owner alone. A password once made is kept."""
+def prepare(folder: Path, *, password: str = "", prefix: str = "") -> FlowerFiles:
+    """The files that Flower starts from, all readable by their owner alone. A password that is given, or was once
+    made, is kept. `prefix` is what every path begins with, where a proxy shares one name among several services."""
     folder.mkdir(exist_ok=True, mode=0o700)
     files = FlowerFiles(
         config=folder / "flowerconfig.py", credentials=folder / "credentials", database=folder / "tasks.db"
     )
-    write_private(files.config, _configuration(_password(files.credentials), files.database))
+    if password:
+        write_private(files.credentials, f"{USER}:{password}\n")
+    write_private(files.config, _configuration(_password(files.credentials), files.database, prefix))
     return files
 
 
-def listen(port: int) -> socket.socket:
-    """The listening socket, on loopback; 0 lets the system choose. It outlives a restart of Flower. `BadInput`."""
+def command(files: FlowerFiles) -> tuple[str, ...]:
+    """Serves on the listening socket that it inherits as number 3, until SIGTERM."""
+    return (sys.executable, "-P", "-m", "orchestrator.flower", str(files.config))
+
+
+def listen(port: int, *, address: str = LOOPBACK, place: str = "--flower-port") -> socket.socket:
+    """The listening socket; 0 lets the system choose. It outlives a restart of Flower. Raises `BadInput`, which names
+    the option `place`."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((LOOPBACK, port))
+        listener.bind((address, port))
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise BadInput(f"{LOOPBACK}:{port}: {error.strerror}", place="--flower-port", next="changeover up") from None
+        raise BadInput(f"{address}:{port}: {error.strerror}", place=place, next=f"ss -ltn sport = :{port}") from None
     return listener
 
 
@@ -78,7 +88,7 @@ def _password(credentials: Path) -> str:
     return password
 
 
-def _configuration(password: str, database: Path) -> str:
+def _configuration(password: str, database: Path, prefix: str) -> str:
     settings = {
         "basic_auth": [f"{USER}:{password}"],
         "read_only": True,
@@ -93,6 +103,7 @@ def _configuration(password: str, database: Path) -> str:
         "tasks_columns": COLUMNS,
         "inspect_timeout": 1000.0,
         "logging": "warning",
+        "url_prefix": prefix,
     }
     return "".join(f"{name} = {value!r}\n" for name, value in settings.items())
 
@@ -108,6 +119,11 @@ def main(config: str) -> None:
     from orchestrator.messaging import make_app
     from orchestrator.settings import Settings
 
+    lock = Path(config).with_name("lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two would write over what the other saves
+    except BlockingIOError:
+        sys.exit(f"another Flower already serves from {Path(config).parent}")
     apply_options("flower", [f"--conf={config}"])
     extract_settings()
     setup_logging()

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.addresses import with_database
+from orchestrator.addresses import with_database, with_password
 from orchestrator.errors import BadInput, Unreachable
 
 PREFIX = "CHANGEOVER_"
+PASSWORD = PREFIX + "REDIS_PASSWORD"
 
 
 def default_state_dir() -> Path:
@@ -30,7 +31,9 @@ class Urls:
 
 
 class Settings(BaseModel):
-    """What is not given is read from the environment, as `CHANGEOVER_` and the name in capitals.
+    """What is not given is read from the environment, as `CHANGEOVER_` and the name in capitals, or from the file that
+    the same name with `_FILE` says, as secrets are given to containers and services. `CHANGEOVER_REDIS_PASSWORD`, given
+    either way, goes into a `redis_url` that has none.
 
     `redis_url` holds the records; broker and results default to databases 1 and 2 of the same server, and may each
     be on a server of their own; `orchestrator.addresses` says how they are written. `lease` is how many seconds a
@@ -59,8 +62,10 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _environment(cls, given: dict[str, Any]) -> dict[str, Any]:
-        variables = {name: PREFIX + name.upper() for name in cls.model_fields}
-        return {**{name: os.environ[key] for name, key in variables.items() if key in os.environ}, **given}
+        found = {name: said for name in cls.model_fields if (said := _said(PREFIX + name.upper())) is not None}
+        if found.get("redis_url") and (password := _said(PASSWORD)):
+            found["redis_url"] = with_password(found["redis_url"], password)
+        return {**found, **given}
 
     @classmethod
     def load(cls) -> Settings:
@@ -71,6 +76,12 @@ class Settings(BaseModel):
             found = error.errors(include_url=False)[0]
             name = PREFIX + "_".join(str(part) for part in found["loc"]).upper()
             raise BadInput(found["msg"], place=name, next=f"unset {name}") from None
+
+    @classmethod
+    def variables(cls) -> set[str]:
+        """What it reads of the environment."""
+        names = {PREFIX + name.upper() for name in cls.model_fields} | {PASSWORD}
+        return names | {f"{name}_FILE" for name in names}
 
     @property
     def run_file(self) -> Path:
@@ -101,3 +112,17 @@ class Settings(BaseModel):
             raise Unreachable(
                 f"no Redis: CHANGEOVER_REDIS_URL is not set and nothing runs in {self.state_dir}", next="changeover up"
             ) from None
+
+
+def _said(name: str) -> str | None:
+    """What the environment says, itself or by naming a file. Raises `BadInput` for both, and for an unreadable file."""
+    said, file = os.environ.get(name), os.environ.get(f"{name}_FILE")
+    if not file:
+        return said
+    if said:
+        raise BadInput(f"{name} is given too", place=f"{name}_FILE", next=f"unset {name}")
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise BadInput(f"{file} cannot be read: {why}", place=f"{name}_FILE", next=f"ls -l {file}") from None

@@ -202,7 +202,7 @@ class Supervisor:
         self.flower_credentials = files.credentials
         return Part(
             name="flower",
-            argv=_python("-m", "orchestrator.flower", str(files.config)),
+            argv=flower.command(files),
             ready=lambda _: flower.is_healthy(port),
             grace=8,
             inherit=self._listener.fileno(),
@@ -387,7 +387,7 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         """Addresses and secrets go this way: other users see every argument, and no environment."""
         ours = {f"CHANGEOVER_{key.upper()}": value for key, value in self.settings.model_dump(mode="json").items()}
-        inherited = {key: value for key, value in os.environ.items() if key.upper() not in ours}
+        inherited = {key: value for key, value in os.environ.items() if key.upper() not in Settings.variables()}
         named = {key: str(value) for key, value in ours.items() if value not in (None, "")}
         return {**inherited, **named, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 

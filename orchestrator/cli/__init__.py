@@ -41,7 +41,7 @@ PANELS: dict[str, tuple[Callable[..., int], ...]] = {
         control.unfreeze,
         control.gc,
     ),
-    "Run": (processes.worker, processes.coordinator, processes.version),
+    "Run": (processes.worker, processes.coordinator, processes.flower, processes.version),
 }
 
 
