@@ -116,7 +116,8 @@ def read(text: str, *, name: str) -> Fleet:
     servers = data.get("servers")
     if isinstance(servers, list) and len(servers) > MAX_SERVERS:
         place = _place(root, ("servers",), name)
-        raise BadInput(f"{len(servers):,} servers; {MAX_SERVERS:,} are the most", place=place, next=NEXT)
+        many = f"{len(servers):,} servers; {MAX_SERVERS:,} are the most"
+        raise BadInput(many, place=place, next=NEXT, faults=[("/servers", many)])
     try:
         return Fleet.model_validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as error:
@@ -300,6 +301,7 @@ class _Fault:
     line: int
     place: str
     message: str
+    path: Path_ = ()
 
 
 def _told(faults: Sequence[_Fault]) -> BadInput:
@@ -308,7 +310,8 @@ def _told(faults: Sequence[_Fault]) -> BadInput:
     if len(unique) > MAX_FAULTS:
         lines.append(f"and {len(unique) - MAX_FAULTS} more")
     first = unique[0]
-    return BadInput("\n".join([first.message, *lines]), place=first.place, next=NEXT)
+    single = [(_pointer(fault.path), fault.message) for fault in unique[:MAX_FAULTS]]
+    return BadInput("\n".join([first.message, *lines]), place=first.place, next=NEXT, faults=single)
 
 
 def _faults(error: ValidationError, root: _Mapping, data: Any, name: str) -> Iterator[_Fault]:
@@ -318,7 +321,7 @@ def _faults(error: ValidationError, root: _Mapping, data: Any, name: str) -> Ite
             continue
         message = _message(found, path, branched=bool(branch))
         path, message = _inner_place(path, message, data)
-        yield _Fault(_line(root, path), _place(root, path, name), message)
+        yield _Fault(_line(root, path), _place(root, path, name), message, path)
 
 
 def _counted_wrong(found: Mapping[str, Any]) -> bool:
@@ -531,7 +534,12 @@ _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def _bad(message: str, name: str, line: int | None = None, path: Path_ = ()) -> BadInput:
-    return BadInput(message, place=_at(name, line, path), next=NEXT)
+    return BadInput(message, place=_at(name, line, path), next=NEXT, faults=[(_pointer(path), message)])
+
+
+def _pointer(path: Path_) -> str:
+    """RFC 6901."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
 def _quoted(value: object) -> str:

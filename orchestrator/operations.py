@@ -26,6 +26,7 @@ from orchestrator.errors import (
     IllegalTransition,
     Locked,
     NotFound,
+    Outdated,
     PlanMoved,
     Unreachable,
     UnsafeStore,
@@ -452,12 +453,14 @@ def find(store: Store, id: str) -> Rollout:
     return found
 
 
-def listed(store: Store) -> tuple[list[tuple[Rollout, Tally]], Mapping[str, str]]:
-    """All rollouts with their counts, newest first; and what cannot be read, and why: rollouts, and of those that are
-    not closed servers too, as `rollout/server`."""
+def listed(
+    store: Store, choose: Callable[[Sequence[Rollout]], Sequence[Rollout]] = lambda all_of_them: all_of_them
+) -> tuple[list[tuple[Rollout, Tally]], Mapping[str, str]]:
+    """The chosen rollouts with their counts, newest first; and what cannot be read, and why: rollouts, and of the
+    chosen that are not closed servers too, as `rollout/server`."""
     found: list[tuple[Rollout, Tally]] = []
     unread = dict(store.unread())
-    for rollout in store.rollouts():
+    for rollout in choose(store.rollouts()):
         try:
             found.append((rollout, store.tally(rollout.id)))
         except UnsafeStore as error:
@@ -548,6 +551,25 @@ def observed(store: Store, ask: Asker, id: str, waiter: Waiter | None = None) ->
     return None if counted is None else Observed(requests=counted[0], failed=counted[1])
 
 
+def report(
+    store: Store, ask: Asker, id: str, waiter: Waiter | None = None
+) -> tuple[dict[str, Any], View, ChangeoverError | None]:
+    """What happened, as a document for `orchestrator.report`, with the certificate of what the balancers counted, or
+    why there is none; and the rollout as it was then."""
+    from orchestrator.report.certificate import certify
+    from orchestrator.report.telling import tell
+
+    seen, entries, now = view(store, id), events(store, id), store.now()
+    document = tell(seen.rollout, seen.upgrades, entries, store.document("spec", id), now=now)
+    try:
+        users = observed(store, ask, id, waiter)
+    except ChangeoverError as error:
+        return document, seen, error
+    if users is not None:
+        document["certificate"] = certify(users).as_dict()
+    return document, seen, None
+
+
 # -- the rollout as a whole --------------------------------------------------------------------------------------------
 
 
@@ -565,16 +587,29 @@ class Answer:
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
-def pause(store: Store, id: str, *, actor: str, why: str = "") -> Answer:
-    """Nothing new begins; what a worker has in hand finishes its step. Raises `IllegalTransition`."""
+def refuse_outdated(rollout: Rollout, seen: int | None) -> None:
+    """Raises `Outdated` if its version is not the one that whoever asks has seen; None: asked without having looked."""
+    if seen is not None and rollout.version != seen:
+        raise Outdated(
+            f"rollout {rollout.id} was changed since you looked: it is {rollout.state}",
+            traffic="unchanged; nothing was done",
+            next=f"changeover show {rollout.id}",
+        )
+
+
+def pause(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None) -> Answer:
+    """Nothing new begins; what a worker has in hand finishes its step. Raises `IllegalTransition`; and here as in the
+    other verbs, `Outdated` unless its version is `seen`, where that is given."""
     reason = why or f"paused by {actor}"
-    return _ask(store, id, lambda r: decisions.paused(r, why=reason, now=store.now()), "paused", actor, reason)
+    to = decisions.paused
+    return _ask(store, id, lambda r: to(r, why=reason, now=store.now()), "paused", actor, reason, seen=seen)
 
 
-def resume(store: Store, id: str, *, actor: str) -> Answer:
+def resume(store: Store, id: str, *, actor: str, seen: int | None = None) -> Answer:
     """It goes on where it was. Deadlines of open upgrades move by the pause, before anything may begin again, so that
     none is judged by the time in which it was not allowed to work."""
     was = find(store, id)
+    refuse_outdated(was, seen)
     if was.state == "paused":
         decisions.resumed(was, failed_before_swap=0, now=store.now())
         _shift(store, was, actor=actor)
@@ -582,7 +617,7 @@ def resume(store: Store, id: str, *, actor: str) -> Answer:
     def to(r: Rollout) -> Rollout:
         return decisions.resumed(r, failed_before_swap=store.tally(id).failed_before_swap, now=store.now())
 
-    return _ask(store, id, to, "resumed", actor, "")
+    return _ask(store, id, to, "resumed", actor, "", seen=seen)
 
 
 def _shift(store: Store, rollout: Rollout, *, actor: str) -> None:
@@ -609,22 +644,25 @@ def _unleased(store: Store, row: Row, until: float) -> Row:
     return row
 
 
-def abort(store: Store, id: str, *, actor: str, why: str = "") -> Answer:
+def abort(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None) -> Answer:
     """Nothing new begins, and what was begun is undone (or finished behind its swap, as the fleet file says)."""
     reason = why or f"aborted by {actor}"
-    return _ask(store, id, lambda r: decisions.aborting(r, why=reason), "aborting", actor, reason)
+    return _ask(store, id, lambda r: decisions.aborting(r, why=reason), "aborting", actor, reason, seen=seen)
 
 
-def rollback(store: Store, id: str, *, actor: str, why: str = "") -> Answer:
+def rollback(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None) -> Answer:
     """Every server whose old one is still there goes back to it."""
     reason = why or f"rolled back by {actor}"
-    return _ask(store, id, lambda r: decisions.rolling_back(r, why=reason), "rolling back", actor, reason)
+    return _ask(store, id, lambda r: decisions.rolling_back(r, why=reason), "rolling back", actor, reason, seen=seen)
 
 
-def rollback_server(store: Store, id: str, server: str, *, actor: str, why: str = "") -> Answer:
+def rollback_server(
+    store: Store, id: str, server: str, *, actor: str, why: str = "", seen: int | None = None
+) -> Answer:
     """This server goes back to its old one. Raises `PointOfNoReturn` once that is terminated or about to be, `Conflict`
     for one that was left pending by a rollout that is closed."""
     rollout = find(store, id)
+    refuse_outdated(rollout, seen)
     reason = why or f"rolled back by {actor}"
     entry = Entry(event="TurnedBack", actor=actor, detail={"why": reason})
     row, changed = _turn(
@@ -638,10 +676,11 @@ def rollback_server(store: Store, id: str, server: str, *, actor: str, why: str 
     return Answer(rollout=rollout, changed=changed, confirmed=confirmed(store), servers=(row.upgrade,))
 
 
-def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str) -> Answer:
+def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str, seen: int | None = None) -> Answer:
     """A held server goes on where it was; a failed or rolled back one starts anew, with new attempts. None: every
     server that is held or failed."""
     rollout = find(store, id)
+    refuse_outdated(rollout, seen)
     unread: Mapping[str, str] = {}
     if servers is None:
         rows, unread = _read(store, rollout)
@@ -852,10 +891,12 @@ def _ask(
     why: str,
     *,
     always: bool = False,
+    seen: int | None = None,
 ) -> Answer:
-    """`always`: stored as a new version even where nothing of it changes."""
+    """`always`: stored as a new version even where nothing of it changes. `seen`: only if this is its version."""
     for _ in range(TRIES):
         was = find(store, id)
+        refuse_outdated(was, seen)
         rows, unread = _read(store, was)
         flying = tuple(row.upgrade for row in rows if decisions.in_flight(row.upgrade))
         now = to(was)

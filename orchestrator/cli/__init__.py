@@ -26,6 +26,7 @@ LATE = {
     "up": ("orchestrator.cli.up", "Run Redis, workers, the coordinator and Flower here until Ctrl-C."),
     "down": ("orchestrator.cli.up", "End what `up` started here, and the local cloud."),
     "host": ("orchestrator.cli.up", "Run the small local cloud: server processes and HAProxy."),
+    "token": ("orchestrator.cli.tokens", "Say who may ask what over the network: create, list, revoke."),
 }
 PANELS: dict[str, tuple[Callable[..., int], ...]] = {
     "From a fleet file to a rollout": (plans.plan, plans.apply, plans.doctor, plans.rebuild),
@@ -51,8 +52,10 @@ class _Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in LATE:
             module = importlib.import_module(LATE[args[0]][0])
-            late = typer.Typer(add_completion=False)
-            late.command(args[0])(getattr(module, args[0]))
+            late = getattr(module, args[0])
+            if not isinstance(late, typer.Typer):  # a single command, not a group of them
+                command, late = late, typer.Typer(add_completion=False)
+                late.command(args[0])(command)
             return args[0], typer.main.get_command(late), args[1:]
         return super().resolve_command(ctx, args)
 

@@ -52,8 +52,7 @@ def pause(id: Id, why: Why = "", form: Output = Format.text) -> int:
 
 def resume(id: Id, form: Output = Format.text) -> int:
     """Go on where it was paused. Failures so far are forgiven, and deadlines move by the pause."""
-    from orchestrator import operations
-    from orchestrator.cli import words
+    from orchestrator import operations, words
 
     with session.opened() as s:
         answer = operations.resume(s.store, id, actor=session.actor())
@@ -151,7 +150,7 @@ def retry(id: Id, server: Server = "", form: Output = Format.text) -> int:
 
 def _next_of_a_retry(answer: Answer) -> str:
     """A rollout that has ended is not watched any more, though a server of it goes on."""
-    from orchestrator.cli import words
+    from orchestrator import words
 
     if not answer.changed:
         return f"changeover show {answer.rollout.id}"
@@ -247,8 +246,8 @@ def gc(
     day later, each with --yes only; take its tag changeover:managed off to keep it. A server that may be somebody
     else's goes only when it is named: --foreign --only ID. Look first whether a balancer sends users to it.
     """
-    from orchestrator import operations
-    from orchestrator.cli import pictures, words
+    from orchestrator import operations, words
+    from orchestrator.cli import pictures
 
     with session.opened() as s:
         found = operations.gc(
@@ -314,7 +313,7 @@ def gc(
 
 
 def _flying(upgrades: tuple[Upgrade, ...]) -> str:
-    from orchestrator.cli import words
+    from orchestrator import words
 
     return f"{words.many(len(upgrades), 'server')} under way, {words.names(upgrades)}"
 
@@ -323,21 +322,9 @@ def _tell(answer: Answer, verb: str, form: Format, told: str, *, traffic: str, n
     from orchestrator.cli import watching
 
     if form is Format.json:
-        from orchestrator.cli import schema
+        from orchestrator import schema
 
-        output.emit(
-            "answer",
-            {
-                "verb": verb,
-                "changed": answer.changed,
-                "confirmed": answer.confirmed,
-                "rollout": schema.rollout(answer.rollout),
-                "in_flight": [schema.upgrade(u) for u in answer.in_flight],
-                "servers": [schema.upgrade(u) for u in answer.servers],
-                "unread": dict(answer.unread),
-                "next": next,
-            },
-        )
+        output.emit("answer", schema.answer(answer, verb=verb, next=next))
         return NEEDS_YOU if answer.unread else 0
     if not answer.changed and not unchanged:
         told += " It was so already."
@@ -358,16 +345,9 @@ def _under_way(frozen: Frozen) -> str:
 
 def _tell_frozen(frozen: Frozen, form: Format, told: str, next: str) -> int:
     if form is Format.json:
-        output.emit(
-            "freeze",
-            {
-                "frozen": frozen.why,
-                "changed": frozen.changed,
-                "confirmed": frozen.confirmed,
-                "in_flight": frozen.in_flight,
-                "next": next,
-            },
-        )
+        from orchestrator import schema
+
+        output.emit("freeze", schema.freeze(frozen, next=next))
         return 0
     output.tell(told)
     output.say_unconfirmed(frozen.confirmed, "The same command again is safe, and asks again.")

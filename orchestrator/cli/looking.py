@@ -9,15 +9,14 @@ import typer
 
 from orchestrator.cli import output, session
 from orchestrator.cli.output import NEEDS_YOU, Format, Output
-from orchestrator.errors import BadInput, ChangeoverError
+from orchestrator.errors import BadInput
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The rollout.", show_default=False)]
 
 
 def rollouts(form: Output = Format.text) -> int:
     """List the rollouts, newest first."""
-    from orchestrator import operations
-    from orchestrator.cli import schema
+    from orchestrator import operations, schema
 
     with session.opened() as s:
         found, unread = operations.listed(s.store)
@@ -44,13 +43,12 @@ def show(
     form: Output = Format.text,
 ) -> int:
     """Show a rollout: what needs you first, then waves, servers under way and those set aside."""
-    from orchestrator import operations
-    from orchestrator.cli.watching import rollout_body
+    from orchestrator import operations, schema
 
     with session.opened() as s:
         view, now = operations.view(s.store, id), s.store.now()
     if form is Format.json:
-        output.emit("rollout", rollout_body(view))
+        output.emit("rollout", schema.shown(view))
     else:
         from orchestrator.cli import pictures
 
@@ -82,25 +80,12 @@ def explain(
     form: Output = Format.text,
 ) -> int:
     """Tell one server's story: what was asked, what was seen, where its traffic is, and what to do next."""
-    from orchestrator import operations
-    from orchestrator.cli import schema, words
+    from orchestrator import operations, schema
 
     with session.opened() as s:
         told = operations.explain(s.store, server, rollout=rollout or None)
     if form is Format.json:
-        output.emit(
-            "story",
-            {
-                "rollout": schema.rollout(told.rollout),
-                "server": schema.upgrade(told.upgrade) if told.upgrade is not None else None,
-                "unread": told.unread or None,
-                "events": [schema.event(entry) for entry in told.entries],
-                "slowed": {name: schema.bucket(bucket) for name, bucket in told.slowed.items()},
-                "next": words.next_for(told.rollout, told.upgrade)
-                if told.upgrade is not None
-                else f"changeover show {told.rollout.id}",
-            },
-        )
+        output.emit("story", schema.story(told))
         return NEEDS_YOU if told.unread else 0
     from orchestrator.cli import pictures
 
@@ -135,19 +120,11 @@ def report(
     """Write what happened as one HTML page and as JSON, with the certificate of what the balancers counted."""
     from orchestrator import operations
     from orchestrator.report import html
-    from orchestrator.report.certificate import certify
-    from orchestrator.report.telling import tell
 
     with session.opened() as s:
-        view, entries, now = operations.view(s.store, id), operations.events(s.store, id), s.store.now()
-        document = tell(view.rollout, view.upgrades, entries, s.store.document("spec", id), now=now)
-        try:
-            users = operations.observed(s.store, s.ask, id)
-        except ChangeoverError as error:
-            users = None
-            output.say(f"no certificate: {error}")
-    if users is not None:
-        document["certificate"] = certify(users).as_dict()
+        document, view, uncertified = operations.report(s.store, s.ask, id)
+    if uncertified:
+        output.say(f"no certificate: {uncertified}")
     try:
         files = html.write(document, out)
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.errors import BadInput, ChangeoverError, Conflict, NotFound, Unreachable, UnsafeStore, WaitTimeout
+from orchestrator.errors import ChangeoverError, next_of, traffic_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +80,7 @@ def wants_json(argv: list[str]) -> bool:
 
 def fail(error: ChangeoverError, *, as_json: bool) -> int:
     """What happened, where traffic is, and the next command, on stderr; the exit code."""
-    traffic, next = error.traffic or _traffic(error), error.next or _next(error)
+    traffic, next = traffic_of(error), next_of(error)
     if as_json:
         body = {
             "schema": "changeover/v1/error",
@@ -104,27 +104,3 @@ def fail(error: ChangeoverError, *, as_json: bool) -> int:
 
 def _coloured() -> bool:
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def _traffic(error: ChangeoverError) -> str:
-    match error:
-        case BadInput() | NotFound():
-            return "unchanged; nothing was created"
-        case Unreachable() | UnsafeStore():
-            return "every site goes on serving as it is; nothing was left half done"
-        case WaitTimeout():
-            return "unchanged by this command"
-        case Conflict():
-            return "unchanged; nothing was done"
-        case _:
-            return "unchanged by this command; the record says where it is"
-
-
-def _next(error: ChangeoverError) -> str:
-    match error:
-        case BadInput():
-            return "changeover --help"
-        case Unreachable() | UnsafeStore():
-            return "changeover up, or set CHANGEOVER_REDIS_URL"
-        case _:
-            return "changeover rollouts"

@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli import words
+from orchestrator import words
 from orchestrator.cli.output import clean
 from orchestrator.domain.rollout import Rollout, in_flight
 from orchestrator.domain.upgrade import Upgrade
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.orphans import Sighting
     from orchestrator.domain.plan import Plan
     from orchestrator.domain.rebuild import Rebuilt
+    from orchestrator.domain.token import Token
     from orchestrator.operations import Check, Inventory, Story, View
     from orchestrator.store import AuditEntry, Tally
 
@@ -483,6 +484,18 @@ def checks(found: Sequence[Check]) -> RenderableType:
         if not check.ok and check.fix:
             lines.append(Padding(next_line(check.fix), (0, 0, 0, 2), expand=False))
     return Group(*lines)
+
+
+def tokens(found: Sequence[Token], now: float) -> RenderableType:
+    table = _table("id", "name", "may", "fleets", "made by", "last used", "ends")
+    for each in found:
+        used = "never" if each.used_at is None else f"{words.span(now - each.used_at)} ago"
+        ends = "never" if each.expires_at is None else words.moment(each.expires_at)
+        if each.revoked_at is not None:
+            ends = f"revoked {words.moment(each.revoked_at)}"
+        row = (each.id, each.name, ", ".join(each.scopes), ", ".join(each.fleets) or "all", each.created_by, used, ends)
+        table.add_row(*(text(cell) for cell in row), style="" if each.holds(now) else "bright_black")
+    return table
 
 
 def inventory(found: Inventory, now: float) -> RenderableType:

@@ -70,7 +70,7 @@ def plan(
 
 
 def show(made: Plan, form: Format, file: Path) -> None:
-    from orchestrator.cli import schema
+    from orchestrator import schema
 
     if form is Format.json:
         output.emit("plan", schema.plan(made))
@@ -104,7 +104,7 @@ def refuse_too_small(file: Path, fleet: Fleet, made: Plan) -> None:
 
 
 def _write(out: Path, made: Plan) -> None:
-    from orchestrator.cli import schema
+    from orchestrator import schema
 
     text = json.dumps({"schema": "changeover/v1/plan", **schema.plan(made)}, indent=2)
     try:
@@ -122,8 +122,7 @@ def apply(
     form: Output = Format.text,
 ) -> int:
     """Start a rollout of this fleet file. The world is read again; a plan that it has moved away from is refused."""
-    from orchestrator import fleet_file, operations
-    from orchestrator.cli import schema, words
+    from orchestrator import fleet_file, operations, schema, words
 
     fleet = fleet_file.load(file)
     asks = sys.stdin.isatty() and sys.stderr.isatty()
@@ -171,7 +170,8 @@ def _agreed(made: Plan) -> bool:
     """Asks on stderr, so that stdout stays for data."""
     from rich.console import Console
 
-    from orchestrator.cli import pictures, words
+    from orchestrator import words
+    from orchestrator.cli import pictures
 
     Console(stderr=True, highlight=False, markup=False, emoji=False).print(pictures.plan(made))
     return typer.confirm(f"\nReplace {words.many(made.changes, 'server')} as planned?", default=False, err=True)
@@ -256,8 +256,7 @@ def rebuild(
 
     FILE is the fleet file of then. The rollout comes to be again under its own id, paused; resume goes on with it.
     """
-    from orchestrator import fleet_file, operations
-    from orchestrator.cli import schema
+    from orchestrator import fleet_file, operations, schema
 
     fleet = fleet_file.load(file)
     with _naming(file), session.opened() as s:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator import operations
-from orchestrator.cli import output, schema, words
+from orchestrator import operations, schema, words
+from orchestrator.cli import output
 from orchestrator.cli.output import Format
 from orchestrator.domain.rollout import Rollout
 from orchestrator.errors import WaitTimeout
@@ -81,23 +81,10 @@ def follow(store: Store, id: str, form: Format, *, timeout: float | None) -> int
         return view.exit_code
     view = operations.view(store, id)
     if form is Format.json:
-        output.emit("rollout", rollout_body(view))
+        output.emit("rollout", schema.shown(view))
     elif not sys.stdout.isatty():
         end(view)
     return view.exit_code
-
-
-def rollout_body(view: operations.View) -> dict[str, object]:
-    return {
-        "rollout": schema.rollout(view.rollout),
-        "counts": dict(view.tally.by_state),
-        "frozen": view.frozen,
-        "servers": [schema.upgrade(u) for u in view.upgrades],
-        "unread": dict(view.unread),
-        "orphans": [s.id for s in view.orphans],
-        "exit_code": view.exit_code,
-        "next": words.next_of(view.rollout, view.upgrades),
-    }
 
 
 def end(view: operations.View) -> None:

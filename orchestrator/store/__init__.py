@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from orchestrator.domain.budget import Bucket, Limit
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import Direction, Upgrade
 
 Kind = Literal["image", "server", "old server"]
@@ -179,6 +180,24 @@ class Store(Protocol):
 
     def frozen(self) -> str | None:
         """Why, and by whom; None when not frozen."""
+        ...
+
+    def put_token(self, token: Token) -> bool:
+        """The token is known from now on: by this call, or its id was known before, and then False."""
+        ...
+
+    def token(self, id: str) -> Token | None: ...
+
+    def tokens(self) -> Sequence[Token]:
+        """All that ever were, those revoked too, oldest first."""
+        ...
+
+    def revoke_token(self, id: str) -> bool:
+        """From now on it does not hold: by this call, or it was revoked before, or never known, and then False."""
+        ...
+
+    def used_token(self, id: str) -> None:
+        """It was last used now."""
         ...
 
     # -- upgrades -------------------------------------------------------------------------------------------------

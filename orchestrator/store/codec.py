@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from orchestrator import secrets
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import FIRST, SCHEMA, Upgrade
 from orchestrator.errors import UnsafeStore
 from orchestrator.store import LedgerItem
@@ -150,3 +151,4 @@ UPGRADE = Codec(Upgrade)
 ROLLOUT = Codec(Rollout)
 LEDGER = Codec(LedgerItem)
 SIGHTING = Codec(Sighting)
+TOKEN = Codec(Token)

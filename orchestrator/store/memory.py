@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.domain.budget import Bucket, Limit, fresh
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import Direction, Upgrade
 from orchestrator.errors import NotFound
 from orchestrator.store import (
@@ -100,6 +101,7 @@ class MemoryStore:
         self._buckets: dict[str, Bucket] = {}
         self._sightings: dict[str, tuple[str, bytes]] = {}
         self._worlds: dict[str, str] = {}
+        self._tokens: dict[str, Token] = {}
         self._workers: dict[str, tuple[bytes, float]] = {}
         self._ignored: dict[str, int] = {}
         self._queue_wait = 0.0
@@ -204,6 +206,33 @@ class MemoryStore:
 
     def frozen(self) -> str | None:
         return self._frozen
+
+    def put_token(self, token: Token) -> bool:
+        with self._lock:
+            if token.id in self._tokens:
+                return False
+            self._tokens[token.id] = codec.TOKEN.load(codec.TOKEN.dump(token), key=token.id)
+            return True
+
+    def token(self, id: str) -> Token | None:
+        return self._tokens.get(id)
+
+    def tokens(self) -> Sequence[Token]:
+        with self._lock:
+            return sorted(self._tokens.values(), key=lambda token: (token.created_at, token.id))
+
+    def revoke_token(self, id: str) -> bool:
+        with self._lock:
+            token = self._tokens.get(id)
+            if token is None or token.revoked_at is not None:
+                return False
+            self._tokens[id] = replace(token, revoked_at=self.now())
+            return True
+
+    def used_token(self, id: str) -> None:
+        with self._lock:
+            if id in self._tokens:
+                self._tokens[id] = replace(self._tokens[id], used_at=self.now())
 
     # -- upgrades -------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     orphans:<lane>          hash     kind and id -> what carries our mark and nobody accounts for; `orphans`: the lanes
     worker, workers         hash, zset by the end of their beat
     bucket:<name>, buckets  hash; zset by last use: how often an API may be called
+    tokens                  hash     id -> a token; beside it <id>:revoked and <id>:used, when
     document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; ignored: hash
 """
 
@@ -41,6 +42,7 @@ from orchestrator.domain import budget
 from orchestrator.domain.budget import Bucket, Limit
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import SCHEMA, Direction, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.store import (
@@ -296,6 +298,35 @@ class RedisStore:
         with self._told:
             stored = self._redis.get(self._key("frozen"))
         return None if stored is None else cast(bytes, stored).decode()
+
+    def put_token(self, token: Token) -> bool:
+        with self._told:
+            return bool(self._redis.hsetnx(self._key("tokens"), token.id, codec.TOKEN.dump(token)))
+
+    def token(self, id: str) -> Token | None:
+        key = self._key("tokens")
+        with self._told:
+            doc, *times = self._redis.hmget(key, id, f"{id}:revoked", f"{id}:used")
+        return None if doc is None else _token(doc, *times, key=key)
+
+    def tokens(self) -> Sequence[Token]:
+        key = self._key("tokens")
+        with self._told:
+            stored = self._redis.hgetall(key)
+        found = []
+        for name, doc in stored.items():
+            if b":" not in name:
+                with self._unreadable(f"{key} {name.decode()}", skip=True):
+                    times = (stored.get(name + b":revoked"), stored.get(name + b":used"))
+                    found.append(_token(doc, *times, key=key))
+        return sorted(found, key=lambda token: (token.created_at, token.id))
+
+    def revoke_token(self, id: str) -> bool:
+        return bool(self._run("revoke_token", {"id": id}))
+
+    def used_token(self, id: str) -> None:
+        with self._told:
+            self._redis.hset(self._key("tokens"), f"{id}:used", f"{self.now():.6f}")
 
     # -- upgrades -------------------------------------------------------------------------------------------------
 
@@ -857,6 +888,14 @@ def _bucket(stored: Mapping[bytes, bytes], key: str) -> Bucket:
         return Bucket(**{**number, "refused": int(number["refused"])})  # type: ignore[arg-type] # the others are floats
     except (ValueError, LookupError, TypeError) as error:
         raise UnsafeStore(f"{key} cannot be read") from error
+
+
+def _token(doc: bytes, revoked: bytes | None, used: bytes | None, *, key: str) -> Token:
+    try:
+        revoked_at, used_at = (None if stored is None else float(stored) for stored in (revoked, used))
+    except ValueError as error:
+        raise UnsafeStore(f"a token's times at {key} cannot be read") from error
+    return replace(codec.TOKEN.load(doc, key=key), revoked_at=revoked_at, used_at=used_at)
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:

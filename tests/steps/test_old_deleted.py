@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from orchestrator import operations
-from orchestrator.cli import words
+from orchestrator import operations, words
 from orchestrator.errors import PointOfNoReturn
 from providers.compute import Server
 from tasks import step

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
-from orchestrator import operations
-from orchestrator.cli import words
+from orchestrator import operations, words
 from orchestrator.domain.steps import STEPS
 from orchestrator.errors import Conflict, PointOfNoReturn
 from providers.errors import Unauthorized

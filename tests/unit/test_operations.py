@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import fleet_file, operations
-from orchestrator.cli import words
+from orchestrator import fleet_file, operations, words
 from orchestrator.dispatch import Message
 from orchestrator.domain.budget import Limit
 from orchestrator.domain.fleet import Fleet

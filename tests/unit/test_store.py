@@ -21,6 +21,7 @@ from orchestrator.domain.budget import Limit
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout, aborting, paused
 from orchestrator.domain.steps import STEPS
+from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import (
     Admitted,
     Began,
@@ -1479,6 +1480,51 @@ def test_the_newest_rollout_of_each_world_is_remembered_and_the_oldest_world_mak
         site.clock.now += 1
     site.store.put_world("w2", "again")
     assert site.store.worlds() == ["again", *(f"r{n}" for n in range(WORLDS + 1, 2, -1))]
+
+
+def a_token(id: str, *, at: float = START) -> Token:
+    return Token(id=id, name="ci", digest="d" * 64, scopes=("read", "run"), created_at=at, created_by="anna")
+
+
+def test_a_token_is_known_once_and_told_oldest_first(site: Site) -> None:
+    second, first = a_token("t1", at=START + 1), replace(a_token("t2"), fleets=("shop",), expires_at=START + 60)
+    assert site.store.put_token(second)
+    assert site.store.put_token(first)
+    assert not site.store.put_token(replace(second, scopes=("admin",)))
+    assert site.store.token("t1") == second
+    assert site.store.tokens() == [first, second]
+    assert site.store.token("t3") is None
+
+
+def test_a_token_is_revoked_by_one_call_and_its_uses_do_not_bring_it_back(site: Site) -> None:
+    site.store.put_token(a_token("t1"))
+    site.clock.now += 5
+    site.store.used_token("t1")
+    site.clock.now += 5
+    assert site.store.revoke_token("t1")
+    site.clock.now += 5
+    assert not site.store.revoke_token("t1")
+    assert not site.store.revoke_token("t9")
+    site.store.used_token("t1")
+    revoked = replace(a_token("t1"), revoked_at=START + 10, used_at=START + 15)
+    assert site.store.token("t1") == revoked
+    assert site.store.tokens() == [revoked]
+
+
+def test_of_many_that_revoke_a_token_at_once_one_has_done_it(site: Site) -> None:
+    site.store.put_token(a_token("t1"))
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(site.store.revoke_token, ["t1"] * 24)) == 1
+
+
+def test_a_token_that_cannot_be_read_hides_no_other(redis_site: Site) -> None:
+    store = cast(RedisStore, redis_site.store)
+    store.put_token(a_token("t1"))
+    store.put_token(a_token("t2"))
+    store._redis.hset(store._key("tokens"), "t1", b"{}")
+    assert [token.id for token in store.tokens()] == ["t2"]
+    with pytest.raises(UnsafeStore):
+        store.token("t1")
 
 
 def test_a_ledger_keeps_the_last_word_about_a_key(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""The JSON documents of `--output json`: what is promised to programs, apart from how records are stored.
+"""The JSON documents of `--output json` and of the API: what is promised to programs, apart from how it is stored.
 
 Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
 
@@ -20,6 +20,10 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     gc          kept [{rollout, key, kind, server, state, id, until}], due, sent, kept_on [{rollout, server, why}],
                 done, not_done [text], unread {lane, rollout or rollout/server: why}, orphans [{lane, kind, id, name,
                 state, rollout, server, first, last, scans, foreign, doubt, pools, unsure, quarantined_at}]
+    token       (of `token create`) id, name, scopes, fleets, created_at, created_by, expires_at, revoked_at, used_at,
+                holds, shown (the token itself: only here, only now)
+    tokens      tokens [token, without shown]
+    revoked     changed, token
     report      files [path]
     version     version
     error       (on stderr) error, message, traffic, next, exit_code
@@ -32,14 +36,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import words
 from orchestrator.domain.budget import Bucket
 from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store import AuditEntry
 
 if TYPE_CHECKING:
     from orchestrator.domain.plan import Plan
     from orchestrator.domain.rebuild import Rebuilt
+    from orchestrator.operations import Answer, Frozen, Story, View
 
 
 def rollout(r: Rollout) -> dict[str, Any]:
@@ -144,4 +151,69 @@ def plan(p: Plan) -> dict[str, Any]:
         "least_seconds": p.least_seconds,
         "provider_calls": p.provider_calls,
         "changes": p.changes,
+    }
+
+
+def shown(view: View) -> dict[str, Any]:
+    return {
+        "rollout": rollout(view.rollout),
+        "counts": dict(view.tally.by_state),
+        "frozen": view.frozen,
+        "servers": [upgrade(u) for u in view.upgrades],
+        "unread": dict(view.unread),
+        "orphans": [s.id for s in view.orphans],
+        "exit_code": view.exit_code,
+        "next": words.next_of(view.rollout, view.upgrades),
+    }
+
+
+def story(told: Story) -> dict[str, Any]:
+    return {
+        "rollout": rollout(told.rollout),
+        "server": upgrade(told.upgrade) if told.upgrade is not None else None,
+        "unread": told.unread or None,
+        "events": [event(entry) for entry in told.entries],
+        "slowed": {name: bucket(each) for name, each in told.slowed.items()},
+        "next": words.next_for(told.rollout, told.upgrade)
+        if told.upgrade is not None
+        else f"changeover show {told.rollout.id}",
+    }
+
+
+def answer(given: Answer, *, verb: str, next: str) -> dict[str, Any]:
+    return {
+        "verb": verb,
+        "changed": given.changed,
+        "confirmed": given.confirmed,
+        "rollout": rollout(given.rollout),
+        "in_flight": [upgrade(u) for u in given.in_flight],
+        "servers": [upgrade(u) for u in given.servers],
+        "unread": dict(given.unread),
+        "next": next,
+    }
+
+
+def freeze(frozen: Frozen, *, next: str) -> dict[str, Any]:
+    return {
+        "frozen": frozen.why,
+        "changed": frozen.changed,
+        "confirmed": frozen.confirmed,
+        "in_flight": frozen.in_flight,
+        "next": next,
+    }
+
+
+def token(t: Token, *, now: float) -> dict[str, Any]:
+    """Nothing by which anybody could be let in."""
+    return {
+        "id": t.id,
+        "name": t.name,
+        "scopes": list(t.scopes),
+        "fleets": list(t.fleets),
+        "created_at": t.created_at,
+        "created_by": t.created_by,
+        "expires_at": t.expires_at,
+        "revoked_at": t.revoked_at,
+        "used_at": t.used_at,
+        "holds": t.holds(now),
     }
