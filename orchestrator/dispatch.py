@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from celery import Celery, chain
+from celery import Celery
 
 from orchestrator.domain.steps import PRIORITY, RETIRE, STEPS, UNDO_PRIORITY, task_name
 from orchestrator.domain.upgrade import SCHEMA, Upgrade
@@ -62,12 +62,21 @@ def celery_sender(app: Celery) -> Sender:
     head of which schema it is."""
 
     def publish(messages: list[Message]) -> None:
-        signatures = [
-            app.signature(message["task"], kwargs=message["kwargs"], immutable=True).set(
-                task_id=message["id"], priority=message["priority"], headers={"schema": SCHEMA}
-            )
-            for message in messages
-        ]
-        chain(*signatures, app=app).apply_async()
+        first, *later = messages
+        # What `celery.chain` sends and what a worker sends on of it: the first task, with the others in its message,
+        # the next one last. Its canvas copies all of them some times over first, which costs half as much again.
+        app.send_task(
+            first["task"],
+            kwargs=first["kwargs"],
+            task_id=first["id"],
+            priority=first["priority"],
+            headers={"schema": SCHEMA},
+            chain=[
+                app.signature(message["task"], kwargs=message["kwargs"], immutable=True).set(
+                    task_id=message["id"], priority=message["priority"], headers={"schema": SCHEMA}
+                )
+                for message in reversed(later)
+            ],
+        )
 
     return publish

@@ -15,6 +15,8 @@ from typing import Any
 from celery.worker.consumer import Consumer
 from vine import promise as vine_promise
 
+from workers import parked
+
 CONSUMER = f"{__name__}:Intake"
 GATHER = 0.5  # seconds for which events are gathered: Flower shows them a moment later
 GATHERED = 250  # events that are sent at once, whatever the time
@@ -22,6 +24,10 @@ GATHERED = 250  # events that are sent at once, whatever the time
 
 class Intake(Consumer):  # type: ignore[misc] # celery has no types
     """Celery's consumer; `CONSUMER` is how its setting `worker_consumer` names it."""
+
+    def update_strategies(self) -> None:
+        super().update_strategies()
+        parked.trace(self.app, self)
 
     def create_task_handler(self, promise: Any = vine_promise) -> Callable[[Any], None]:
         take = super().create_task_handler(promise)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+from celery.worker.request import Request
 
 import tasks
 from orchestrator import dispatch
@@ -27,6 +28,7 @@ from orchestrator.store import Claim, Entry
 from orchestrator.store.memory import MemoryStore
 from tasks import Parked
 from tasks.step import Ran
+from workers.intake import CONSUMER
 
 # Celery's own use of redis-py; its worker runs in this process here, where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated:DeprecationWarning")
@@ -186,6 +188,7 @@ def celery_app(valkey_url: str) -> Iterator[tuple[Celery, Parts]]:
         result_url=with_database(valkey_url, 12),
     )
     app = make_app(settings)
+    app.conf.worker_consumer = CONSUMER
     parts = Parts()
     patch = pytest.MonkeyPatch()
 
@@ -261,7 +264,19 @@ def test_a_step_that_waits_ends_its_message_and_says_why(celery_app: tuple[Celer
     found = app.AsyncResult(messages[2]["id"])
     assert found.state == "RETRY"
     assert "server i-7 is starting" in str(found.result)
+    assert not found.traceback, "it has not failed: where in the code it waits says nothing to anybody"
     assert app.AsyncResult(messages[3]["id"]).state == "PENDING"
+
+
+def test_why_a_step_waits_is_told_to_flower(celery_app: tuple[Celery, Parts], monkeypatch: pytest.MonkeyPatch) -> None:
+    app, parts = celery_app
+    messages = compose(upgrade(step="drain_old"), 8)
+    parts.answers = {messages[0]["task"]: Ran(result={}, goes_on=False, parked="3 connections are open")}
+    told: list[tuple[str, str, dict[str, Any]]] = []
+    monkeypatch.setattr(Request, "send_event", lambda self, kind, **fields: told.append((self.id, kind, fields)))
+    play(app, parts, messages, lambda: len(parts.seen) == 1)
+    fields = {"exception": "3 connections are open", "traceback": ""}
+    assert (messages[0]["id"], "task-retried", fields) in told
 
 
 def test_a_stale_message_ends_its_chain(celery_app: tuple[Celery, Parts]) -> None:
