@@ -83,6 +83,7 @@ _FIELDS: Final = ("doc", "version", "epoch", "entry", "owner", "fence", "lease",
 _LOCKS = 90  # a script touches each lock's key and its owner's
 _ROWS = 50
 _READ = 500
+_KNOWN = 5000  # records that are not decoded again as long as they are as they were: about 7 KB each
 _MAKING = 60.0  # seconds for which a creation's locks bind while its next batch does not come
 _SLICE = 5.0  # seconds of one blocking read: below the socket's time-out
 _BUCKETS_KEPT = 86400  # seconds
@@ -112,6 +113,8 @@ class RedisStore:
         self._redis = connect(self._address, connections=connections)
         self._told = Told(self._address)
         self._passed_over: set[str] = set()
+        self._upgrades_read = codec.Reader(codec.UPGRADE, room=_KNOWN)
+        self._rollouts_read = codec.Reader(codec.ROLLOUT, room=_KNOWN // 100)
 
     def close(self) -> None:
         """Ends its connections."""
@@ -265,7 +268,7 @@ class RedisStore:
         ready, doc, version, stop = self._hash(key, values)
         if ready != b"1":
             return []
-        stored = codec.ROLLOUT.load(doc, key=key)
+        stored = self._rollouts_read.load(doc, key=key)
         return [replace(stored, version=_int(version, key), stop=(stop or b"").decode())]
 
     def change(self, was: Rollout, now: Rollout, *, entry: Entry) -> Rollout | None:
@@ -370,7 +373,7 @@ class RedisStore:
             self._passed_over.discard(key)
 
     def _row(self, key: str, values: Sequence[bytes | None], *, now: float | None = None) -> Row:
-        upgrade = codec.UPGRADE.load(values[0], key=key)
+        upgrade = self._upgrades_read.load(values[0], key=key)
         version, epoch, entry, fence = (_int(values[i], key) for i in (1, 2, 3, 5))
         row = Row(upgrade=upgrade, version=version, epoch=epoch, entry=entry, fence=fence)
         lease = float(values[6] or b"0")
