@@ -168,12 +168,11 @@ _MAKESPAN = (
 )
 _CPU = (
     "a server takes seven messages of steps and a share of a look, the bare chain six; two more chains are published "
-    "for each; beside that come the journal's scripts. Next: an answer and the sending that follows in one script, and "
-    "records that have not changed not read again by the coordinator"
+    "for each; beside that come the journal's scripts. Next: an answer and the sending that follows in one script"
 )
 _COMPUTE = (
     "what carries our mark is listed when B is made, and B is asked after once more right before users are sent to it: "
-    "one call for all that come to it within 30 ms, but few do. Next: that look by the observer, for all at once"
+    "one call for all that come to it within a tenth of a second. Next: that look by the observer, for all at once"
 )
 _CALLS = (
     "each server is asked once from inside and once as a user would, and its balancer is called four times: B in, "

@@ -43,7 +43,7 @@ BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a war
 TRUSTED = 5.0  # seconds for which what a rollout is about need not be asked again: only a rebuild changes it
 CONFIRMED = 0.2  # seconds for which the store's word that an upgrade is ours counts for the next call too
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
-GATHER = 0.03  # seconds: next to nothing beside a step, and enough for all that were woken by one look
+GATHER = 0.1  # seconds: next to nothing beside a step, and enough for all that were woken by one look
 MANY = 200  # fleets and roles whose providers are found at once
 AGAIN = 0.01  # seconds between two tries for a balancer that another worker has
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +22,8 @@ from kombu.transport import redis as transport
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
-MOMENT = 0.1  # seconds
+MOMENT = 0.5  # seconds for which new messages are gathered before they are noted
+SOON = 0.1  # seconds for which notes that are over are gathered
 
 
 class Taken(transport.QoS):
@@ -33,13 +35,17 @@ class Taken(transport.QoS):
         self._lock = threading.Lock()  # a message may be acknowledged by any thread
         self._new: dict[str, float] = {}  # taken and not noted, with the time: epoch seconds
         self._over: set[str] = set()  # noted, and acknowledged since
-        self._write_at = 0.0
+        self._note_at = 0.0
+        self._clear_at = 0.0
 
     def append(self, message: Any, delivery_tag: str) -> None:
         with self._lock:
             self._new[delivery_tag] = time.time()
         virtual.QoS.append(self, message, delivery_tag)
-        self._write_soon()
+        now = time.monotonic()
+        if now >= self._note_at:  # a time, no mark: should the timer be lost, the next message sets another
+            self._note_at = now + MOMENT
+            self._later(MOMENT, self._note)
 
     def ack(self, delivery_tag: str) -> None:
         with self._lock:
@@ -47,8 +53,10 @@ class Taken(transport.QoS):
             if noted:
                 self._over.add(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
-        if noted:
-            self._write_soon()
+        now = time.monotonic()
+        if noted and now >= self._clear_at:
+            self._clear_at = now + SOON
+            self._later(SOON, self._clear)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         self.write()
@@ -68,37 +76,42 @@ class Taken(transport.QoS):
 
     def write(self) -> None:
         """All that has gathered, at once."""
+        self._note()
+        self._clear()
+
+    def _note(self) -> None:
         with self._lock:
             new, self._new = self._new, {}
-            over, self._over = self._over, set()
         known = {tag: self._delivered.get(tag) for tag in new}
         held = {tag: message for tag, message in known.items() if message is not None}
-        if not (held or over):
-            return
-        with self.pipe_or_acquire() as pipe:
-            if held:
+        if held:
+            with self.pipe_or_acquire() as pipe:
                 pipe.zadd(self.unacked_index_key, {tag: new[tag] for tag in held})
-                pipe.hset(self.unacked_key, mapping={tag: _note(message) for tag, message in held.items()})
-            if over:
+                pipe.hset(self.unacked_key, mapping={tag: _noted(message) for tag, message in held.items()})
+                pipe.execute()
+
+    def _clear(self) -> None:
+        with self._lock:
+            over, self._over = self._over, set()
+        if over:
+            with self.pipe_or_acquire() as pipe:
                 pipe.zrem(self.unacked_index_key, *over)
                 pipe.hdel(self.unacked_key, *over)
-            pipe.execute()
+                pipe.execute()
 
-    def _write_soon(self) -> None:
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        def in_time() -> None:
+            if not self.channel.closed:  # its connection may be gone, and what it held has been given back
+                act()
+
         loop = get_event_loop()
-        now = time.monotonic()
         if loop is None:
-            self.write()
-        elif now >= self._write_at:  # a time, no mark: should the timer be lost, the next message sets another
-            self._write_at = now + MOMENT
-            loop.call_soon(loop.call_later, MOMENT, self._write_in_time)
-
-    def _write_in_time(self) -> None:
-        if not self.channel.closed:  # its connection may be gone, and what it held has been given back
-            self.write()
+            act()
+        else:
+            loop.call_soon(loop.call_later, seconds, in_time)
 
 
-def _note(message: Any) -> str:
+def _noted(message: Any) -> str:
     """As kombu writes it, who reads it again."""
     info = message.delivery_info
     return str(dumps([message._raw, info["exchange"], info["routing_key"]]))
