@@ -23,6 +23,7 @@ LOOPBACK = "127.0.0.1"
 # A task costs about 5 KB of Flower's memory. A saved state blocks its loop, so it is saved now and then only.
 MAX_TASKS = 20_000
 SAVE_EVERY_MS = 15_000
+NEVER = 10 * 365 * 86400  # seconds
 
 # The exception of a task in RETRY is what its step waits for.
 COLUMNS = "name,uuid,state,exception,received,runtime,worker,result"
@@ -127,7 +128,10 @@ def main(config: str) -> None:
     apply_options("flower", [f"--conf={config}"])
     extract_settings()
     setup_logging()
-    app = Flower(capp=make_app(Settings.load()), options=options, **web)
+    celery = make_app(Settings.load())
+    # As every end does, Flower would put messages back that a worker did not end. It needs no right to send any.
+    celery.conf.broker_transport_options |= {"visibility_timeout": NEVER}
+    app = Flower(capp=celery, options=options, **web)
     listener = socket.socket(fileno=INHERITED)
     listener.setblocking(False)
     HTTPServer(app).add_socket(listener)
