@@ -134,6 +134,20 @@ def test_each_is_refused_what_is_anothers(guarded: Guarded, user: str, command: 
         client.execute_command(*command.split())
 
 
+def test_what_was_written_in_a_transaction_or_by_a_script_is_there_after_a_restart(tmp_path: Path) -> None:
+    with guarded_redis(tmp_path) as guarded:
+        with guarded.client("worker") as client:
+            script = "redis.call('HSET', KEYS[1] .. 'ro:1', 'a', 1); redis.call('SADD', KEYS[1] .. 'open', 1)"
+            client.eval(script, 1, "co:{x}:")
+            with client.pipeline(transaction=True) as both:
+                both.set("co:{x}:frozen", "b").sadd("co:{x}:open", "2").execute()
+        guarded.begin()
+        with guarded.client("worker") as client:
+            assert client.get("co:{x}:frozen") == b"b"
+            assert client.smembers("co:{x}:open") == {b"1", b"2"}
+            assert client.hgetall("co:{x}:ro:1") == {b"a": b"1"}
+
+
 @pytest.mark.parametrize("user", DECIDING)
 @pytest.mark.parametrize("inside", ["'FLUSHALL'", "'GET', 'somebody:elses'", "'KEYS', '*'"])
 def test_a_script_may_do_no_more_than_whoever_runs_it(guarded: Guarded, user: str, inside: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,11 @@ CONFIG = ROOT / "deploy" / "redis" / "redis.conf"
 
 @dataclass(frozen=True)
 class Guarded:
-    """`secrets` is the folder that the containers get their secrets from."""
+    """`secrets` is the folder that the containers get their secrets from. `begin` starts it anew, after a kill."""
 
     port: int
     secrets: Path
+    begin: Callable[[], None]
 
     def password(self, user: str) -> str:
         return "" if user == "health" else (self.secrets / f"redis-{user}").read_text().strip()
@@ -54,20 +55,30 @@ class Guarded:
 @contextmanager
 def guarded_redis(folder: Path) -> Iterator[Guarded]:
     """Ends with the test process, however that ends."""
-    made = Guarded(free_port(), folder / "secrets")
-    subprocess.run([ROOT / "deploy" / "make-secrets", made.secrets], check=True, capture_output=True, timeout=60)
-    data = folder / "data"
+    port, secrets, data = free_port(), folder / "secrets", folder / "data"
+    subprocess.run([ROOT / "deploy" / "make-secrets", secrets], check=True, capture_output=True, timeout=60)
     data.mkdir()
-    words = [valkey_server(), CONFIG, "--port", str(made.port), "--bind", HOST, "--dir", data]
-    argv = [str(word) for word in [*words, "--aclfile", made.secrets / "users.acl"]]
-    with (folder / "redis.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", WRAPPER, str(os.getpid()), *argv], stdout=log, stderr=log
-        )
+    words = [valkey_server(), CONFIG, "--port", port, "--bind", HOST, "--dir", data]
+    argv = [str(word) for word in [*words, "--aclfile", secrets / "users.acl"]]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> None:
+        """Kills the one that runs: its data stays."""
+        end()
+        with (folder / "redis.log").open("ab") as log:
+            wrapped = [sys.executable, "-I", "-S", "-c", WRAPPER, str(os.getpid()), *argv]
+            started.append(subprocess.Popen(wrapped, stdout=log, stderr=log))
+        wait_for("Redis", lambda: started[-1].poll() is not None or bool(made.client("health").ping()), seconds=20)
+        assert started[-1].poll() is None, (folder / "redis.log").read_text()
+
+    def end() -> None:
+        for process in started:
+            process.kill()
+            process.wait()
+
+    made = Guarded(port, secrets, begin)
     try:
-        wait_for("Redis", lambda: process.poll() is not None or bool(made.client("health").ping()), seconds=20)
-        assert process.poll() is None, (folder / "redis.log").read_text()
+        begin()
         yield made
     finally:
-        process.kill()
-        process.wait()
+        end()
