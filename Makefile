@@ -41,6 +41,8 @@ check: $(STAMP)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/vulture
+	@$(BIN)/hadolint deploy/Dockerfile
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
@@ -58,7 +60,8 @@ chaos: $(STAMP)
 lock: $(STAMP)
 	@echo "uv>=0.8" | $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header - -o requirements/uv.txt
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.txt --no-header
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras -c requirements/dev.txt pyproject.toml -o requirements/run.txt --no-header
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra aws -c requirements/dev.txt pyproject.toml -o requirements/service.txt --no-header
+	@echo "setuptools>=77" | $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header -c requirements/dev.txt - -o requirements/build.txt
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,178 @@
+"""What `deploy/` and docker-compose.yml promise, as far as they can be held to it without an engine of containers.
+`make check` holds the Dockerfile to hadolint and the compose file to its schema."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import ssl
+import subprocess
+import threading
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.cli import PANELS
+from orchestrator.flower import SAVE_EVERY_MS
+from providers.clients.haproxy_config import bundled_binary, environment
+from tests.support.redis_servers import HOST, Certificates, free_port, wait_for
+from workers.lifecycle import WARM_SHUTDOWN
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_can_change_its_own_files_or_become_more_than_it_is(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service and "cap_add" not in service
+    assert not [volume for volume in service.get("volumes", ()) if "docker.sock" in volume]
+    assert service.get("user") != "root"
+
+
+def test_only_the_entrance_can_be_reached_and_nothing_inside_reaches_out_but_workers() -> None:
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["haproxy"]
+    assert [name for name, service in SERVICES.items() if "outside" in service["networks"]] == ["worker", "haproxy"]
+    assert COMPOSE["networks"]["inside"] == {"internal": True}
+
+
+def test_every_secret_is_a_file_of_make_secrets_and_each_service_has_its_own_alone(tmp_path: Path) -> None:
+    subprocess.run([ROOT / "deploy" / "make-secrets", tmp_path / "made"], check=True, capture_output=True, timeout=60)
+    made = {file.name for file in (tmp_path / "made").iterdir()}
+    assert {name: f"deploy/secrets/{name}" for name in COMPOSE["secrets"]} == {
+        name: each["file"] for name, each in COMPOSE["secrets"].items()
+    }
+    assert set(COMPOSE["secrets"]) == made - {"redis-admin"}
+    for name in OURS:
+        environment, secrets = SERVICES[name]["environment"], SERVICES[name]["secrets"]
+        user = "api" if name == "cli" else name
+        assert environment["CHANGEOVER_REDIS_URL"] == f"redis://{user}@redis:6379/0"
+        assert environment["CHANGEOVER_REDIS_PASSWORD_FILE"] == f"/run/secrets/redis-{user}"
+        assert [secret for secret in secrets if secret.startswith("redis-")] == [f"redis-{user}"]
+        assert not [value for value in environment.values() if "PASSWORD" in str(value).upper()]
+
+
+def test_every_part_is_a_command_and_is_given_the_time_that_it_needs_to_end() -> None:
+    commands = {command.__name__ for panel in PANELS.values() for command in panel}
+    grace = {name: int(SERVICES[name].get("stop_grace_period", "10s").rstrip("s")) for name in OURS}
+    assert {SERVICES[name]["command"][0] for name in OURS if name != "cli"} <= commands
+    assert grace["worker"] > WARM_SHUTDOWN
+    assert grace["flower"] >= SAVE_EVERY_MS / 1000
+
+
+def test_redis_forgets_and_evicts_nothing_and_begins_before_all_others() -> None:
+    settings = dict(line.split(maxsplit=1) for line in config("redis/redis.conf") if not line.startswith("#"))
+    assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "everysec")
+    assert settings["maxmemory-policy"] == "noeviction"
+    assert settings["aclfile"] == "/run/secrets/users.acl"
+    assert all(SERVICES[name]["depends_on"] == {"redis": {"condition": "service_healthy"}} for name in OURS)
+    assert "redis:/data" in SERVICES["redis"]["volumes"]
+
+
+def config(name: str) -> list[str]:
+    return [line for line in (ROOT / "deploy" / name).read_text().splitlines() if line.strip()]
+
+
+def test_the_image_is_made_of_all_packages_from_hashed_locks_and_runs_as_nobody_of_the_host() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    copied = set(re.findall(r"^COPY (\w+) \1$", DOCKERFILE, re.MULTILINE))
+    let_in = set(re.findall(r"^!(\w+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    assert packages == copied == let_in - {"LICENSE", "requirements"}
+    for lock in re.findall(r"--requirement \S*?(\w+\.txt)", DOCKERFILE):
+        text = (ROOT / "requirements" / lock).read_text()
+        pins = re.findall(r"^[a-z0-9-]+(?:\[[a-z,]+\])?==", text, re.MULTILINE)
+        assert pins and text.count("--hash=sha256:") >= len(pins)
+        assert "://" not in text, "a lock names no index"
+    assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("--requirement ") == 2
+    user = re.search(r"^USER (\d+:\d+)$", DOCKERFILE, re.MULTILINE)
+    assert user is not None and all(SERVICES[name]["user"] == user[1] for name in OURS)
+
+
+# -- the entrance ------------------------------------------------------------------------------------------------------
+
+
+class Inside(http.server.BaseHTTPRequestHandler):
+    """Answers with what it was asked for."""
+
+    def do_GET(self) -> None:
+        said = f"{self.path} {self.headers.get('X-Forwarded-Proto')} {self.headers.get('X-Forwarded-For')}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextmanager
+def entrance(tmp_path: Path, inside: int) -> Iterator[tuple[int, int, ssl.SSLContext]]:
+    """HAProxy with our file, but for addresses: its port, that of its health, and how to trust it."""
+    certificates = Certificates.make(tmp_path / "tls")
+    pem = tmp_path / "tls.pem"
+    pem.write_text(certificates.certificate.read_text() + certificates.key.read_text())
+    outer, health = free_port(), free_port()
+    text = (ROOT / "deploy" / "haproxy" / "haproxy.cfg").read_text()
+    here = {"/run/secrets/tls.pem": str(pem), "bind :8443": f"bind {HOST}:{outer}", "8404": str(health)}
+    for was, now in {**here, "flower:5555": f"{HOST}:{inside}"}.items():
+        assert was in text
+        text = text.replace(was, now)
+    (tmp_path / "haproxy.cfg").write_text(text)
+    with (tmp_path / "log").open("wb") as log:
+        haproxy = bundled_binary()
+        argv = [haproxy, "-db", "-f", str(tmp_path / "haproxy.cfg")]
+        process = subprocess.Popen(argv, env=environment(haproxy), stdout=log, stderr=log)
+    try:
+        wait_for("HAProxy", lambda: ask(f"http://{HOST}:{health}/healthz")[0] == 200)
+        yield outer, health, ssl.create_default_context(cafile=str(certificates.ca))
+    finally:
+        process.kill()
+        process.wait()
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None: ...
+
+
+def ask(url: str, trust: ssl.SSLContext | None = None, **headers: str) -> tuple[int, str, Any]:
+    https = urllib.request.HTTPSHandler(context=trust)
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.build_opener(https, NoRedirect).open(request, timeout=10) as found:
+            return found.status, found.read().decode(), found.headers
+    except urllib.error.HTTPError as answer:
+        return answer.code, answer.read().decode(), answer.headers
+
+
+def test_the_entrance_speaks_tls_leads_to_flower_and_hides_what_needs_no_password(tmp_path: Path) -> None:
+    server = http.server.ThreadingHTTPServer((HOST, 0), Inside)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with entrance(tmp_path, server.server_port) as (port, _, trust):
+            here = f"https://{HOST}:{port}"
+            wait_for("Flower behind it", lambda: ask(f"{here}/flower/tasks", trust)[0] == 200)
+            forged = {"X-Forwarded-For": "10.9.9.9", "X-Forwarded-Proto": "http"}
+            _, said, headers = ask(f"{here}/flower/tasks", trust, **forged)
+            assert said == f"/flower/tasks https {HOST}"
+            assert headers["Strict-Transport-Security"]
+            status, _, headers = ask(f"{here}/flower", trust)
+            assert (status, headers["Location"]) == (302, "/flower/")
+            hidden = ("/", "/metrics", "/flower/metrics", "/flower/healthcheck", "/flowers", "/FLOWER/metrics")
+            assert {path: ask(here + path, trust)[0] for path in hidden} == dict.fromkeys(hidden, 404)
+            with pytest.raises((urllib.error.URLError, OSError)):
+                ask(f"http://{HOST}:{port}/flower/tasks")
+    finally:
+        server.shutdown()
+        server.server_close()
