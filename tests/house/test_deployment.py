@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import re
+import shutil
 import ssl
 import subprocess
 import threading
@@ -99,6 +100,48 @@ def test_the_image_is_made_of_all_packages_from_hashed_locks_and_runs_as_nobody_
     assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("--requirement ") == 2
     user = re.search(r"^USER (\d+:\d+)$", DOCKERFILE, re.MULTILINE)
     assert user is not None and all(SERVICES[name]["user"] == user[1] for name in OURS)
+
+
+# -- plain hosts -------------------------------------------------------------------------------------------------------
+
+UNITS = ROOT / "deploy" / "systemd"
+
+
+@pytest.mark.debian
+def test_systemd_understands_the_units_and_finds_them_hardly_exposed(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    units = tmp_path / "etc" / "systemd" / "system"
+    shutil.copytree(UNITS, units)
+    shutil.copytree("/lib/systemd/system", tmp_path / "usr" / "lib" / "systemd" / "system", symlinks=True)
+    program = tmp_path / "opt" / "changeover" / "bin" / "changeover"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh")
+    program.chmod(0o755)
+    names = [file.name.replace("@.", "@1.") for file in units.glob("*.service")]
+    assert len(names) == 3
+    analyze = ["systemd-analyze", f"--root={tmp_path}", "--man=no"]
+    verified = subprocess.run(
+        [*analyze, "--recursive-errors=one", "verify", *names], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+    for name in names:
+        rated = [*analyze, "security", "--offline=yes", "--threshold=14", name]  # of 100; what is left is the network
+        found = subprocess.run(rated, capture_output=True, text=True, check=False, timeout=60)
+        assert found.returncode == 0, found.stdout[-300:]
+
+
+def test_each_unit_has_its_own_secrets_and_a_folder_where_nothing_lies() -> None:
+    for file in UNITS.glob("*.service"):
+        text, part = file.read_text(), file.name.removeprefix("changeover-").partition(".")[0].rstrip("@")
+        secrets = re.findall(r"^LoadCredential=(\S+):/etc/changeover/secrets/\1$", text, re.MULTILINE)
+        assert [secret for secret in secrets if secret.startswith("redis-")] == [f"redis-{part}"]
+        assert f"Environment=CHANGEOVER_REDIS_PASSWORD_FILE=%d/redis-{part}\n" in text
+        folder = re.search(r"^RuntimeDirectory=(\S+)$", text, re.MULTILINE)
+        assert folder is not None and f"WorkingDirectory=%t/{folder[1]}\n" in text
+        assert f"ExecStart=/opt/changeover/bin/changeover {part}" in text
+        grace = re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
+        assert grace is not None and int(grace[1]) >= int(SERVICES[part]["stop_grace_period"].rstrip("s"))
 
 
 # -- the entrance ------------------------------------------------------------------------------------------------------
