@@ -51,6 +51,8 @@ echo "/dev/root ext4 $(cat "$SIM_ROOT/proc/disk") $(du -sk "$SIM_ROOT" | cut -f1
 SYSTEMCTL = """#!/bin/sh
 PATH=$SIM_PATH exec cat "$SIM_ROOT/proc/failed"
 """
+MARK = "SIM_ROOT"  # in the environment of what a script runs: which machine it is on
+RUN = "run"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -124,7 +126,8 @@ class Machines:
             )
 
     def _boot(self, machine: Machine) -> None:
-        """What its kernel tells."""
+        """What its kernel tells; and its memory is empty, /run with it."""
+        shutil.rmtree(machine.folder / RUN, ignore_errors=True)
         told = machine.folder / "proc"
         for name, text in {
             "meminfo": f"MemTotal: {machine.memory // 1024} kB\nMemAvailable: {machine.memory // 2048} kB\n",
@@ -142,7 +145,8 @@ class Machines:
         with self._lock:
             machine = self._all[id]
         (machine.folder / "proc" / "net" / "tcp").write_text(_connections(machine.address))
-        own = {"SIM_ROOT": str(machine.folder), "SIM_PATH": SYSTEM_PATH}
+        own = {MARK: str(machine.folder), "SIM_PATH": SYSTEM_PATH}
+        own["CHANGEOVER_RUN"] = str(machine.folder / RUN / "changeover")
         script_of_ours = subprocess.Popen(  # noqa: S603 - whoever may send a command may run it, on a machine of ours
             ["/bin/sh", "-c", script],
             cwd=machine.folder,
@@ -180,6 +184,8 @@ class Machines:
         if process is not None:
             process.send_signal(signal.SIGKILL)
             process.wait()
+        if machine is not None and (machine.folder / RUN).exists():
+            _end_inside(machine.folder)
 
     def reboot(self, id: str) -> None:
         self.stop(id)
@@ -197,7 +203,7 @@ class Machines:
         with self._lock:
             machine = self._all.get(id)
         if machine is not None:
-            shutil.copytree(machine.folder, to)
+            shutil.copytree(machine.folder, to, ignore=lambda at, _: [RUN] if at == str(machine.folder) else [])
 
     def running(self) -> Mapping[str, int]:
         """Process ids of the machines that are on."""
@@ -222,6 +228,16 @@ def _connections(address: str) -> str:
 
 def _plain_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+
+
+def _end_inside(folder: Path) -> None:
+    """Ends what scripts have left running on that machine: it is off."""
+    mark = f"{MARK}={folder}".encode()
+    for entry in os.scandir("/proc"):
+        with suppress(OSError, ValueError):
+            pid = int(entry.name)
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _end(script: subprocess.Popen[str]) -> None:

@@ -1,19 +1,27 @@
-"""An image of A, made while A serves."""
+"""An image of A, made while A serves, and where the fleet file says so, while it writes nothing.
+
+An image counts as whole when one and the same freeze was on before it was asked for and after its moment had passed.
+One that was there already, or whose freeze was over too soon, is thrown away for another attempt. Whatever happens
+here, A is released: by this step, by its undo, and by its own watchdog if neither comes to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.domain.upgrade import Intent, Observe, Upgrade
 from orchestrator.store import LedgerItem
 from providers.compute import Image
-from providers.errors import NotFound, Refused
+from providers.errors import Busy, NotFound, NotYetVisible, Refused, Throttled, Transient, Unauthorized
+from providers.guest.quiesce import Hook
 from tasks import cleaning, drain_old, keys, membership
 from tasks.step import Done, NeedsPerson, Wait
 from tasks.world import Turn
 
 SURE = 3  # looks in a row that find A not serving before a person is asked
+SOON = 0.5  # seconds between two looks while A writes nothing
 SETTLES = 60.0  # seconds after which an image shows that was made: a cloud's own lists may lag behind it
 
 
@@ -22,6 +30,20 @@ def params(turn: Turn) -> Mapping[str, Any]:
 
 
 def do(turn: Turn, intent: Intent) -> Done | Wait:
+    hook = _hook(turn)
+    if hook is None:
+        return _do(turn, intent)
+    try:
+        return _do(turn, intent, hook)
+    except Exception:
+        if turn.upgrade.notes.get("frozen") or "image" not in turn.upgrade.notes:
+            with suppress(Exception):  # who cannot be reached now releases itself
+                turn.guest.release(intent.params["source"], "", hook=hook)
+        raise
+
+
+def _do(turn: Turn, intent: Intent, hook: Hook | None = None) -> Done | Wait:
+    frozen = bool(turn.upgrade.notes.get("frozen"))
     image = _find(turn)
     known, made = turn.upgrade.notes.get("image"), turn.upgrade.notes.get("made", turn.now)
     if image is None and known:
@@ -32,12 +54,29 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         membership.prepare(turn)  # once more at the end: what was asked for may have to be seen before its time runs
     if image is None:
         try:
+            if hook is not None:
+                by = turn.now + turn.settled_after  # a worker that is frozen just now may go on much later
+                turn.guest.quiesce(intent.params["source"], intent.token, hook=hook, by=by)
+                frozen = True
             image = turn.compute.ensure_image(
                 keys.key(turn.upgrade, intent, role="image"), source=intent.params["source"]
             )
         except NotFound as error:
             # Not a failure of ours to turn back from: that would say that it serves.
             raise NeedsPerson(f"{turn.upgrade.server} is gone: {error}") from error
+        if hook is not None and image.adopted:
+            raise Refused(
+                f"nobody knows whether {turn.upgrade.server} was quiesced when image {image.id} was made of it"
+            )
+    if hook is not None and frozen:
+        if not _taken(turn, image):
+            reason = f"{turn.upgrade.server} is quiesced until the moment of image {image.id} has passed"
+            return Wait(reason=reason, every=SOON, notes={"image": image.id, "made": made, "frozen": True})
+        if not turn.guest.release(intent.params["source"], intent.token, hook=hook):
+            raise Refused(
+                f"{turn.upgrade.server} was not quiesced any more when the moment of image {image.id} had passed: give "
+                f"it longer than {hook.seconds:g} s (quiesce.timeout)"
+            )
     match image.state:
         case "available":
             item = LedgerItem(
@@ -53,6 +92,21 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
             return _wait(turn, image.id, f"image {image.id} of {turn.upgrade.server} is being made", made)
         case "failed":
             raise Refused(f"image {image.id} failed: {image.reason or 'no reason given'}")
+
+
+def _hook(turn: Turn) -> Hook | None:
+    said = turn.fleet.quiesce
+    return None if said is None else Hook(before=said.before, after=said.after, seconds=said.timeout)
+
+
+def _taken(turn: Turn, image: Image) -> bool:
+    """Where nobody can tell just now, it is asked again."""
+    if image.state != "pending":
+        return True
+    try:
+        return turn.compute.taken(image.id)
+    except (Busy, NotYetVisible, Throttled, Transient):
+        return False
 
 
 def _find(turn: Turn) -> Image | None:
@@ -74,6 +128,8 @@ def check(u: Upgrade) -> bool:
 
 
 def undo(turn: Turn) -> Done | Wait:
+    if (wait := _released(turn)) is not None:
+        return wait
     gone = cleaning.end_images(turn)
     if (wait := cleaning.still_to_come(turn, "create_image", gone)) is not None:
         return wait
@@ -89,3 +145,22 @@ def undo(turn: Turn) -> Done | Wait:
     return Done(
         result={"deleted": list(gone)}, ledger=cleaning.ended(turn, "image", turn.upgrade.intents("create_image"))
     )
+
+
+def _released(turn: Turn) -> Wait | None:
+    """None once nothing is on in A, be it that its own watchdog has seen to it: who does not answer is not waited for
+    any longer than that takes, counted from the last moment at which a call of ours may have frozen it."""
+    if (hook := _hook(turn)) is None:
+        return None
+    try:
+        turn.guest.release(turn.server.id, "", hook=hook)
+    except NotFound:
+        return None  # what is gone writes nothing
+    except (Transient, Unauthorized) as error:
+        by = float(turn.upgrade.notes.get("released_by", turn.now + turn.settled_after + hook.seconds))
+        if turn.now >= by:
+            return None
+        reason = f"{turn.upgrade.server} is released by its own watchdog, since it cannot be told to: {error}"
+        every = min(turn.fleet.rollout.poll, by - turn.now)
+        return Wait(reason=reason, every=every, notes={**turn.upgrade.notes, "released_by": by})
+    return None

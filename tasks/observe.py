@@ -167,7 +167,9 @@ def _servers(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
 
 
 def _images(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
-    return {id: asdict(image) for id, image in world.compute(fleet).images(ids).items()}
+    found = world.compute(fleet).images(ids)
+    # Who makes an image is told whether it was there: a look knows nothing of that.
+    return {id: {what: value for what, value in asdict(i).items() if what != "adopted"} for id, i in found.items()}
 
 
 def _guests(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:

@@ -152,6 +152,10 @@ def look(world: World, fleet: Fleet) -> Survey:
     found: dict[str, FoundServer] = {}
     notes: list[str] = list(world.traffic(fleet).caps.notes)
     strangers: list[str] = []
+    if fleet.quiesce is not None:
+        notes.append(
+            f"quiesce: a server writes nothing while its image begins, for {fleet.quiesce.timeout:g} s at most"
+        )
     for at in fleet.places:
         found |= _servers(world, at, members)
         compute = world.compute(at)

@@ -258,6 +258,16 @@ class SyncHook(Model):
     env: Annotated[Mapping[Variable, Line], AfterValidator(_no_secrets)] = Field(default_factory=dict, max_length=50)
 
 
+class Quiesce(Model):
+    """What A runs inside itself before the moment of its image and after it, so that its disks are whole in between.
+    Both without a shell. `after` must be safe to run twice, and where nothing stands still. So long after `before` has
+    begun at the latest, A runs `after` by itself, whatever has become of everybody else."""
+
+    before: tuple[Line, ...] = Field(min_length=1, max_length=50)
+    after: tuple[Line, ...] = Field(min_length=1, max_length=50)
+    timeout: Annotated[Positive, Field(ge=5, le=300)] = 60.0
+
+
 class Acknowledged(Model):
     """Somebody took responsibility for what A writes after its image, and for a clone that acts twice."""
 
@@ -322,8 +332,15 @@ class Fleet(Model):
     traffic: TrafficSwitch
     checks: Checks
     state: Literal["stateless"] | SyncHook | Acknowledged
+    quiesce: Quiesce | None = None
     rollout: Policy = Policy()
     retain: Retain = Retain()
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As of `_Placed`: what is not said is not part of a plan's hash."""
+        told: dict[str, Any] = handler(self)
+        return {key: value for key, value in told.items() if value is not None or key != "quiesce"}
 
     @model_validator(mode="after")
     def _coherent(self) -> Fleet:

@@ -5,7 +5,7 @@ be decided is refused. A position is made by replaying the events that the world
 any other; a step that may have had effects counts as begun, and is done again from its beginning.
 
     nothing of ours                         pending; or rolled back, where A says so
-    image                                   create_image, or provision once it is available
+    image                                   create_image, or provision once available (quiesced: create_image)
     B, in no pool                           poll_readiness, and so the smoke test again
     A and B in every pool                   swap: B is proven again, and soaks again; drain_old once A is leaving
     B in every pool, A running              drain_old
@@ -298,6 +298,8 @@ class _Server:
             return self._lost(f"its old server is {state}, and there is no new one")
         if self.image is None:
             return self.upgrade, "nothing has begun, or nothing is left of it: it starts with its wave"
+        if self.image.state == "available" and self.fleet.quiesce is not None:
+            return self._at("create_image", begun=True), "create_image, anew: nobody knows whether that one is whole"
         if self.image.state == "available":
             return self._at("provision", begun=False), "provision"
         return self._at("create_image", begun=True), "create_image, with the image that is there"

@@ -52,7 +52,8 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An image of a server. `disk` is the least disk in bytes that a server made of it needs."""
+    """An image of a server. `disk` is the least disk in bytes that a server made of it needs. `adopted`, said by
+    `ensure_image` alone: it was there before that call, and nobody knows since when."""
 
     id: str
     name: str
@@ -60,6 +61,7 @@ class Image:
     disk: int
     tags: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
+    adopted: bool = False
 
 
 Given = Mapping[str, str | None]
@@ -123,6 +125,11 @@ class Compute(Protocol):
 
         Adopts what the key already made; `Conflict` if that has another source. `NotFound` if the source is gone.
         """
+        ...
+
+    def taken(self, image: str, /) -> bool:
+        """Whether the moment that this image is of has passed: what its source writes from now on is not in it.
+        `NotFound` if it is gone."""
         ...
 
     def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from providers import Caps, Finding, Key
@@ -299,7 +300,20 @@ class AwsCompute:
         was = tags_of(found).get(MADE_OF) or found.get("SourceInstanceId")
         if was != source:
             raise Conflict(f"the image {found['ImageId']} has this key's name and was made of {was}, not of {source}")
-        return _image(found)
+        return replace(_image(found), adopted=True)
+
+    def taken(self, image: str, /) -> bool:
+        """A snapshot is of the moment at which it is begun, whatever it copies afterwards (EBS user guide, "How
+        snapshots work"): when each of A's volumes has one, A may write again."""
+        found = self._one("image-id", image) if _IMAGE.fullmatch(image) else None
+        if found is None:
+            self._not_too_new(image)
+            raise NotFound(f"there is no image {image} in {self._aws.lane}")
+        if found["State"] != "pending":
+            return True
+        source = tags_of(found).get(MADE_OF) or found.get("SourceInstanceId", "")
+        volumes = {volume["VolumeId"] for volume in self._volumes_of([source])[source]}
+        return bool(volumes) and volumes <= {each["VolumeId"] for each in self._snapshots(image)}
 
     def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
         made_of = " ".join(filter(None, (image, like, size.type, str(size.disk), size.subnet)))
@@ -413,16 +427,18 @@ class AwsCompute:
 
     def _delete_leftovers(self, image: str) -> None:
         """Snapshots outlive their image where EC2 could not delete them together. One a call, as everywhere."""
-        filters = [
-            {"Name": "description", "Values": [f"*for {image}*"]},
-            {"Name": f"tag:{MANAGED}", "Values": ["1"]},
-        ]
-        left = self._aws.pages("ec2", "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
-        for snapshot in left:
+        for snapshot in self._snapshots(image):
             try:
                 self._aws.write("ec2", "delete_snapshot", SnapshotId=snapshot["SnapshotId"])
             except NotFound:
                 continue
+
+    def _snapshots(self, image: str) -> Iterator[Raw]:
+        filters = [
+            {"Name": "description", "Values": [f"*for {image}*"]},
+            {"Name": f"tag:{MANAGED}", "Values": ["1"]},
+        ]
+        return self._aws.pages("ec2", "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
 
     def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:
         compare(self._instance(id), given)

@@ -36,6 +36,17 @@ class _Thing:
 
 
 @dataclass
+class Freeze:
+    """One time for which a server stood still. `until`: when it lets go by itself, or has been let go."""
+
+    server: str
+    key: str
+    since: float
+    until: float
+    ordered: bool = False  # somebody let it go in time
+
+
+@dataclass
 class FakeCloud:
     """`image_seconds` and `ready_seconds` are how long an image and a start take. `fault` is asked before every call,
     by its name: it may raise, or say "after" to let the effect happen and the answer be lost. `spoil` is asked with the
@@ -57,6 +68,8 @@ class FakeCloud:
     unreached: dict[tuple[str, str], str] = field(default_factory=dict)  # (pool, zone) -> why nobody is sent there
     prepared: dict[str, dict[str, float]] = field(default_factory=dict)  # pool -> for whom, and since when it is ready
     believed: dict[tuple[str, str], float] = field(default_factory=dict)  # until when a name that has left leads there
+    freezes: list[Freeze] = field(default_factory=list)
+    moments: dict[str, tuple[str, float, float]] = field(default_factory=dict)  # image -> its source, asked for, taken
     sick: set[str] = field(default_factory=set)  # addresses that run and fail the balancer's check
     lock: threading.RLock = field(default_factory=threading.RLock)
     recipe: str = ""  # what servers are made of beside an image
@@ -117,6 +130,11 @@ class FakeCloud:
             self.things[name] = _Thing(view=view)
             self.addresses[view.address] = name
             return view
+
+    def frozen(self, server: str) -> Freeze | None:
+        """What is on in that server now. Nobody freezes what was off since."""
+        last = next((each for each in reversed(self.freezes) if each.server == server), None)
+        return last if last is not None and last.until > self.clock() else None
 
     def _address(self) -> str:
         self._serial += 1
@@ -213,10 +231,21 @@ class FakeCompute:
             if self.cloud.get(source) is None:
                 raise NotFound(f"there is no server {source}")
             view = Image(id="", name=key.name, state="pending", disk=1024, tags=dict(key.tags))
+            there = key.token in self.cloud._tokens
             made = self._ensure(key, view, (source,), self.cloud.image_seconds, "available", "img")
+            if not there:
+                now = self.cloud.clock()
+                self.cloud.moments[made.id] = source, now, now + self.cloud.image_seconds / 3
             self.cloud.answer(fault, "ensure_image")
             assert isinstance(made, Image)
-            return made
+            return replace(made, adopted=there)
+
+    def taken(self, image: str, /) -> bool:
+        with self.cloud.lock:
+            self.cloud.call("taken")
+            if image not in self.cloud.things:
+                raise NotFound(f"there is no image {image}")
+            return self.cloud.clock() >= self.cloud.moments[image][2]
 
     def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
         with self.cloud.lock:

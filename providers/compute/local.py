@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -65,7 +66,14 @@ class LocalCompute:
 
     def ensure_image(self, key: Key, *, source: str) -> Image:
         body = {"name": key.name, "tags": _tags(key), "source": source}
-        return _image(self._client.call("PUT", f"/images/by-token/{quote(key.token, safe='')}", body))
+        found = self._client.call("PUT", f"/images/by-token/{quote(key.token, safe='')}", body)
+        return replace(_image(found), adopted=bool(found.get("adopted")))
+
+    def taken(self, image: str, /) -> bool:
+        found = self._client.images([image])
+        if not found:
+            raise NotFound(f"there is no image {image}")
+        return bool(found[0]["taken"])
 
     def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
         body = {"name": key.name, "tags": _tags(key), "image": image, "like": like, "size": size_body(size)}

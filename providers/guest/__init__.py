@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from providers import Caps, Finding
+from providers.guest.quiesce import Hook
 from providers.rights import Rights
 
 
@@ -53,6 +54,20 @@ class Guest(Protocol):
         """Facts of those servers that answer, read-only, in one call per `caps.batch`. A server that does not
         answer (still booting, gone) is left out and harms no other. `paths` are looked at inside the server, and
         nothing outside it is ever read, whatever a path says."""
+        ...
+
+    def quiesce(self, id: str, key: str, /, *, hook: Hook, by: float) -> None:
+        """After it returns, `hook.before` has ended well inside that server, and a watchdog of the server itself will
+        run `hook.after` in `hook.seconds`, unless `release` has: nobody else is needed for that. What was on before,
+        of whatever key, was released first. `Refused` if `before` did not end well in `COMMAND_SECONDS`, and then
+        nothing is on; or if by the server's own clock it is later than `by` (epoch seconds): who comes so late was cut
+        off. An answer that was lost is `Transient`, ambiguous: it may be on until its time is over."""
+        ...
+
+    def release(self, id: str, key: str, /, *, hook: Hook) -> bool:
+        """After it returns, nothing is on inside that server, of whatever key. True if what this key has begun was on
+        until now, or until a former `release` of the key; False if it was over before, or never began. `Refused` while
+        `after` does not end well: its watchdog goes on trying. `Transient` if the server does not answer."""
         ...
 
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:

@@ -12,15 +12,18 @@ from providers import Caps, Finding
 from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
 from providers.clients.rounds import Rounds
-from providers.errors import NotFound, ProviderError
+from providers.errors import NotFound, ProviderError, Transient
 from providers.guest import Facts, PathFacts
+from providers.guest.quiesce import Hook, quiesce_script, release_script, word_of
 from providers.rights import Rights
 
 BATCH = 50  # ids that one SendCommand takes
 PATIENCE = 8.0  # seconds in which an agent that is online has usually answered; who has not is asked again later
+ORDER_SECONDS = 30  # for a whole quiesce script; its watchdog is no part of it
 END = "end-of-facts"
 DOCUMENT = "AWS-RunShellScript"
 PAUSE = 0.5  # seconds between two looks at the answers
+GOING = ("Pending", "InProgress", "Delayed", "Cancelling")
 KINDS = {"regular file": "file", "regular empty file": "file", "directory": "directory", "symbolic link": "link"}
 
 # POSIX sh, and of other programs only what every Linux has. A fact a line, its words between tabs. It writes nothing.
@@ -85,6 +88,27 @@ class AwsGuest:
                 found |= self._ask(online, paths)
         return found
 
+    def quiesce(self, id: str, key: str, /, *, hook: Hook, by: float) -> None:
+        self._order(id, quiesce_script(key, hook, by=by))
+
+    def release(self, id: str, key: str, /, *, hook: Hook) -> bool:
+        return self._order(id, release_script(key, hook)) == "held"
+
+    def _order(self, id: str, script: str) -> str:
+        """What the script said, run on one server."""
+        command = self._send([id], script, "changeover quiesces for an image", ORDER_SECONDS) if self._up(id) else None
+        if command is None:
+            raise Transient(f"the agent of Systems Manager on {id} does not answer", ambiguous=False)
+        end = time.monotonic() + PATIENCE
+        while not (over := [told for told in self._answers(command) if told["Status"] not in GOING]):
+            if time.monotonic() + PAUSE > end:
+                raise Transient(f"{id} has not answered within {PATIENCE:g} s", ambiguous=True)
+            time.sleep(PAUSE)
+        return word_of(id, self._said(over[0]))
+
+    def _up(self, id: str) -> bool:
+        return id.startswith("i-") and bool(self._online([id]))
+
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:
         wanted = [id for id in dict.fromkeys(ids) if id.startswith("i-")]
         name = "agents of Systems Manager"
@@ -132,17 +156,8 @@ class AwsGuest:
 
     def _ask(self, ids: Sequence[str], paths: Sequence[str]) -> dict[str, Facts]:
         asked = time.time()
-        try:
-            command = self._aws.write(
-                "ssm",
-                "send_command",
-                DocumentName=DOCUMENT,
-                InstanceIds=list(ids),
-                Comment="changeover reads facts",
-                TimeoutSeconds=30,
-                Parameters={"commands": script(paths).splitlines(), "executionTimeout": ["20"]},
-            )["Command"]["CommandId"]
-        except NotFound:  # the agent of one of them went away meanwhile
+        command = self._send(ids, script(paths), "changeover reads facts", 20)
+        if command is None:
             return {}
         answers: dict[str, Facts] = {}
         over: set[str] = set()
@@ -150,7 +165,7 @@ class AwsGuest:
         while True:
             for told in self._answers(command):
                 id = told["InstanceId"]
-                if id in over or told["Status"] in ("Pending", "InProgress", "Delayed", "Cancelling"):
+                if id in over or told["Status"] in GOING:
                     continue
                 over.add(id)
                 heard = time.time()
@@ -160,16 +175,36 @@ class AwsGuest:
                 return answers
             time.sleep(PAUSE)
 
+    def _send(self, ids: Sequence[str], script: str, comment: str, seconds: int) -> str | None:
+        """The command's id; None if the agent of one of them has gone away."""
+        try:
+            sent = self._aws.write(
+                "ssm",
+                "send_command",
+                DocumentName=DOCUMENT,
+                InstanceIds=list(ids),
+                Comment=comment,
+                TimeoutSeconds=30,
+                Parameters={"commands": script.splitlines(), "executionTimeout": [str(seconds)]},
+            )
+        except NotFound:
+            return None
+        return str(sent["Command"]["CommandId"])
+
     def _answers(self, command: str) -> Iterator[Mapping[str, Any]]:
         return self._aws.pages(
             "ssm", "list_command_invocations", "CommandInvocations", CommandId=command, Details=True, MaxResults=BATCH
         )
 
+    @staticmethod
+    def _said(told: Mapping[str, Any]) -> str:
+        return "".join(str(plugin.get("Output", "")) for plugin in told.get("CommandPlugins") or ())
+
     def _output(self, command: str, told: Mapping[str, Any]) -> str:
         """What the script said; empty if it did not come to its end. A list of answers cuts each after 2,500
         characters, and a single one after 24,000 (API reference of Systems Manager, CommandPlugin and
         GetCommandInvocation)."""
-        said = "".join(str(plugin.get("Output", "")) for plugin in told.get("CommandPlugins") or ())
+        said = self._said(told)
         if said.rstrip().endswith(END):
             return said
         whole = self._aws.read("ssm", "get_command_invocation", CommandId=command, InstanceId=told["InstanceId"])

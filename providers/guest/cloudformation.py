@@ -11,6 +11,7 @@ from providers.clients import iam
 from providers.clients.cloudformation import NAME, stacks_of
 from providers.guest import Facts
 from providers.guest.aws import AwsGuest
+from providers.guest.quiesce import Hook
 from providers.rights import Rights
 
 
@@ -26,12 +27,21 @@ class CloudFormationGuest(AwsGuest):
         found = super().facts(list(inside), paths=paths)
         return {inside[id]: replace(facts, server=inside[id]) for id, facts in found.items()}
 
+    def quiesce(self, id: str, key: str, /, *, hook: Hook, by: float) -> None:
+        super().quiesce(self._instance(id), key, hook=hook, by=by)
+
+    def release(self, id: str, key: str, /, *, hook: Hook) -> bool:
+        return super().release(self._instance(id), key, hook=hook)
+
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:
         return super().examine(list(self._inside(ids)))
 
     def rights(self, *, fleet: str) -> Sequence[Rights]:
         look = iam.rights(self._aws.place, [iam.allow("Look", ["cloudformation:DescribeStacks"])])
         return [*super().rights(fleet=fleet), *look]
+
+    def _instance(self, id: str) -> str:
+        return next(iter(self._inside([id])), id)
 
     def _inside(self, ids: Sequence[str]) -> Mapping[str, str]:
         """Instances, and by what id each was asked for."""

@@ -8,8 +8,10 @@ from typing import Any
 from providers import Caps, Finding
 from providers.clients.fake_cloud import Remote
 from providers.compute import Server
-from providers.compute.fake import FakeCloud
+from providers.compute.fake import FakeCloud, Fault, Freeze
+from providers.errors import Refused, Transient
 from providers.guest import Facts, PathFacts
+from providers.guest.quiesce import Hook
 from providers.rights import Rights
 
 
@@ -42,6 +44,34 @@ class FakeGuest:
                 for id, view in views.items()
                 if isinstance(view, Server) and view.state == "running"
             }
+
+    def quiesce(self, id: str, key: str, /, *, hook: Hook, by: float) -> None:
+        with self.cloud.lock:
+            fault = self._inside(id, "quiesce")
+            now = self.cloud.clock()
+            if now > by:
+                raise Refused("it came too late")
+            if (on := self.cloud.frozen(id)) is not None:
+                on.until = now
+            self.cloud.freezes.append(Freeze(server=id, key=key, since=now, until=now + hook.seconds))
+            self.cloud.answer(fault, "quiesce")
+
+    def release(self, id: str, key: str, /, *, hook: Hook) -> bool:  # noqa: ARG002
+        with self.cloud.lock:
+            fault = self._inside(id, "release")
+            if (on := self.cloud.frozen(id)) is not None:
+                on.until, on.ordered = self.cloud.clock(), on.key == key
+            last = next((each for each in reversed(self.cloud.freezes) if each.server == id), None)
+            self.cloud.answer(fault, "release")
+            return last is not None and last.key == key and last.ordered
+
+    def _inside(self, id: str, name: str) -> Fault:
+        """Into a server that runs."""
+        fault = self.cloud.call(name)
+        thing = self.cloud.get(id)
+        if thing is None or thing.view.state != "running":
+            raise Transient(f"{id} does not answer", ambiguous=False)
+        return fault
 
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:  # noqa: ARG002
         return ()  # whoever runs can be looked into

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from providers import Caps, Finding
 from providers.clients.local_host import BATCH, batches, from_settings
 from providers.guest import Facts, PathFacts
+from providers.guest.quiesce import Hook, quiesce_script, release_script, word_of
 from providers.rights import Rights
 
 
@@ -34,6 +36,16 @@ class LocalGuest:
             heard = time.time()
             found |= {one["server"]: _facts(one, asked, heard) for one in answer}
         return found
+
+    def quiesce(self, id: str, key: str, /, *, hook: Hook, by: float) -> None:
+        self._order(id, quiesce_script(key, hook, by=by))
+
+    def release(self, id: str, key: str, /, *, hook: Hook) -> bool:
+        return self._order(id, release_script(key, hook)) == "held"
+
+    def _order(self, id: str, script: str) -> str:
+        said = self._client.call("POST", f"/servers/{quote(id, safe='')}/run", {"script": script})
+        return word_of(id, str(said["output"]))
 
     def examine(self, ids: Sequence[str]) -> Sequence[Finding]:  # noqa: ARG002
         return ()  # whoever runs can be looked into

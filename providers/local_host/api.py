@@ -6,6 +6,7 @@
     PUT    /servers/by-token/TOKEN        the one of that token: name tags image like size
     POST   /servers/ID/start | stop       PUT /servers/ID/protection {"on": bool}    PATCH /servers/ID/tags
     GET    /servers/ID/console            the last lines of its output
+    POST   /servers/ID/run                a shell script inside it: script; what it said
     DELETE /servers/ID
     PUT    /images/by-token/TOKEN         the one of that token: name tags source
     DELETE /images/ID
@@ -129,7 +130,7 @@ def server_view(r: ServerRecord) -> dict[str, Any]:
 
 
 def image_view(r: ImageRecord) -> dict[str, Any]:
-    shown = ("id", "name", "state", "source", "disk", "stored", "pause", "reason")
+    shown = ("id", "name", "state", "source", "disk", "stored", "pause", "reason", "taken")
     return {"kind": "image", "tags": dict(r.tags), **{key: getattr(r, key) for key in shown}}
 
 
@@ -154,6 +155,7 @@ class Api:
             ("PUT", f"/servers/{name}/protection", self.protect),
             ("PATCH", f"/servers/{name}/tags", self.tag),
             ("GET", f"/servers/{name}/console", self.console),
+            ("POST", f"/servers/{name}/run", self.run),
             ("DELETE", f"/servers/{name}", self.terminate),
             ("GET", "/images", self.images),
             ("PUT", f"/images/by-token/{name}", self.ensure_image),
@@ -254,12 +256,18 @@ class Api:
             file.seek(max(0, path.stat().st_size - 16384))
             return {"text": file.read().decode(errors="replace")}
 
+    def run(self, call: Call) -> dict[str, str]:
+        script = call.take(script=str)["script"]
+        if "\0" in script:
+            raise Refused("body: 'script' has a zero byte")
+        return {"output": self._host.servers.run(call.parts[0], script)}
+
     def ensure_image(self, call: Call) -> dict[str, Any]:
         body = call.take(name=str, tags=dict, source=str)
-        made = self._host.images.ensure(
+        made, fresh = self._host.images.ensure(
             token=_token(call), name=body["name"], source=body["source"], tags=_plain(body["tags"])
         )
-        return image_view(made)
+        return {**image_view(made), "adopted": not fresh}
 
     def facts(self, call: Call) -> list[dict[str, Any]]:
         body = call.take(ids=list, paths=list)

@@ -61,8 +61,9 @@ class Images:
     def archive_of(self, id: str) -> Path:
         return self._folder / f"{id}.tar.zst"
 
-    def ensure(self, *, token: str, name: str, source: str, tags: Mapping[str, str]) -> ImageRecord:
-        """The one image of that token, made if it is not there. See `providers.compute.Compute.ensure_image`."""
+    def ensure(self, *, token: str, name: str, source: str, tags: Mapping[str, str]) -> tuple[ImageRecord, bool]:
+        """The one image of that token, and whether it was made now, since it was not there. See
+        `providers.compute.Compute.ensure_image`."""
         with self._lock:
             for made in self._records.values():
                 if made.token == token:
@@ -70,14 +71,14 @@ class Images:
                         raise Conflict(f"this key already made {made.id} from another server")
                     if made.state == "deleted":
                         raise Refused(f"this key made {made.id}, which is deleted: the attempt is used up")
-                    return made
+                    return made, False
             if self._closing:
                 raise Transient("the host is shutting down", ambiguous=False)
             self._servers.filled(source)
             record = ImageRecord(id=f"img-{uuid.uuid4().hex[:12]}", name=name, token=token, source=source, tags=tags)
             self._save(record)
             self._begin(record.id)
-            return record
+            return record, True
 
     def delete(self, id: str) -> None:
         with self._lock:
@@ -128,7 +129,7 @@ class Images:
                 if self._closing:
                     return
                 place.mkdir(mode=0o700)
-                pause, disk = self._take(self.get(id).source, place)
+                pause, disk = self._take(id, place)
                 self._publish(id, place / "packed", disk, pause)
         except NotFound as error:
             self._give_up(id, str(error))
@@ -138,13 +139,13 @@ class Images:
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _take(self, source: str, place: Path) -> tuple[float, int]:
+    def _take(self, id: str, place: Path) -> tuple[float, int]:
         """Makes the archive `packed`; returns for how many seconds the server stood still, and the disk it needs.
 
         The server is held until its files are collected; compressing them goes on beside it.
         """
         with ExitStack() as making:
-            with self._servers.held(source) as (root, pids):
+            with self._servers.held(self.get(id).source) as (root, pids):
                 given = {
                     "root": str(root),
                     "pids": pids,
@@ -153,6 +154,8 @@ class Images:
                 }
                 chore = making.enter_context(Chore(self._host, "snapshot", seconds=self._max_pause, **given))
                 pause = float(chore.answer()["pause"])
+            with self._lock:
+                self._save(replace(self.get(id), taken=True))
             return pause, int(chore.answer()["disk"])
 
     def _publish(self, id: str, packed: Path, disk: int, pause: float) -> None:

@@ -57,7 +57,8 @@ class ServerRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """An image. `pause` is how long its server stood still for it, in seconds. A deleted record is a tombstone."""
+    """An image. `pause` is how long its server stood still for it, in seconds; `taken`: that is over. A deleted record
+    is a tombstone."""
 
     id: str
     name: str
@@ -68,6 +69,7 @@ class ImageRecord:
     disk: int = 0
     stored: int = 0
     pause: float = 0.0
+    taken: bool = False
     reason: str = ""
     ended: float = 0.0
 

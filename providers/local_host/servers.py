@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 import uuid
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 MANAGED, DISPOSABLE = "changeover:managed", "changeover:disposable"
 TOMBSTONE_SECONDS = 7 * 86400.0
 CONSOLE_LIMIT = 8 << 20
+RUN_SECONDS = 30.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -177,6 +179,36 @@ class Servers:
             _compare(record, given)
             merged: dict[str, str | None] = {**record.tags, **tags}
             self._save(replace(record, tags={k: v for k, v in merged.items() if v is not None}))
+
+    def run(self, id: str, script: str) -> str:
+        """What a shell script says that is run inside it, as one of its processes. `Transient` if it does not run."""
+        record = self._present(id)
+        with self._lock:
+            live = self._live.get(id)
+        if live is None or record.state != "running":
+            raise Transient(f"server {id} is {record.state}", ambiguous=False)
+        launch = self._launch(record, live.boot)
+        notes = self._folder / id / "run" / live.boot  # as a memory file system: another boot knows nothing of it
+        notes.parent.mkdir(mode=0o700, exist_ok=True)
+        process = subprocess.Popen(  # noqa: S603 - whoever reaches the host's socket may run what a server may
+            ["/bin/sh", "-c", script],
+            cwd=launch.cwd,
+            env={**launch.env, "CHANGEOVER_RUN": str(notes)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            return process.communicate(timeout=RUN_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            return ""
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     @contextmanager
     def held(self, id: str) -> Iterator[tuple[Path, list[int]]]:
@@ -368,7 +400,7 @@ class Servers:
             if now.want != "terminated":
                 self._save(replace(now, state="stopped", reason=reason, pid=0, started=0, ended=time.time()))
                 return
-        for name in ("partial", "root"):
+        for name in ("partial", "root", "run"):
             _remove(self._folder / record.id / name)
         self.console(record.id).unlink(missing_ok=True)
         with self._lock:

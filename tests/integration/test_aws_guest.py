@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from providers.errors import Transient
+from providers.errors import Transient, Unauthorized
 from providers.guest.aws import END, AwsGuest, read, script
+from providers.guest.quiesce import Hook
+from providers.rights import policies
 from simcloud.cloud import Network, SimCloud
 from simcloud.faults import Fault
-from tests.support.aws import REGION, address_of, answers, credentials, launch
+from tests.support.aws import REGION, ROLE, address_of, answers, credentials, launch
 
 GIB = 1024**3
 
@@ -175,6 +177,25 @@ def test_an_answer_that_is_lost_is_transient(stage: Stage) -> None:
     with pytest.raises(Transient):
         stage.guest.facts([id], paths=())
     assert set(stage.guest.facts([id], paths=())) == {id}
+
+
+def test_a_role_with_the_policy_that_is_printed_may_quiesce_servers_of_its_fleet_alone(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("providers.guest.aws.PATIENCE", 60.0)  # for a machine that has more to do
+    mark = str(tmp_path / "still")
+    hook = Hook(before=("touch", mark), after=("rm", mark), seconds=60.0)
+    ours, other = (stage.server(tags={"changeover-fleet": fleet}) for fleet in ("shop", "blog"))
+    stage.facts(ours, other)
+    guest = AwsGuest({"region": REGION, "endpoint": stage.cloud.url, "role": ROLE})
+    (mine, _) = policies(guest.rights(fleet="shop"))
+    stage.cloud.policies[ROLE] = mine["policy"]
+    guest.quiesce(ours, "k" * 64, hook=hook, by=time.time() + 60)
+    assert Path(mark).exists()
+    assert guest.release(ours, "k" * 64, hook=hook)
+    assert not Path(mark).exists()
+    with pytest.raises(Unauthorized):
+        guest.quiesce(other, "k" * 64, hook=hook, by=time.time() + 60)
 
 
 def test_the_script_runs_under_a_plain_shell_and_changes_nothing(tmp_path: Path) -> None:

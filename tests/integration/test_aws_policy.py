@@ -121,6 +121,7 @@ def test_a_role_with_that_policy_can_do_all_that_a_rollout_does(stage: Stage) ->
     assert compute.obstacles([old], sizes=[SMALL]) == {}
     assert [each for each in compute.examine([old], sizes=[SMALL], at_once=1) if not each.ok] == []
     image = compute.ensure_image(new_key(), source=old)
+    until(lambda: compute.taken(image.id), "its moment has passed")
     until(lambda: compute.images([image.id])[image.id].state == "available", "the image is made")
     new = compute.ensure_server(key, image=image.id, like=old, size=SMALL)
     until(lambda: compute.servers([new.id])[new.id].state == "running", "it runs")

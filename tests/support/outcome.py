@@ -40,6 +40,7 @@ class Watch:
 
     def __post_init__(self) -> None:
         fault, turn = self.r.cloud.fault, self.r.turn
+        self._store = self.r.store
 
         def asked(name: str) -> object:
             self.look(f"before {name}")
@@ -55,6 +56,11 @@ class Watch:
     def look(self, when: str) -> None:
         if len(up(self.r)) < self.least:
             self.dark.append(f"{when}, {self.r.upgrades()}: only {up(self.r)} of {self.r.members()} serve")
+        # Who was cut off in a call has not released it, but nobody goes on before it is; where all of that is forgotten
+        # its watchdog does it.
+        still = self.r.store is self._store and self.r.cloud.frozen(SERVER) is not None
+        if still and self.r.upgrade(SERVER).step != "create_image":
+            self.dark.append(f"{when}, {self.r.upgrades()}: {SERVER} is still quiesced")
         getting = {name for name, m in self.r.cloud.pools["web"].items() if m.state == "serving"}
         if self.strict and getting != up(self.r):
             self.dark.append(f"{when}, {self.r.upgrades()}: {getting - up(self.r)} get requests and do not run")
@@ -89,7 +95,8 @@ def journey(direction: str) -> Iterator[tuple[Runner, Watch]]:
         "deadlines": SHORT,
         "drain": {"deadline": "30s", "quiet": "1s"},
     }
-    with running([SERVER], retain=retain, rollout=policy, switch=SWITCH) as r:
+    quiesce = {"before": ["freeze"], "after": ["thaw"], "timeout": "30s"}
+    with running([SERVER], retain=retain, rollout=policy, switch=SWITCH, quiesce=quiesce) as r:
         watch = Watch(r, strict=True)
         if direction == "undo":
             r.until(lambda: r.upgrade(SERVER).state == "upgraded")
@@ -108,18 +115,31 @@ def settle(r: Runner, *, on_held: Callable[[], None] = lambda: None, limit: int 
     raise AssertionError(f"held again and again: {r.upgrade(SERVER)}")
 
 
+def whole(r: Runner, u: Upgrade) -> None:
+    """The image that B was made of is of a moment at which A stood still, from before it was asked for."""
+    if r.fleet.quiesce is None:
+        return
+    if not (image := u.results["create_image"]["image"]):
+        return  # gone before a rebuild could see it
+    source, asked, taken = r.cloud.moments[image]
+    on = [each for each in r.cloud.freezes if each.server == source]
+    assert any(each.since <= asked and taken <= each.until for each in on), (asked, taken, on)
+
+
 def ends_well(r: Runner, watch: Watch) -> Upgrade:
     """Exactly one of A and B is left, it serves, users never saw less, and the ledger tells the same story."""
     u = r.upgrade(SERVER)
     assert u.settled, u
     assert not watch.dark, watch.dark[0]
     assert not r.made_twice()
+    assert r.cloud.frozen(SERVER) is None, "nothing is quiesced any more"
     assert not any(r.cloud.prepared.values()), "what was prepared has been put back"
     old = r.cloud.things[SERVER].view
     if u.state == "upgraded":
         assert up(r) == set(r.members()) == {f"{SERVER}.g2"}
         assert r.alive("target") == [u.results["provision"]["server"]]
         assert old.state == "terminated"
+        whole(r, u)
     else:
         assert up(r) == set(r.members()) == {SERVER}
         assert r.alive("target") == []

@@ -76,6 +76,17 @@ def test_a_good_file_is_read_whole() -> None:
     assert Fleet.model_validate_json(json.dumps(fleet.canonical())) == fleet
 
 
+def test_a_quiesce_hook_is_two_commands_and_a_time() -> None:
+    said = "quiesce: {before: [freeze, /srv], after: [thaw, /srv], timeout: 30s}\n"
+    fleet = fleet_file.read(GOOD + said, name="fleet.yaml")
+    assert fleet.quiesce is not None
+    assert (fleet.quiesce.before, fleet.quiesce.timeout) == (("freeze", "/srv"), 30.0)
+    assert Fleet.model_validate_json(json.dumps(fleet.canonical())) == fleet
+    assert "quiesce" not in fleet_file.read(GOOD, name="fleet.yaml").canonical(), "plans without one keep their hash"
+    assert "quiesce.after" in refused(GOOD + "quiesce: {before: [freeze]}\n")
+    assert "quiesce.timeout" in refused(GOOD + said.replace("30s", "1s"))
+
+
 def test_anchors_and_aliases_are_written_out() -> None:
     text = GOOD.replace("[web]}", "&pools [web]}").replace("[web, api]", "*pools")
     assert fleet_file.read(text, name="fleet.yaml").servers[1].pools == ("web",)
