@@ -36,13 +36,16 @@ T = TypeVar("T")
 @dataclass(frozen=True, kw_only=True)
 class RecordSet:
     """Values as Route 53 writes them: text in quotation marks. `ttl` in seconds. `special`: what makes it more than a
-    name with values, in Route 53's words; such a one is never changed here."""
+    name with values, in Route 53's words; such a one is never changed here, unless it is weighted and nothing else:
+    then it is called `id` among those of its name, and has that `share`."""
 
     name: str
     type: str
     ttl: int = 0
     values: frozenset[str] = frozenset()
     special: str = ""
+    id: str = ""
+    share: int | None = None
 
     @property
     def weight(self) -> tuple[int, int]:
@@ -259,7 +262,8 @@ _SPECIAL: Mapping[str, str] = {
 
 def _read(told: Mapping[str, Any]) -> RecordSet:
     target = told.get("AliasTarget")
-    special = [said for key, said in _SPECIAL.items() if told.get(key) not in (None, False, "")]
+    special = [said for key, said in _SPECIAL.items() if told.get(key) not in (None, "") and told[key] is not False]
+    weighted = "Weight" in told and special == [_SPECIAL["Weight"], _SPECIAL["SetIdentifier"]]
     if target:
         special[0] = f"an alias of {target['DNSName']}"
     return RecordSet(
@@ -268,12 +272,15 @@ def _read(told: Mapping[str, Any]) -> RecordSet:
         ttl=int(told.get("TTL") or 0),
         values=frozenset(one["Value"] for one in told.get("ResourceRecords") or ()),
         special=special[0] if special else "",
+        id=str(told.get("SetIdentifier") or "") if weighted else "",
+        share=int(told["Weight"]) if weighted else None,
     )
 
 
 def _written(one: RecordSet) -> dict[str, Any]:
     values = [{"Value": value} for value in sorted(one.values)]
-    return {"Name": one.name, "Type": one.type, "TTL": one.ttl, "ResourceRecords": values}
+    more = {} if one.share is None else {"SetIdentifier": one.id, "Weight": one.share}
+    return {"Name": one.name, "Type": one.type, "TTL": one.ttl, "ResourceRecords": values, **more}
 
 
 def _order(name: str) -> str:

@@ -15,10 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from providers.clients.route53 import CHANGES, CHARACTERS, RECORDS, REMEMBERED, Action, HostedZone, RecordSet
 from providers.errors import Busy, Conflict, ProviderError, Refused, Transient, Unauthorized
-from providers.traffic.names import NOTE_TTL, PREFIX, AddressSet
+from providers.traffic.names import NOTE_TTL, PREFIX, AddressSet, Share
 
 # Others may join a change before it is sent: as long as within this time somebody does, and no longer than that.
 GATHER_SECONDS, GATHERED_SECONDS = 0.04, 0.4
@@ -30,6 +31,7 @@ FRESH_SECONDS = 1.0
 NOTED_SECONDS = 15.0
 # A batch is sent again without those whom it was refused for, so many times.
 ROUNDS = 12
+LONGEST_ID = 120  # of a set identifier, as a note holds it
 SPREAD = "spread"
 _SPREAD = re.compile(r"spread (\? [0-9]{1,12}\.[0-9]{3}|[A-Z0-9]{1,32})")
 # What changes are decided on: addresses, and notes.
@@ -79,9 +81,8 @@ class Chain:
         made: list[tuple[Action, RecordSet]] = []
         sides: tuple[tuple[Action, State], ...] = (("DELETE", self.was), ("CREATE", self.to))
         for action, state in sides:
-            if self.swaps and state.here.addresses:
-                here = RecordSet(name=self.name, type=type, ttl=state.here.ttl, values=state.here.addresses)
-                made.append((action, here))
+            if self.swaps:
+                made += [(action, one) for one in record_sets(self.name, type, state.here)]
         for action, state in sides:
             if lines := state.notes | ({state.spread} if state.spread else frozenset()):
                 values = frozenset(map(_value, lines))
@@ -91,10 +92,13 @@ class Chain:
 
 
 class Batches:
-    """What this process knows of a zone, and wants of it. `type`: A or AAAA. Names are absolute, in lower case."""
+    """What this process knows of a zone, and wants of it. `type`: A or AAAA. `weighted`: each address has a record set
+    of its own. Names are absolute, in lower case."""
 
-    def __init__(self, hosted: HostedZone, *, type: str, clock: Callable[[], float] = time.time) -> None:
-        self.hosted, self.type, self._clock = hosted, type, clock
+    def __init__(
+        self, hosted: HostedZone, *, type: str, weighted: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.hosted, self.type, self.weighted, self._clock = hosted, type, weighted, clock
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._queue: list[Swap] = []
@@ -128,7 +132,7 @@ class Batches:
         """Each name, now."""
         began = time.monotonic()
         told = self.hosted.sets([*names, *(f"{PREFIX}.{name}" for name in names)])
-        found = {name: _state(self.type, told[name], told[f"{PREFIX}.{name}"]) for name in names}
+        found = {name: _state(self.type, told[name], told[f"{PREFIX}.{name}"], self.weighted) for name in names}
         with self._lock:
             for name, state in found.items():
                 if self._known.get(name, (0.0, state))[0] <= began:  # else it was changed meanwhile
@@ -314,30 +318,78 @@ def _fits(batch: Sequence[Chain], type: str) -> bool:
     return len(sets) <= CHANGES and records <= RECORDS and characters <= CHARACTERS
 
 
-def _state(type: str, sets: Sequence[RecordSet], beside: Sequence[RecordSet]) -> State:
-    mine = next((one for one in sets if one.type == type and not one.special), None)
+def record_sets(name: str, type: str, here: AddressSet) -> list[RecordSet]:
+    """Those that a name consists of."""
+    if here.shares:
+        return [
+            RecordSet(name=name, type=type, ttl=here.ttl, values=frozenset({one.address}), id=one.id, share=one.weight)
+            for one in sorted(here.shares, key=lambda one: one.id)
+        ]
+    return [RecordSet(name=name, type=type, ttl=here.ttl, values=here.addresses)] if here.addresses else []
+
+
+def _state(type: str, sets: Sequence[RecordSet], beside: Sequence[RecordSet], weighted: bool) -> State:
+    mine = [one for one in sets if one.type == type and (one.share is not None if weighted else not one.special)]
     notes = next((one for one in beside if one.type == "TXT"), None)
     lines = frozenset(map(_line, notes.values)) if notes is not None else frozenset[str]()
     spread = next((line for line in sorted(lines) if _SPREAD.fullmatch(line)), "")
     return State(
-        here=AddressSet(addresses=mine.values, ttl=mine.ttl) if mine is not None else AddressSet(),
+        here=_address_set(mine, weighted),
         notes=lines - {spread},
         spread=spread,
         notes_ttl=notes.ttl if notes is not None else NOTE_TTL,
-        wrong=next(filter(None, (_wrong(one) for one in (*sets, *beside))), ""),
+        wrong=next(filter(None, (_wrong(one, weighted, type) for one in (*sets, *beside))), "")
+        or (_unfit(mine) if weighted else ""),
         other=any(one.type in ("A", "AAAA") and one.type != type for one in sets),
     )
 
 
-def _wrong(one: RecordSet) -> str:
+def _address_set(sets: Sequence[RecordSet], weighted: bool) -> AddressSet:
+    """Who has a weight of 0 gets no answers, and is none of its members."""
+    if not weighted:
+        return AddressSet(addresses=sets[0].values, ttl=sets[0].ttl) if sets else AddressSet()
+    shares = frozenset(
+        Share(address=address, weight=one.share, id=one.id) for one in sets if one.share for address in one.values
+    )
+    ttl = max((one.ttl for one in sets if one.share), default=0)
+    return AddressSet(addresses=frozenset(one.address for one in shares), ttl=ttl, shares=shares)
+
+
+def _unfit(sets: Sequence[RecordSet]) -> str:
+    """Why these weighted record sets are none that servers can come into and leave one by one."""
+    serving = [one for one in sets if one.share]
+    if sets and not serving:
+        return (
+            f"{sets[0].name} has weights of 0 alone: Route 53 answers with all of them then. Give its servers weights"
+        )
+    if many := next((one for one in serving if len(one.values) != 1), None):
+        return f"{many.name} {many.id!r} has {len(many.values)} addresses: give each a weighted record set of its own"
+    if len({value for one in serving for value in one.values}) < len(serving):
+        return f"{serving[0].name} has an address in two record sets: leave it one"
+    if len({one.ttl for one in serving}) > 1:
+        return f"{serving[0].name} has record sets of several TTLs: give them the same"
+    if long := next((one for one in serving if len(quote(one.id, safe="")) > LONGEST_ID), None):
+        return f"{long.name} {long.id!r}: the set identifier is too long to be noted"
+    return ""
+
+
+def _wrong(one: RecordSet, weighted: bool, type: str) -> str:
+    if weighted and one.type == type and one.share is not None:
+        return ""
+    if weighted and one.type == type and not one.special:
+        return (
+            f"{one.name} {one.type} is a plain record set, and the settings say `addresses: weighted`: give each "
+            "server a weighted one of its own, or say `many`"
+        )
     if one.type == "CNAME" and not one.special:
         target = next(iter(one.values), "?")
         return f"{one.name} is an alias (CNAME) of {target} and has no addresses of its own. Name {target} instead"
     if one.special and one.type in ("A", "AAAA", "CNAME", "TXT"):
+        other = ", or say `addresses: weighted`" if one.share is not None and not weighted else ""
         return (
             f"{one.name} {one.type} is {one.special}, and only plain record sets are changed here. Give the servers a "
-            "plain name of their own, and let that one lead to it; behind an AWS load balancer, its target groups are "
-            "the switch"
+            f"plain name of their own, and let that one lead to it{other}; behind an AWS load balancer, its target "
+            "groups are the switch"
         )
     return ""
 

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
+from urllib.parse import quote, unquote
 
 from providers import Caps, Finding
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
@@ -38,11 +39,14 @@ MOMENT_SECONDS = 0.1
 MARGIN_SECONDS = 5.0
 NOTE_TTL = 30
 DEFAULT_TTL = 30
+DEFAULT_CANARY, DEFAULT_CANARY_SECONDS = 5, 60
+FULL = 100  # the weight of whoever comes into a name where nobody is
 PREFIX = "_changeover"
 
 Phase = Literal["joining", "entered", "serving", "draining"]
 _PHASES = ("joining", "entered", "serving", "draining")
 _SETTINGS = frozenset({"type", "ttl", "margin", "check", "addresses", "pools"})
+_WEIGHTED = frozenset({"canary", "canary_seconds"})
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
 T = TypeVar("T")
 
@@ -52,11 +56,42 @@ class _Lost(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """An address that has a record set of its own, called `id`: it gets its `weight` of all weights there together."""
+
+    address: str
+    weight: int
+    id: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AddressSet:
-    """The addresses of a name at one server. `ttl` in seconds, 0 without addresses."""
+    """The addresses of a name at one server. `ttl` in seconds, 0 without addresses. `shares`: of a name that is
+    weighted, one for each address; empty otherwise."""
 
     addresses: frozenset[str] = frozenset()
     ttl: int = 0
+    shares: frozenset[Share] = frozenset()
+
+    def share(self, address: str) -> Share | None:
+        return next((one for one in self.shares if one.address == address), None)
+
+    def without(self, address: str) -> AddressSet:
+        rest = frozenset(one for one in self.shares if one.address != address)
+        return replace(self, addresses=self.addresses - {address}, shares=rest)
+
+    def sharing(self, share: Share) -> AddressSet:
+        rest = self.without(share.address)
+        return replace(rest, addresses=rest.addresses | {share.address}, shares=rest.shares | {share})
+
+    def explains(self, said: AddressSet) -> bool:
+        """Whether a server that has this may answer with these addresses: all of them, or where they are weighted with
+        one at a time."""
+        return (
+            bool(said.addresses) and said.addresses <= self.addresses
+            if self.shares
+            else self.addresses == said.addresses
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +137,15 @@ class Zone(Protocol):
 class Note:
     """How far a member has come. joining: not in the record set yet. entered: in it, not seen everywhere. serving: was
     seen everywhere. draining: out of it; `until` (epoch seconds) nobody may have forgotten it, 0 as long as a server
-    still answers with it."""
+    still answers with it. `weight` and `id`: of its record set, where the name is weighted, once it gets all that
+    it is to get; while it is entered with less, `until` is when it gets more, 0 as long as a server may not know of the
+    last change."""
 
     address: str
     phase: Phase
     until: float = 0.0
+    weight: int = 0
+    id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +173,11 @@ class Notes:
         lowered = None
         for line in sorted(lines):
             match line.split(" "):
-                case ["member", name, address, phase, until] if phase in _PHASES and _number(until) is not None:
-                    members[name] = Note(address=address, phase=phase, until=float(until))  # type: ignore[arg-type] # one of the four
+                case ["member", name, address, phase, until, *more] if (
+                    phase in _PHASES and _number(until) is not None and _weighted(more)
+                ):
+                    weight, id = (int(more[0]), unquote(more[1])) if more else (0, "")
+                    members[name] = Note(address=address, phase=phase, until=float(until), weight=weight, id=id)  # type: ignore[arg-type] # one of the four
                 case ["hold", name]:
                     held.add(name)
                 case ["ttl", was, since] if was.isdigit() and _number(since) is not None:
@@ -147,6 +189,7 @@ class Notes:
     def lines(self) -> frozenset[str]:
         said = {
             f"member {name} {one.address} {one.phase} {one.until:.3f}"
+            + (f" {one.weight} {quote(one.id, safe='')}" if one.id else "")
             for name, one in self.members.items()
             if (name, one.phase) != (one.address, "serving")  # which needs no note
         }
@@ -178,12 +221,20 @@ class Look:
         return self.found.here.ttl
 
     def note(self, name: str) -> Note | None:
-        """What is known of a member. One that was there before us has its address for a name, and serves."""
-        if (noted := self.notes.members.get(name)) is not None:
-            return noted
-        if name in self.addresses and self.named(name) is None:
-            return Note(address=name, phase="serving")
-        return None
+        """What is known of a member. One that was there before us has its address for a name, and serves. Whoever
+        serves has the weight that its record set says."""
+        note = self.notes.members.get(name)
+        if note is None and name in self.addresses and self.named(name) is None:
+            note = Note(address=name, phase="serving")
+        share = None if note is None else self.found.here.share(note.address)
+        if note is None or share is None or (note.id and note.phase != "serving"):
+            return note
+        return replace(note, weight=share.weight, id=share.id)
+
+    def lacks(self, note: Note) -> int:
+        """Which part of its weight a member does not have yet; 0 where it has all, or weights mean nothing."""
+        share = self.found.here.share(note.address)
+        return 0 if share is None or note.phase != "entered" else max(0, note.weight - share.weight)
 
     def named(self, address: str) -> str | None:
         """Which member this address is noted for."""
@@ -197,7 +248,7 @@ class Look:
         for server, seen in sorted(self.found.everywhere.items()):
             if isinstance(seen, str):
                 return seen
-            if seen.addresses != self.addresses:
+            if not self.found.here.explains(seen):
                 return f"{server} still answers {', '.join(sorted(seen.addresses)) or 'nothing'}"
             if seen.ttl != self.ttl:
                 return f"{server} still answers with a TTL of {seen.ttl} s"
@@ -228,7 +279,8 @@ class Look:
 class NameTraffic:
     """`pools`: pool to (name, port). `ttl`: seconds, as long as anybody needs it low. `check`: `tcp`, `none`, or a path
     that must be answered with 2xx or 3xx. `one`: the name has one address at any time; the new one takes the place of
-    the old one, instead of standing beside it."""
+    the old one, instead of standing beside it. `canary`: each address has a weighted record set of its own, and a new
+    one gets these parts of its weight, one after the other, before all of it."""
 
     def __init__(
         self,
@@ -238,12 +290,14 @@ class NameTraffic:
         ttl: int,
         check: str = "tcp",
         one: bool = False,
+        canary: Canary | None = None,
         margin: float = MARGIN_SECONDS,
         tries: int = TRIES,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._zone, self._pools, self._ttl, self._health = zone, pools, ttl, Health(check)
-        self._one, self._margin, self._tries, self._clock = one, margin, tries, clock
+        self._one, self._canary = one, canary
+        self._margin, self._tries, self._clock = margin, tries, clock
 
     @property
     def caps(self) -> Caps:
@@ -353,12 +407,13 @@ class NameTraffic:
     # -- in ---------------------------------------------------------------------------------------------------------
 
     def add(self, pool: str, member: Member) -> MemberView:
-        return self._advance(pool, lambda look: self._add(pool, look, member))
+        return self._advance(pool, lambda look: self._add(pool, look, member, back=False))
 
     def restore(self, pool: str, member: Member) -> MemberView:
-        return self._advance(pool, lambda look: self._add(pool, look, member))
+        return self._advance(pool, lambda look: self._add(pool, look, member, back=True))
 
-    def _add(self, pool: str, look: Look, member: Member) -> MemberView:
+    def _add(self, pool: str, look: Look, member: Member, *, back: bool) -> MemberView:
+        """`back`: it has served before."""
         name, port = self._where(pool)
         address = _address(member)
         note = look.note(member.name)
@@ -372,25 +427,32 @@ class NameTraffic:
         if note is None:
             # An address that is there already, and whose note somebody has taken away, was proven when it came.
             phase: Phase = "serving" if address in look.addresses else "joining"
-            notes = look.notes.with_member(member.name, Note(address=address, phase=phase))
+            notes = look.notes.with_member(member.name, self._first_note(look, member, address, phase))
             look = self._lower(pool, look, notes)
         elif note.phase == "draining":
-            look = self._enter(pool, look, member, address)
+            look = self._enter(pool, look, member, address, back=back)
         elif note.phase == "joining":
             look = self._lower(pool, look, look.notes)
             if not look.too_soon(self._ttl) and not self._ask(port, {address})[address, port]:
-                look = self._enter(pool, look, member, address)
+                look = self._enter(pool, look, member, address, back=back)
         elif address not in look.addresses:  # somebody has taken it out
-            look = self._enter(pool, look, member, address)
+            look = self._enter(pool, look, member, address, back=back)
         elif note.phase == "entered":
             look = self._seen_everywhere(pool, look, member.name)
         return self._view(look, member.name, port, self._ask(port, {address}))
 
-    def _enter(self, pool: str, look: Look, member: Member, address: str) -> Look:
+    def _enter(self, pool: str, look: Look, member: Member, address: str, *, back: bool) -> Look:
         """Into the record set: beside the others, or in the place of the one that is there."""
         name, allowed = member.name, member.instead_of
-        notes = look.notes.with_member(name, Note(address=address, phase="entered"))
+        former = look.note(name)
+        assert former is not None  # who enters was noted before
+        notes = look.notes.with_member(name, replace(former, phase="entered", until=0.0))
         addresses = look.addresses | {address}
+        if self._canary is not None:
+            weight = former.weight if back or former.phase == "draining" else self._canary.after(0, former.weight)
+            to = look.found.here.sharing(Share(address=address, weight=weight, id=former.id))
+            look = self._write(pool, look, replace(to, ttl=look.ttl or self._ttl), notes)
+            return self._seen_everywhere(pool, look, name)
         if self._one:
             for other in look.addresses - {address}:
                 leaving = look.named(other) or other
@@ -407,8 +469,34 @@ class NameTraffic:
         note = look.note(name)
         if look.disagreement() or note is None or note.phase != "entered" or note.address not in look.addresses:
             return look
+        if self._canary is not None and look.lacks(note):
+            return self._step(pool, look, name, note, self._canary)
         notes = look.notes.with_member(name, replace(note, phase="serving"))
         return self._write(pool, look, look.found.here, notes)
+
+    def _first_note(self, look: Look, member: Member, address: str, phase: Phase) -> Note:
+        """Where the name is weighted: as much as whoever it comes for, or else as the largest one there."""
+        if self._canary is None:
+            return Note(address=address, phase=phase)
+        if (share := look.found.here.share(address)) is not None:
+            return Note(address=address, phase=phase, weight=share.weight, id=share.id)
+        known = (look.note(name) for name in member.instead_of)
+        weights = [note.weight for note in known if note is not None] or [one.weight for one in look.found.here.shares]
+        return Note(address=address, phase=phase, weight=max(weights, default=FULL), id=member.name)
+
+    def _step(self, pool: str, look: Look, name: str, note: Note, canary: Canary) -> Look:
+        """More for a member that has been well with less, for as long as it was to be looked at."""
+        share = look.found.here.share(note.address)
+        if share is None or (note.until and note.until > look.now):
+            return look
+        if not note.until:
+            notes = look.notes.with_member(name, replace(note, until=look.now + canary.seconds))
+            return self._write(pool, look, look.found.here, notes)
+        _, port = self._where(pool)
+        if self._ask(port, {note.address})[note.address, port]:
+            return look
+        to = look.found.here.sharing(replace(share, weight=canary.after(share.weight, note.weight)))
+        return self._write(pool, look, to, look.notes.with_member(name, replace(note, until=0.0)))
 
     def _agreeing(self, pool: str, look: Look) -> Look:
         deadline = time.monotonic() + MOMENT_SECONDS
@@ -435,9 +523,8 @@ class NameTraffic:
             return _absent(name)
         self._refuse_unless(guard, pool, look, name, note.address)
         if inside or note.phase != "draining":
-            notes = look.notes.with_member(name, Note(address=note.address, phase="draining"))
-            to = AddressSet(addresses=look.addresses - {note.address}, ttl=look.ttl)
-            look = self._agreeing(pool, self._write(pool, look, to, notes))
+            notes = look.notes.with_member(name, replace(note, phase="draining", until=0.0))
+            look = self._agreeing(pool, self._write(pool, look, look.found.here.without(note.address), notes))
             note = look.note(name)
         if note is not None and note.phase == "draining" and not note.until and not look.disagreement():
             notes = look.notes.with_member(name, replace(note, until=look.forgotten_at()))
@@ -492,8 +579,16 @@ class NameTraffic:
             return replace(view, state="leaving", actionable=True, detail="no answer with it is valid any more")
         if note.phase == "serving" and inside:
             return replace(view, state="down" if ill else "serving", detail=ill or lag)
+        if note.phase == "entered" and inside and (share := look.found.here.share(note.address)) is not None and ill:
+            return replace(view, state="down", detail=f"{ill}, with {share.weight} of {note.weight} of its weight")
         if ill:
             return replace(view, detail=ill)
+        if inside and not lag and look.lacks(note):
+            left = note.until - look.now
+            share = look.found.here.share(note.address)
+            has = f"has {share.weight if share else 0} of {note.weight} of its weight"
+            wait = f" for {left:.0f} s more" if left > 0 else ""
+            return replace(view, actionable=left <= 0, detail=f"{has}{wait}")
         if note.phase == "joining" and (left := look.too_soon(self._ttl)):
             if left < math.inf:
                 lowered = look.notes.lowered
@@ -550,6 +645,20 @@ class NameTraffic:
         return after
 
 
+@dataclass(frozen=True, kw_only=True)
+class Canary:
+    """`steps`: percents of its weight that a new member gets first, rising; each for `seconds`, in which it is looked
+    at."""
+
+    steps: tuple[int, ...]
+    seconds: float
+
+    def after(self, weight: int, full: int) -> int:
+        """What comes after that weight, 0 for one that has none yet. A weight is a whole number, and at least 1."""
+        wanted = (max(1, full * percent // 100) for percent in self.steps)
+        return next((one for one in wanted if weight < one < full), full)
+
+
 def _absent(name: str) -> MemberView:
     return MemberView(name=name, address="", port=0, state="absent")
 
@@ -565,6 +674,11 @@ def _address(member: Member) -> str:
 def _valid(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise Refused(f"{name!r} is no name of a member")
+
+
+def _weighted(more: Sequence[str]) -> bool:
+    """What a note of a weighted member has besides; nothing where it is not."""
+    return not more or (len(more) == 2 and more[0].isdigit())
 
 
 def _number(text: str) -> float | None:
@@ -605,21 +719,37 @@ class Said:
     rest: Mapping[str, Any]
 
 
-def named_settings(settings: Mapping[str, Any], *, also: frozenset[str]) -> Said:
-    """`also`: what this zone has besides. `Refused` for anything else, or a value that is none."""
-    known = _SETTINGS | also
+def _canary(settings: Mapping[str, Any]) -> Canary:
+    said = str(settings.get("canary", DEFAULT_CANARY)).split()
+    steps = [int(one) for one in said if one.isdigit() and 1 <= int(one) <= 99]
+    if not said or len(steps) != len(said) or steps != sorted(set(steps)):
+        raise Refused(
+            f'traffic settings: canary is percents from 1 to 99 that rise, such as 5 or "5 25", not '
+            f"{settings.get('canary')!r}"
+        )
+    return Canary(steps=tuple(steps), seconds=whole(settings, "canary_seconds", DEFAULT_CANARY_SECONDS, most=3600))
+
+
+def named_settings(settings: Mapping[str, Any], *, also: frozenset[str], weights: bool = False) -> Said:
+    """`also`: what this zone has besides; `weights`: that includes record sets that are weighted. `Refused` for
+    anything else, or a value that is none."""
+    known = _SETTINGS | also | (_WEIGHTED if weights else frozenset())
+    if settings.get("addresses") != "weighted" and (alone := sorted(_WEIGHTED & set(settings))) and weights:
+        raise Refused(f"traffic settings: {alone[0]} needs addresses: weighted")
     if unknown := sorted(set(settings) - known):
         raise Refused(f"traffic settings: unknown {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
     kind, addresses = settings.get("type", "A"), settings.get("addresses", "many")
+    known_styles = ("many", "one", *(("weighted",) if weights else ()))
     if kind not in ("A", "AAAA"):
         raise Refused(f"traffic settings: type is A or AAAA, not {kind!r}")
-    if addresses not in ("many", "one"):
-        raise Refused(f"traffic settings: addresses is many or one, not {addresses!r}")
+    if addresses not in known_styles:
+        raise Refused(f"traffic settings: addresses is {' or '.join(known_styles)}, not {addresses!r}")
     rest = {
         "pools": pools_from(settings.get("pools")),
         "ttl": whole(settings, "ttl", DEFAULT_TTL, most=3600, least=1),
         "check": settings.get("check", "tcp"),
         "one": addresses == "one",
+        "canary": _canary(settings) if addresses == "weighted" else None,
         "margin": whole(settings, "margin", int(MARGIN_SECONDS), most=3600),
     }
     return Said(type=kind, rest=rest)
@@ -629,7 +759,9 @@ def servers_finding(title: str, found: Found, here: str, *, fix: str) -> Finding
     """Whether each authoritative server answers, as it is where changes are made (`here`, in words)."""
     silent = sorted(seen for seen in found.everywhere.values() if isinstance(seen, str))
     stale = sorted(
-        server for server, seen in found.everywhere.items() if not isinstance(seen, str) and seen != found.here
+        server
+        for server, seen in found.everywhere.items()
+        if not isinstance(seen, str) and not (found.here.explains(seen) and seen.ttl == found.here.ttl)
     )
     wrong = [*silent, *([f"{', '.join(stale)} differ from {here}"] if stale else [])]
     detail = "; ".join(wrong) or f"{', '.join(found.everywhere)} agree"

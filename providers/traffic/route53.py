@@ -29,9 +29,10 @@ from providers.clients.rounds import Rounds
 from providers.clients.route53 import Action, HostedZone, RecordSet, hosted_zone
 from providers.errors import Conflict, ProviderError, Refused, Transient
 from providers.rights import Rights
-from providers.traffic.batches import Batches
+from providers.traffic.batches import Batches, record_sets
 from providers.traffic.health import LOOKS_AT_ONCE
 from providers.traffic.names import (
+    FULL,
     PREFIX,
     AddressSet,
     Found,
@@ -48,17 +49,21 @@ POLL_SECONDS = 2.0
 TRIES = 20
 SERVERS_SECONDS = 300.0
 SERVICE = "Route 53"
+FINE = 20  # a weight of which a twentieth is still a whole number
 
-_batches: dict[tuple[HostedZone, str], Batches] = {}
-_zones: dict[tuple[HostedZone, str, tuple[Server, ...]], Route53Zone] = {}
+_batches: dict[tuple[HostedZone, str, bool], Batches] = {}
+_zones: dict[tuple[Batches, tuple[Server, ...]], Route53Zone] = {}
 _lock = threading.Lock()
 
 
-def zone_of(hosted: HostedZone, type: str, servers: tuple[Server, ...], clock: Callable[[], float]) -> Route53Zone:
+def zone_of(
+    hosted: HostedZone, type: str, servers: tuple[Server, ...], clock: Callable[[], float], *, weighted: bool = False
+) -> Route53Zone:
     """One of each in a process: whoever changes that zone, or looks at it, goes together."""
     with _lock:
-        batches = _batches.setdefault((hosted, type), Batches(hosted, type=type, clock=clock))
-        return _zones.setdefault((hosted, type, servers), Route53Zone(batches, servers=servers))
+        made = Batches(hosted, type=type, weighted=weighted, clock=clock)
+        batches = _batches.setdefault((hosted, type, weighted), made)
+        return _zones.setdefault((batches, servers), Route53Zone(batches, servers=servers))
 
 
 class Route53Zone:
@@ -132,9 +137,7 @@ class Route53Zone:
         if not self.hosted.private:
             return said
         return {
-            server: here
-            if isinstance(one, AddressSet) and one.addresses == here.addresses and one.ttl <= here.ttl
-            else one
+            server: here if isinstance(one, AddressSet) and here.explains(one) and one.ttl <= here.ttl else one
             for server, one in said.items()
         }
 
@@ -171,7 +174,16 @@ class Route53Zone:
             servers_finding(title, found, SERVICE, fix=fix),
             self._allowed(where, title),
             ttl_finding(title, found, low),
+            *self._weights(title, found),
         ]
+
+    def _weights(self, title: str, found: Found) -> Sequence[Finding]:
+        if not (shares := sorted(found.here.shares, key=lambda one: one.id)):
+            return ()
+        detail = ", ".join(f"{one.id} {one.weight}" for one in shares)
+        least = min(one.weight for one in shares)
+        fix = f"give them weights of {FULL}, say: with {least} a new server gets a large part of all answers at once"
+        return [Finding(name=f"{title}: weights", ok=least >= FINE, detail=detail, fix=fix if least < FINE else "")]
 
     def _allowed(self, where: str, title: str) -> Finding:
         """Asked for a batch that Route 53 can only refuse, since it deletes what was never there: whoever may not
@@ -179,8 +191,8 @@ class Route53Zone:
         beside = f"{PREFIX}.{where}"
         never = RecordSet(name=beside, type="TXT", ttl=1, values=frozenset({f'"doctor {uuid.uuid4().hex}"'}))
         now = self.batches.states([where])[where].here
-        here = RecordSet(name=where, type=self.type, ttl=now.ttl, values=now.addresses)
-        again: list[Any] = [("DELETE", here), ("CREATE", here)] if now.addresses else []
+        there = record_sets(where, self.type, now)
+        again: list[Any] = [(action, one) for action in get_args(Action) for one in there]
         fix = f"allow route53:ChangeResourceRecordSets on the zone for {where} {self.type} and {beside} TXT"
         try:
             self.hosted.submit([*again, ("DELETE", never)])
@@ -232,18 +244,20 @@ class Route53Traffic(NameTraffic):
     """Settings: `zone`, or `zone_id` besides where several have that name; whose it is, as for the provider `aws`
     (`account`, `role`, `external_id`, `profile`, `endpoint`); `servers` (address:port each, blank-separated; left out,
     those that Route 53 has given the zone), `resolver` (who is asked for the delegation by the doctor; left out, this
-    machine's own), and `type`, `ttl`, `margin`, `check`, `addresses` as for `rfc2136`. A pool's `backend` is its name,
-    relative to the zone unless it ends in a dot."""
+    machine's own), and `type`, `ttl`, `margin`, `check`, `addresses` as for `rfc2136`; `addresses` may be `weighted`
+    besides, with `canary` (percents) and `canary_seconds`. A pool's `backend` is its name, relative to the zone unless
+    it ends in a dot."""
 
     def __init__(self, settings: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
-        said = named_settings(settings, also=_SETTINGS)
+        said = named_settings(settings, also=_SETTINGS, weights=True)
         if not isinstance(settings.get("zone"), str):
             raise Refused("traffic settings: zone must be said")
         place = {what: value for what, value in settings.items() if what in wire.SETTINGS}
         account = aws({"region": "us-east-1", **place})
         hosted = hosted_zone(account, zone_name(settings["zone"]).to_text().lower(), str(settings.get("zone_id", "")))
         servers = tuple(server_from(one) for one in str(settings.get("servers", "")).split())
-        self._route53 = zone_of(hosted, said.type, servers, clock)
+        weighted = said.rest["canary"] is not None
+        self._route53 = zone_of(hosted, said.type, servers, clock, weighted=weighted)
         self._resolver = server_from(settings["resolver"]) if "resolver" in settings else None
         super().__init__(self._route53, tries=TRIES, clock=clock, **said.rest)
 

@@ -157,6 +157,7 @@ class NamesWorld:
         sites: dict[str, Site],
         made: Callable[[dict[str, Any]], Traffic],
         there: tuple[str, ...] = ("a", "c"),
+        weighted: bool = False,
     ) -> None:
         self._sites = sites
         port = sites["a"].port
@@ -165,10 +166,17 @@ class NamesWorld:
             site.port = port
             site.start()
         known = {name: sites[name].address for name in there}
-        zone.put(POOL, "A", 1, *known.values())
+        if weighted:
+            assert isinstance(zone, Zone)
+            for name, address in known.items():
+                zone.put(POOL, "A", 1, address, SetIdentifier=name, Weight=100)
+        else:
+            zone.put(POOL, "A", 1, *known.values())
         zone.put(f"_changeover.{POOL}", "TXT", 30, *(f'"member {n} {a} serving 0"' for n, a in known.items()))
-        style = "many" if len(there) > 1 else "one"
-        self.traffic: Traffic = made(zone.settings({POOL: port}, check="/health", addresses=style))
+        style: dict[str, Any] = {"addresses": "many" if len(there) > 1 else "one"}
+        if weighted:
+            style = {"addresses": "weighted", "canary_seconds": 0}
+        self.traffic: Traffic = made(zone.settings({POOL: port}, check="/health", **style))
         until(self, lambda: self.traffic.members(POOL)[0].detail == "")
 
     def member(self, name: str) -> Member:
@@ -220,6 +228,17 @@ def route53_world() -> Iterator[World]:
     try:
         with hosted_zone() as zone:
             yield NamesWorld(zone, {name: Site(loop, name) for name in ("a", "c", "new")}, Route53Traffic)
+    finally:
+        loop.close()
+
+
+@contextlib.contextmanager
+def weighted_world() -> Iterator[World]:
+    loop = Loop()
+    try:
+        with hosted_zone() as zone:
+            sites = {name: Site(loop, name) for name in ("a", "c", "new")}
+            yield NamesWorld(zone, sites, Route53Traffic, weighted=True)
     finally:
         loop.close()
 
@@ -321,6 +340,7 @@ WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
     "rfc2136": names_world,
     "rfc2136, one address": name_of_one_world,
     "route53": route53_world,
+    "route53, weighted": weighted_world,
 }
 
 

@@ -390,6 +390,179 @@ def test_record_sets_that_are_more_than_a_name_with_values_are_refused(
     assert [found for found in traffic.examine() if said in found.detail and not found.ok]
 
 
+# -- weighted ----------------------------------------------------------------------------------------------------------
+
+
+def weighted(zone: Zone, *shares: tuple[str, int, str], name: str = "web", ttl: int = 1) -> None:
+    """As its owner has made it: identifier, weight and address of each."""
+    for id, weight, address in shares:
+        zone.put(name, "A", ttl, address, SetIdentifier=id, Weight=weight)
+
+
+def canary(zone: Zone, *names: str, **changes: Any) -> Traffic:
+    settings = {"addresses": "weighted", "canary": "5 25", "canary_seconds": 0, **changes}
+    return traffic_of(zone, *names, **settings)
+
+
+def of_a(name: str = "web-1.g2", address: str = B, *, instead: str = A) -> Member:
+    return Member(name=name, address=address, port=80, instead_of=(instead, name))
+
+
+def shares_seen(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
+    """The weights after each change from now on, by their identifiers."""
+    seen: list[dict[str, int]] = []
+    change = zone.cloud.zones.change
+
+    def noted(id: str, moto: Any, changes: Sequence[Any]) -> str:
+        made = change(id, moto, changes)
+        now = {id: weight for id, (weight, _, _) in zone.weights("web").items()}
+        if not seen or seen[-1] != now:
+            seen.append(now)
+        return made
+
+    monkeypatch.setattr(zone.cloud.zones, "change", noted)
+    return seen
+
+
+def test_a_new_server_gets_a_twentieth_then_a_quarter_then_all_and_the_old_one_leaves(
+    zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighted(zone, ("blue", 100, A), ("third", 40, C))
+    seen, traffic = shares_seen(zone, monkeypatch), canary(zone, "web")
+    assert {view.name: view.state for view in traffic.members("web")} == {A: "serving", C: "serving"}
+    bring_in(traffic, "web", of_a())
+    take_out(traffic, "web", A, Guard(min_healthy=1, serving=("web-1.g2",)))
+    others = {"blue": 100, "third": 40}
+    steps = [{**others, "web-1.g2": weight} for weight in (5, 25, 100)]
+    assert seen[-5:] == [others, *steps, {"third": 40, "web-1.g2": 100}]
+    assert zone.weights("web") == {"third": (40, 1, C), "web-1.g2": (100, 1, B)}
+
+
+def test_each_step_lasts_its_time_and_is_no_full_member_until_the_last(zone: Zone) -> None:
+    weighted(zone, ("blue", 100, A))
+    traffic = canary(zone, "web", canary=10, canary_seconds=2)
+    until(lambda: (traffic.add("web", of_a()), zone.weights("web").get("web-1.g2", (0,))[0] == 10)[1])
+    until(lambda: "10 of 100 of its weight for" in traffic.add("web", of_a()).detail)
+    view = look(traffic, "web", "web-1.g2")
+    assert (view.state, view.actionable) == ("joining", False)
+    with pytest.raises(GuardRefused, match=r"does not serve: web-1\.g2"):
+        traffic.remove("web", A, guard=Guard(min_healthy=1, serving=("web-1.g2",)), cut=False)
+    began = time.monotonic()
+    bring_in(traffic, "web", of_a())
+    assert time.monotonic() - began > 1
+    assert zone.weights("web")["web-1.g2"][0] == 100
+
+
+@pytest.mark.parametrize("reached", [5, 25, 100])
+def test_from_every_step_there_is_a_way_back_to_the_old_one_alone(zone: Zone, reached: int) -> None:
+    weighted(zone, ("blue", 100, A), ttl=3)
+    before = zone.weights("web")
+    traffic = canary(zone, "web")
+    traffic.prepare("web", "web-1.g2")
+
+    def at_that_step() -> bool:
+        return traffic.add("web", of_a()) is not None and zone.weights("web").get("web-1.g2", (0,))[0] >= reached
+
+    until(at_that_step, seconds=30)
+    take_out(traffic, "web", "web-1.g2", Guard(min_healthy=1, serving=(A,)))
+    traffic.settled("web", "web-1.g2")
+    assert zone.weights("web") == before, "its weight, its identifier and its TTL"
+    assert zone.get("_changeover.web", "TXT")[1] == set()
+
+
+def test_an_old_server_that_drains_gets_back_what_it_had_at_once(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
+    weighted(zone, ("blue", 100, A))
+    traffic = canary(zone, "web", ttl=30)
+    zone.put("web", "A", 30, A, SetIdentifier="blue", Weight=100)
+    bring_in(traffic, "web", of_a())
+    guard = Guard(min_healthy=1, serving=("web-1.g2",))
+    until(lambda: traffic.remove("web", A, guard=guard, cut=False).state == "draining")
+    assert set(zone.weights("web")) == {"web-1.g2"}
+    seen = shares_seen(zone, monkeypatch)
+    bring_in(traffic, "web", Member(name=A, address=A, port=80), back=True)
+    assert seen[0] == {"web-1.g2": 100, "blue": 100}, "without a step in between"
+
+
+def test_a_weight_that_somebody_changes_meanwhile_is_neither_lost_nor_overwritten(
+    zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighted(zone, ("blue", 100, A), ("third", 40, C))
+    change, put = zone.cloud.zones.change, [50, 60, 70]
+
+    def before(id: str, moto: Any, changes: Sequence[Any]) -> str:
+        if put:
+            kept, zone.cloud.timings.change = zone.cloud.timings.change, 0.0
+            theirs = {**record("web", C), "SetIdentifier": "third", "Weight": put.pop(0)}
+            change(id, moto, [{"Action": "UPSERT", "ResourceRecordSet": theirs}])
+            zone.cloud.timings.change = kept
+        return change(id, moto, changes)
+
+    monkeypatch.setattr(zone.cloud.zones, "change", before)
+    traffic = canary(zone, "web")
+    patient(lambda: traffic.add("web", of_a()).state == "serving")
+    assert not put
+    assert zone.weights("web") == {"blue": (100, 1, A), "third": (70, 1, C), "web-1.g2": (100, 1, B)}
+
+
+def test_a_canary_that_ails_is_down_and_gets_no_more(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
+    weighted(zone, ("blue", 100, A))
+    traffic: Any = canary(zone, "web", canary=5)
+    ill: set[str] = set()
+    monkeypatch.setattr(traffic._health, "ask", lambda asked: {one: "503" if one[0] in ill else "" for one in asked})
+    until(lambda: (traffic.add("web", of_a()), zone.weights("web").get("web-1.g2", (0,))[0] == 5)[1])
+    ill.add(B)
+    for _ in range(5):
+        view = traffic.add("web", of_a())
+        assert view.state in ("joining", "down")
+    until(lambda: traffic.add("web", of_a()).state == "down")
+    assert "5 of 100" in look(traffic, "web", "web-1.g2").detail
+    assert zone.weights("web")["web-1.g2"][0] == 5
+    take_out(traffic, "web", "web-1.g2", Guard(min_healthy=1, serving=(A,)))
+    assert set(zone.weights("web")) == {"blue"}
+
+
+@pytest.mark.parametrize(
+    ("shares", "why"),
+    [
+        ([{"values": (A,)}], "plain record set"),
+        ([{"values": (A, C), "SetIdentifier": "blue", "Weight": 9}], "2 addresses"),
+        ([{"values": (A,), "SetIdentifier": one, "Weight": 9} for one in ("blue", "green")], "two record sets"),
+        ([{"values": (A,), "SetIdentifier": "blue", "Weight": 0}], "weights of 0 alone"),
+        ([{"values": (A,), "SetIdentifier": "blue", "Region": "eu-west-1"}], "latency"),
+        ([{"values": (A,), "SetIdentifier": "blue", "Weight": 9, "HealthCheckId": "1" * 36}], "weighted"),
+        ([{"values": (A,), "SetIdentifier": "b" * 128, "Weight": 9}], "too long"),
+    ],
+)
+def test_a_name_that_is_not_weighted_server_by_server_is_refused(
+    zone: Zone, shares: list[dict[str, Any]], why: str
+) -> None:
+    for one in shares:
+        more = {key: value for key, value in one.items() if key != "values"}
+        zone.put("web", "A", 60, *one["values"], **more)
+    traffic = canary(zone, "web")
+    for call in (lambda: traffic.members("web"), lambda: traffic.add("web", of_a())):
+        with pytest.raises(Refused, match=why):
+            call()
+    assert [found for found in traffic.examine() if why in found.detail and not found.ok]
+
+
+def test_a_server_whose_weight_is_0_is_no_member_and_is_left_alone(zone: Zone) -> None:
+    weighted(zone, ("blue", 100, A), ("spare", 0, C))
+    traffic = canary(zone, "web")
+    assert [view.name for view in traffic.members("web")] == [A]
+    bring_in(traffic, "web", of_a())
+    assert zone.weights("web")["spare"] == (0, 1, C)
+
+
+def test_the_doctor_tells_weights_and_that_small_ones_are_no_canary(zone: Zone) -> None:
+    weighted(zone, ("blue", 100, A), name="well")
+    weighted(zone, ("blue", 1, A), name="small")
+    told = {found.name: found for found in canary(zone, "well", "small").examine()}
+    assert all(found.ok for name, found in told.items() if "well" in name)
+    assert told["name well.shop.test.: weights"].detail == "blue 100"
+    assert not told["name small.shop.test.: weights"].ok
+
+
 def test_an_alias_to_a_load_balancer_is_refused_with_what_to_do(zone: Zone) -> None:
     target = {
         "HostedZoneId": "Z32O12XQLNTSW2",
@@ -470,6 +643,12 @@ def test_notes_that_somebody_has_written_by_hand_are_left_as_they_are(zone: Zone
         ({"ttl": 0}, "ttl is 1"),
         ({"colour": "blue"}, "unknown 'colour'"),
         ({"primary": "192.0.2.53"}, "unknown 'primary'"),
+        ({"addresses": "two"}, "many or one or weighted"),
+        ({"canary": 5}, "canary needs addresses: weighted"),
+        ({"addresses": "weighted", "canary": "25 5"}, "that rise"),
+        ({"addresses": "weighted", "canary": 100}, "from 1 to 99"),
+        ({"addresses": "weighted", "canary": "half"}, "from 1 to 99"),
+        ({"addresses": "weighted", "canary_seconds": -1}, "canary_seconds is 0"),
     ],
 )
 def test_bad_settings_are_refused_with_the_reason(zone: Zone, changes: dict[str, Any], why: str) -> None:
