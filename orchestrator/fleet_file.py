@@ -97,16 +97,21 @@ def text_of(path: str | Path) -> str:
         raise BadInput(
             f"cannot be read: {reason}", place=str(path), next="check the path and its permissions"
         ) from None
+    return text_from(raw, name=path.name)
+
+
+def text_from(raw: bytes, *, name: str) -> str:
+    """These bytes as text. Raises `BadInput` if they are too many or not UTF-8; `name` as in `read`."""
     if len(raw) > MAX_BYTES:
-        raise _bad("is larger than 1 MiB", name=path.name)
+        raise _bad("is larger than 1 MiB", name=name)
     for mark, encoding in ((b"\xef\xbb\xbf", "a byte order mark"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if raw.startswith(mark):
-            raise _bad(f"begins with {encoding}: save it as plain UTF-8", name=path.name, line=1)
+            raise _bad(f"begins with {encoding}: save it as plain UTF-8", name=name, line=1)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise _bad(f"byte 0x{raw[error.start]:02x} is not UTF-8: save it as UTF-8", name=path.name, line=line) from None
+        raise _bad(f"byte 0x{raw[error.start]:02x} is not UTF-8: save it as UTF-8", name=name, line=line) from None
 
 
 def read(text: str, *, name: str) -> Fleet:

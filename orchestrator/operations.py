@@ -126,7 +126,8 @@ def _answer(store: Store, kind: str, request: str, waiter: Waiter) -> Mapping[st
             raise _unanswered(store, kind, waited, before)
         waiter.sleep(min(waiter.every, max(0.001, waiter.timeout - waited)))
     if not found.get("ok"):
-        raise ChangeoverError(
+        refused = found.get("refused", False)  # for what was asked, and not for how the world is just now
+        raise (Conflict if refused else ChangeoverError)(
             f"the worker could not read the world: {found.get('error', 'it did not say why')}",
             traffic="unchanged; nothing was created",
             next="changeover doctor FILE",

@@ -24,7 +24,11 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
                 holds, shown (the token itself: only here, only now)
     tokens      tokens [token, without shown]
     revoked     changed, token
-    report      files [path]
+    report      files [path] (of the command line), or report, uncertified (of the API)
+    servers     servers [upgrade], unread {server: why} (of the API, like the four that follow)
+    events      events [event], next
+    health      ok
+    readiness   ready, workers, why
     version     version
     error       (on stderr) error, message, traffic, next, exit_code
 
@@ -36,7 +40,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import words
+from orchestrator import documents, words
 from orchestrator.domain.budget import Bucket
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
     from orchestrator.operations import Answer, Frozen, Story, View
 
 
-def rollout(r: Rollout) -> dict[str, Any]:
+def rollout(r: Rollout) -> documents.Rollout:
     return {
         "id": r.id,
         "fleet": r.fleet,
@@ -57,6 +61,7 @@ def rollout(r: Rollout) -> dict[str, Any]:
         "state": r.state,
         "why": r.why or r.stop,
         "alarm": r.alarm,
+        "version": r.version,
         "wave": r.wave,
         "waves": [list(wave) for wave in r.waves],
         "max_in_flight": r.max_in_flight,
@@ -70,7 +75,7 @@ def rollout(r: Rollout) -> dict[str, Any]:
     }
 
 
-def upgrade(u: Upgrade) -> dict[str, Any]:
+def upgrade(u: Upgrade) -> documents.Upgrade:
     return {
         "server": u.server,
         "wave": u.wave,
@@ -97,11 +102,11 @@ def upgrade(u: Upgrade) -> dict[str, Any]:
     }
 
 
-def bucket(found: Bucket) -> dict[str, Any]:
+def bucket(found: Bucket) -> documents.Bucket:
     return {"rate": found.rate, "refused": found.refused, "refused_at": found.refused_at}
 
 
-def event(entry: AuditEntry) -> dict[str, Any]:
+def event(entry: AuditEntry) -> documents.Event:
     return {
         "id": entry.id,
         "at": entry.at,
@@ -135,7 +140,7 @@ def _bytes(written: object) -> object:
     return int(text[:-1]) if text.endswith("B") and text[:-1].isdigit() else written
 
 
-def plan(p: Plan) -> dict[str, Any]:
+def plan(p: Plan) -> documents.Plan:
     size = p.fleet["target"]["size"]
     return {
         "id": p.id,
@@ -154,7 +159,7 @@ def plan(p: Plan) -> dict[str, Any]:
     }
 
 
-def shown(view: View) -> dict[str, Any]:
+def shown(view: View) -> documents.Shown:
     return {
         "rollout": rollout(view.rollout),
         "counts": dict(view.tally.by_state),
@@ -167,7 +172,7 @@ def shown(view: View) -> dict[str, Any]:
     }
 
 
-def story(told: Story) -> dict[str, Any]:
+def story(told: Story) -> documents.Story:
     return {
         "rollout": rollout(told.rollout),
         "server": upgrade(told.upgrade) if told.upgrade is not None else None,
@@ -180,7 +185,7 @@ def story(told: Story) -> dict[str, Any]:
     }
 
 
-def answer(given: Answer, *, verb: str, next: str) -> dict[str, Any]:
+def answer(given: Answer, *, verb: str, next: str) -> documents.Answer:
     return {
         "verb": verb,
         "changed": given.changed,
@@ -193,7 +198,7 @@ def answer(given: Answer, *, verb: str, next: str) -> dict[str, Any]:
     }
 
 
-def freeze(frozen: Frozen, *, next: str) -> dict[str, Any]:
+def freeze(frozen: Frozen, *, next: str) -> documents.Freeze:
     return {
         "frozen": frozen.why,
         "changed": frozen.changed,

@@ -141,7 +141,7 @@ def _answer(world: World, kind: str, request: str, make: Any) -> Mapping[str, An
     try:
         body = {"ok": True, **make()}
     except ProviderError as error:
-        body = {"ok": False, "error": str(error)}
+        body = {"ok": False, "error": str(error), "refused": isinstance(error, Refused)}
     world.store.put_document(kind, request, body, ttl=KEEP)
     return {"ok": body["ok"]}
 

@@ -72,6 +72,15 @@ class RefusedIntent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Once:
+    """Of something that is asked for under a key: `mine`, whoever is told so does it; `busy`, somebody does it now;
+    `done`; or `other`, the key stands for something else. What comes of it is known by `id`."""
+
+    state: Literal["mine", "busy", "done", "other"]
+    id: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """What goes to the audit log with a change. `event` is the event's name; `detail` is JSON-able, without secrets."""
 
@@ -198,6 +207,15 @@ class Store(Protocol):
 
     def used_token(self, id: str) -> None:
         """It was last used now."""
+        ...
+
+    def once(self, key: str, *, asked: str, id: str, seconds: float, ttl: float) -> Once:
+        """Of all that ask under this key within `ttl` seconds, one at a time may do what is asked, for `seconds`, and
+        always under the id of the first; as soon as it is done nobody. `asked` says what: another is `other`."""
+        ...
+
+    def once_ended(self, key: str, *, how: Literal["done", "again", "forgotten"], id: str = "") -> None:
+        """It is done, and what came of it known by `id`; or whoever asks next may do it; or nobody ever asked."""
         ...
 
     # -- upgrades -------------------------------------------------------------------------------------------------

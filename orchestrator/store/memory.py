@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Condition, RLock
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.domain.budget import Bucket, Limit, fresh
 from orchestrator.domain.orphans import Sighting
@@ -25,6 +25,7 @@ from orchestrator.store import (
     Failure,
     Ignored,
     LedgerItem,
+    Once,
     RefusedIntent,
     RefusedReason,
     Row,
@@ -84,6 +85,15 @@ class _Lease:
     until: float
 
 
+@dataclass(kw_only=True)
+class _Asked:
+    asked: str
+    id: str
+    ends: float
+    until: float = 0.0
+    done: bool = False
+
+
 class MemoryStore:
     """For any number of threads of one process."""
 
@@ -102,6 +112,7 @@ class MemoryStore:
         self._sightings: dict[str, tuple[str, bytes]] = {}
         self._worlds: dict[str, str] = {}
         self._tokens: dict[str, Token] = {}
+        self._once: dict[str, _Asked] = {}
         self._workers: dict[str, tuple[bytes, float]] = {}
         self._ignored: dict[str, int] = {}
         self._queue_wait = 0.0
@@ -233,6 +244,34 @@ class MemoryStore:
         with self._lock:
             if id in self._tokens:
                 self._tokens[id] = replace(self._tokens[id], used_at=self.now())
+
+    def once(self, key: str, *, asked: str, id: str, seconds: float, ttl: float) -> Once:
+        with self._lock:
+            now = self.now()
+            found = self._once.get(key)
+            if found is None or found.ends <= now:
+                found = self._once[key] = _Asked(asked=asked, id=id, ends=now + ttl)
+            elif found.asked != asked:
+                return Once(state="other", id=found.id)
+            elif found.done:
+                return Once(state="done", id=found.id)
+            elif found.until > now:
+                return Once(state="busy", id=found.id)
+            found.until = now + seconds
+            return Once(state="mine", id=found.id)
+
+    def once_ended(self, key: str, *, how: Literal["done", "again", "forgotten"], id: str = "") -> None:
+        with self._lock:
+            found = self._once.get(key)
+            if found is None:
+                return
+            match how:
+                case "done":
+                    found.done, found.id = True, id
+                case "again":
+                    found.until = 0.0
+                case "forgotten":
+                    del self._once[key]
 
     # -- upgrades -------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     worker, workers         hash, zset by the end of their beat
     bucket:<name>, buckets  hash; zset by last use: how often an API may be called
     tokens                  hash     id -> a token; beside it <id>:revoked and <id>:used, when
+    once:<key>              hash     asked, id, until: what is asked for under a key, and not done twice
     document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; ignored: hash
 """
 
@@ -33,7 +34,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import redis
 
@@ -53,6 +54,7 @@ from orchestrator.store import (
     Failure,
     Ignored,
     LedgerItem,
+    Once,
     RefusedIntent,
     Row,
     Tally,
@@ -330,6 +332,13 @@ class RedisStore:
     def used_token(self, id: str) -> None:
         with self._told:
             self._redis.hset(self._key("tokens"), f"{id}:used", f"{self.now():.6f}")
+
+    def once(self, key: str, *, asked: str, id: str, seconds: float, ttl: float) -> Once:
+        state, known = self._texts("once", {"key": key, "asked": asked, "id": id, "seconds": seconds, "ttl": ttl})
+        return Once(state=cast("Literal['mine', 'busy', 'done', 'other']", state), id=known)
+
+    def once_ended(self, key: str, *, how: Literal["done", "again", "forgotten"], id: str = "") -> None:
+        self._run("once_ended", {"key": key, "how": how, "id": id})
 
     # -- upgrades -------------------------------------------------------------------------------------------------
 

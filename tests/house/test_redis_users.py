@@ -18,8 +18,8 @@ from tests.support.redis_users import ROOT, Guarded, guarded_redis
 RULES = ROOT / "deploy" / "redis" / "users.acl"
 STORE = ROOT / "orchestrator" / "store"
 DECIDING = ("api", "coordinator", "worker")
-# What lets callers of the API in. A worker that was taken over must not let anybody in.
-OF_THE_API_ALONE = {"tokens"}
+# What lets callers of the API in, and what they have asked for. A worker that was taken over must not let anybody in.
+OF_THE_API_ALONE = {"tokens", "once:"}
 PROCESSES = ("api", "coordinator", "worker", "flower")
 
 

@@ -81,6 +81,7 @@ class World:
         self.store = store
         self.change: Mapping[str, Any] = {}
         self.error = ""
+        self.refused = False
         self.strangers: tuple[str, ...] = ()
         self.orphans: list[Sighting] = []
         self.where: Mapping[str, str] = {}
@@ -142,7 +143,7 @@ class World:
             return
         body: dict[str, Any] = {"ok": True}
         if self.error:
-            body = {"ok": False, "error": self.error}
+            body = {"ok": False, "error": self.error, "refused": self.refused}
         elif task == "survey":
             assert fleet is not None
             body["survey"] = asdict(self.survey(fleet))

@@ -1527,6 +1527,41 @@ def test_a_token_that_cannot_be_read_hides_no_other(redis_site: Site) -> None:
         store.token("t1")
 
 
+def asked(site: Site, *, id: str, what: str = "deploy", key: str = "k") -> tuple[str, str]:
+    found = site.store.once(key, asked=what, id=id, seconds=60.0, ttl=3600.0)
+    return found.state, found.id
+
+
+def test_what_is_asked_for_under_a_key_is_done_by_one_at_a_time_and_once(site: Site) -> None:
+    assert asked(site, id="r1") == ("mine", "r1")
+    assert asked(site, id="r2") == ("busy", "r1")
+    assert asked(site, id="r3", what="another") == ("other", "r1")
+    assert asked(site, id="r4", key="another") == ("mine", "r4")
+    site.store.once_ended("k", how="done", id="r1")
+    site.clock.now += 100
+    assert asked(site, id="r5") == ("done", "r1")
+    assert asked(site, id="r6", what="another") == ("other", "r1")
+
+
+def test_who_takes_over_what_was_asked_does_it_under_the_id_of_the_first(site: Site) -> None:
+    asked(site, id="r1")
+    site.clock.now += 61
+    assert asked(site, id="r2") == ("mine", "r1")
+    assert asked(site, id="r3") == ("busy", "r1")
+    site.store.once_ended("k", how="again")
+    assert asked(site, id="r4") == ("mine", "r1")
+    site.store.once_ended("k", how="forgotten")
+    site.store.once_ended("k", how="done", id="r9")  # of one who was too slow
+    assert asked(site, id="r5", what="another") == ("mine", "r5")
+
+
+def test_of_many_that_ask_at_once_under_a_key_one_may(site: Site) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: asked(site, id=f"r{n}"), range(32)))
+    (mine,) = [id for state, id in found if state == "mine"]
+    assert set(found) == {("mine", mine), ("busy", mine)}
+
+
 def test_a_ledger_keeps_the_last_word_about_a_key(site: Site) -> None:
     site.create()
     first = LedgerItem(key="k2", kind="server", server="a", state="intended")

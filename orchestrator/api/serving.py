@@ -1,0 +1,105 @@
+"""The process that serves the API until SIGTERM: one event loop, threads for what waits for Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+import socket
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from orchestrator import logs, tokens
+from orchestrator.api.app import make_app
+from orchestrator.api.callers import Pace
+from orchestrator.api.routes import Api
+from orchestrator.errors import BadInput
+from orchestrator.messaging import make_app as make_celery
+from orchestrator.operations import celery_asker
+from orchestrator.settings import Settings
+from orchestrator.store.redis import RedisStore
+
+CONNECTIONS = 160  # to Redis: a thread of each kind may want one
+HEAD_WITHIN = 10.0  # seconds from the first byte of a request, or a connection's beginning, to the end of its head
+MOST = 2000  # connections
+DRAIN = 10  # seconds that requests are given to end
+log = structlog.get_logger(__name__)
+
+
+class Protocol(H11Protocol):
+    """Ends a connection on which no whole head of a request comes in time: uvicorn itself waits for ever."""
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif idle and self._head is None:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._head = self.loop.call_later(HEAD_WITHIN, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+
+def refuse_open_door(address: str, store: RedisStore) -> None:
+    """Raises `BadInput` for an address beyond this host as long as nobody has a token."""
+    if not ipaddress.ip_address(address).is_loopback and not tokens.holding(store):
+        raise BadInput(
+            f"{address} is beyond this host, and there is no token by which anybody could be let in",
+            place="--address",
+            next="changeover token create NAME --scope read",
+        )
+
+
+def open_store(settings: Settings) -> RedisStore:
+    return RedisStore(settings.store_url(), namespace=settings.namespace, connections=CONNECTIONS)
+
+
+def serve(settings: Settings, store: RedisStore, listener: socket.socket, *, rate: float) -> None:
+    """Until SIGTERM or Ctrl-C. `rate`: how often a token may ask, a second."""
+    logs.configure("api")
+    celery = make_celery(settings)
+    # Somebody waits: an absent broker is told at once instead of being tried for ever.
+    celery.conf.update(broker_connection_max_retries=2, broker_connection_timeout=3)
+    api = Api(store=store, ask=celery_asker(celery), pace=Pace(rate=rate), dev=settings.dev)
+    for which in (signal.SIGTERM, signal.SIGINT):  # which uvicorn hands on once it has ended in order
+        signal.signal(which, lambda *_: None)
+    log.info("serving", at="{}:{}".format(*listener.getsockname()[:2]))
+    server_of(api).run(sockets=[listener])
+    store.close()
+
+
+def server_of(api: Api) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            make_app(api),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST,
+            timeout_keep_alive=75,  # above what a proxy in front keeps its connections idle for
+            timeout_graceful_shutdown=DRAIN,
+            h11_max_incomplete_event_size=32 * 1024,
+            proxy_headers=False,
+        )
+    )

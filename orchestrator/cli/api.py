@@ -1,0 +1,39 @@
+"""`api`: the door for programs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.output import say
+from orchestrator.errors import BadInput
+
+
+def api(
+    address: Annotated[str, typer.Option("--address", help="The IPv4 address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0: the system chooses.")] = 8088,
+    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Requests a second, of each token.")] = 10.0,
+) -> int:
+    """Serve the API here until Ctrl-C, to whoever has a token. Any number may run.
+
+    It speaks HTTP without TLS: where it listens beyond this host, put a proxy with TLS in front.
+    """
+    import ipaddress
+
+    from orchestrator.api import serving
+    from orchestrator.flower import listen
+    from orchestrator.settings import Settings
+
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        raise BadInput(f"{address!r} is no IPv4 address", place="--address", next="changeover api --help") from None
+    settings = Settings.load()
+    store = serving.open_store(settings)
+    store.check(dev=settings.dev)
+    serving.refuse_open_door(address, store)
+    listener = listen(port, address=address, place="--port")
+    say(f"API  http://{address}:{listener.getsockname()[1]}/v1   what there is: /openapi.json")
+    serving.serve(settings, store, listener, rate=rate)
+    return 0
