@@ -64,6 +64,9 @@ def _described(app: FastAPI) -> dict[str, Any]:
         parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in found["paths"].items():
             for operation in operations.values():
+                for parameter in operation.get("parameters", ()):  # one that is left out is not null, but not there
+                    if "anyOf" in parameter["schema"]:
+                        parameter["schema"] |= parameter["schema"].pop("anyOf")[0]
                 if path.startswith("/v1/"):
                     operation["security"] = [{"token": []}]
                 else:
@@ -122,10 +125,13 @@ class Round:
 
     def __init__(self, app: Any, *, described: Mapping[str, Any]) -> None:
         self._app = app
+        paths = sorted(described["paths"].items(), key=lambda each: len(each[0]), reverse=True)  # `{id}:pause` first
         self._known = [
-            (compile_path(path)[0], method.upper(), frozenset(_queried(operation)))
-            for path, operations in described["paths"].items()
-            for method, operation in operations.items()
+            (
+                compile_path(path)[0],
+                {method.upper(): frozenset(_queried(operation)) for method, operation in operations.items()},
+            )
+            for path, operations in paths
         ]
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -161,10 +167,14 @@ class Round:
     def _suspect(self, request: Request) -> Problem | None:
         if "transfer-encoding" in request.headers and "content-length" in request.headers:
             return Problem("malformed", "Transfer-Encoding and Content-Length at once", headers={"Connection": "close"})
+        methods = self._methods(request)
+        if methods and request.method not in methods:
+            allowed = ", ".join(sorted(methods))
+            return Problem("method-not-allowed", f"it takes {allowed}", headers={"Allow": allowed})
         given = [name for name, _ in request.query_params.multi_items()]
         if not given:
             return None
-        known = self._parameters(request)
+        known = methods.get(request.method)
         wrong = [name for name in given if known is not None and name not in known]
         twice = [name for name in set(given) if given.count(name) > 1]
         if not wrong and not twice:
@@ -173,12 +183,9 @@ class Round:
         what = f"there is no such parameter; there are {', '.join(sorted(known or ())) or 'none'}" if wrong else "twice"
         return Problem("bad-input", f"{name!r}: {what}", faults=[(name, what)])
 
-    def _parameters(self, request: Request) -> frozenset[str] | None:
-        """Those that are described for what is asked; None where nothing is there to be asked."""
-        for path, method, names in self._known:
-            if method == request.method and path.match(request.url.path):
-                return names
-        return None
+    def _methods(self, request: Request) -> Mapping[str, frozenset[str]]:
+        """What can be done there, each with the parameters that are described for it."""
+        return next((methods for path, methods in self._known if path.match(request.scope["path"])), {})
 
     @staticmethod
     def _log(request: Request, status: int) -> None:

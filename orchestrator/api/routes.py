@@ -97,7 +97,15 @@ ServerName = Annotated[str, Path(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$
 Limit = Annotated[int, Query(ge=1, le=MOST, description="Of one page.")]
 Cursor = Annotated[str | None, Query(max_length=300, description="From the Link of the page before.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key and body: done once.")]
-IfMatch = Annotated[str | None, Header(alias="If-Match", description="Only if the rollout is as it was seen.")]
+_TAG = r'(W/)?"[0-9]{1,19}-[^",]*"'
+IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        pattern=rf"^(\*|{_TAG}(\s*,\s*{_TAG})*)$",
+        description="Only if the rollout is as it was seen.",
+    ),
+]
 IfNone = Annotated[str | None, Header(alias="If-None-Match", description="304 where nothing has changed.")]
 EventId = r"^\d{1,15}(-\d{1,19})?$"
 routes = APIRouter(prefix="/v1")
@@ -415,12 +423,9 @@ def _report(api: Api, who: Caller, id: str) -> documents.Report:
 def _seen(api: Api, who: Caller, id: str, given: str | None) -> int | None:
     """The version of the rollout's own state that the caller has seen: its servers go on meanwhile, and may."""
     visible(api, who, id)
-    if given is None or given.strip() == "*":
+    if given is None or given == "*":
         return None
-    versions = [tag.strip('"').partition("-")[0] for tag in _tags(given)]
-    if not all(version.isdecimal() and len(version) < 20 for version in versions):
-        raise Problem("malformed", "If-Match takes an ETag of this rollout")
-    known = [int(version) for version in versions]
+    known = [int(tag.strip('"').partition("-")[0]) for tag in _tags(given)]
     now = operations.find(api.store, id).version
     return now if now in known else known[0]
 

@@ -473,7 +473,7 @@ def test_who_has_not_seen_the_latest_decision_changes_nothing(api: Served) -> No
     assert api.http.post(f"/v1/rollouts/{id}:rollback", headers={"If-Match": "*"}).status_code == 200
     for verb in ("pause", "resume", "abort", "rollback", "retry"):
         refused(api.http.post(f"/v1/rollouts/{id}:{verb}", headers=seen), 412, "outdated")
-    refused(api.http.post(f"/v1/rollouts/{id}:retry", headers={"If-Match": '"new"'}), 400, "malformed")
+    refused(api.http.post(f"/v1/rollouts/{id}:retry", headers={"If-Match": '"new"'}), 422, "bad-input")
 
 
 def test_everything_is_frozen_and_unfrozen_by_who_may(api: Served) -> None:
@@ -698,6 +698,8 @@ def test_other_methods_and_paths_are_refused_in_the_same_words(api: Served) -> N
     for path in ("/", "/v1", "/v1/", "/v1/rollouts/", "/v2/rollouts", "/docs", "/redoc", "/metrics"):
         refused(api.http.get(path), 404, "not-found")
     refused(api.http.post("/v1/rollouts/r1:explode"), 405, "method-not-allowed")
+    for path, allowed in (("/v1/rollouts", "GET, POST"), ("/v1/rollouts/r1:pause", "POST"), ("/healthz", "GET")):
+        assert api.http.request("OPTIONS", path).headers["allow"] == allowed
 
 
 def raw(api: Served, *parts: bytes, within: float = 20) -> bytes:
