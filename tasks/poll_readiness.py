@@ -33,6 +33,8 @@ def do(turn: Turn, _intent: Intent) -> Done | Wait:
     facts = _facts(turn, id)
     if facts is None:
         return _wait(turn.fleet, "guest", id, f"server {id} does not answer from inside yet", notes)
+    if late := still_missing(facts, turn.fleet.checks.guest):
+        return _wait(turn.fleet, "guest", id, f"server {id} is not ready inside: {'; '.join(late)}", notes)
     problems = compare(facts, turn.server.paths, turn.fleet)
     evidence = {"facts": asdict(facts)}
     if problems:
@@ -62,6 +64,15 @@ def paths(fleet: Fleet) -> list[str]:
     """Every path that the fleet file speaks of, to be looked at inside a server."""
     checks = fleet.checks.guest
     return sorted({rule.path for rule in checks.permissions} | set(checks.like_old))
+
+
+def still_missing(facts: Facts, checks: GuestChecks) -> list[str]:
+    """What a server that has just booted may still come to, one line each; pure."""
+    missing = [f"nothing listens at port {port}" for port in checks.listening if port not in facts.listening]
+    if checks.clock is not None and abs(facts.clock_offset) > checks.clock:
+        late = "behind" if facts.clock_offset < 0 else "ahead"
+        missing.append(f"its clock is {abs(facts.clock_offset):.1f} s {late}")
+    return missing
 
 
 def compare(facts: Facts, old: tuple[Mapping[str, str], ...], fleet: Fleet) -> list[str]:

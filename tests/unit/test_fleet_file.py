@@ -76,6 +76,15 @@ def test_a_good_file_is_read_whole() -> None:
     assert Fleet.model_validate_json(json.dumps(fleet.canonical())) == fleet
 
 
+def test_ports_and_clock_inside_are_read_and_plans_without_them_keep_their_hash() -> None:
+    said = GOOD.replace("guest: {disk_free: 10MiB,", "guest: {disk_free: 10MiB, listening: [8080], clock: 2s,")
+    fleet = fleet_file.read(said, name="fleet.yaml")
+    assert (fleet.checks.guest.listening, fleet.checks.guest.clock) == ((8080,), 2.0)
+    assert Fleet.model_validate_json(json.dumps(fleet.canonical())) == fleet
+    bare = fleet_file.read(GOOD, name="fleet.yaml").canonical()["checks"]["guest"]
+    assert not {"listening", "clock"} & bare.keys()
+
+
 def test_a_quiesce_hook_is_two_commands_and_a_time() -> None:
     said = "quiesce: {before: [freeze, /srv], after: [thaw, /srv], timeout: 30s}\n"
     fleet = fleet_file.read(GOOD + said, name="fleet.yaml")
