@@ -1,4 +1,5 @@
-"""A whole rollout in which each process comes to Redis as its own user, with the rights of deploy/redis/users.acl."""
+"""A whole rollout in which each process comes to Redis as its own user, with the rights of deploy/redis/users.acl, and
+a failover of such a Redis."""
 
 from __future__ import annotations
 
@@ -12,12 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import redis
 
+from orchestrator.embedded import valkey_server
 from orchestrator.settings import Settings
+from orchestrator.store.redis import RedisStore
 from tests.support.control_plane import ControlPlane
 from tests.support.fake_cloud import running_cloud
 from tests.support.redis_servers import free_port, wait_for
-from tests.support.redis_users import Guarded, guarded_redis
+from tests.support.redis_users import ROOT, Guarded, guarded_redis
+from tests.support.valkey import WRAPPER
 
 pytestmark = pytest.mark.debian
 PACE = {"CHANGEOVER_LEASE": "5", "CHANGEOVER_GRACE": "2", "CHANGEOVER_CONCURRENCY": "4"}
@@ -92,6 +97,79 @@ def test_a_rollout_goes_through_with_each_process_as_its_own_user(
             part.terminate()
         assert [part.wait(60) for part in parts] == [0, 0, 0, 0, 0]
         assert guarded.refusals() == []
+
+
+@pytest.mark.timeout(180)
+def test_sentinel_and_replicas_come_as_users_of_their_own_and_a_failover_loses_nothing(tmp_path: Path) -> None:
+    subprocess.run([ROOT / "deploy" / "make-secrets", tmp_path / "secrets"], check=True, capture_output=True)
+    secret = {
+        who: (tmp_path / "secrets" / f"redis-{who}").read_text().strip() for who in ("replica", "sentinel", "worker")
+    }
+    replication = tmp_path / "replication.conf"
+    replication.write_text(example("replication.conf").replace("PASSWORD-OF-redis-replica", secret["replica"]))
+    common = ("--include", str(replication), "--repl-diskless-sync-delay", "0")
+    with ExitStack() as running:
+        secrets = tmp_path / "secrets"
+        first = running.enter_context(guarded_redis(tmp_path / "first", *common, secrets=secrets))
+        of = ("--replicaof", "127.0.0.1", str(first.port))
+        second = running.enter_context(guarded_redis(tmp_path / "second", *common, *of, secrets=secrets))
+        with first.client("admin") as admin:
+            wait_for("the replica", lambda: int(admin.info("replication")["min_slaves_good_slaves"]) == 1, seconds=60)
+        ports = [
+            running.enter_context(sentinel(tmp_path, number, first.port, secret["sentinel"])) for number in range(3)
+        ]
+        wait_for("the sentinels' acquaintance", lambda: all(knows(port) for port in ports), seconds=60)
+
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        store = RedisStore(f"sentinel://worker:{secret['worker']}@{hosts}/changeover/0", namespace="ha")
+        store.freeze(True, actor="test", reason="before")
+        assert store.confirmed() is True
+        first.end()
+        # A primary without a replica takes no write, as replication.conf has it: the former one comes back as one.
+        wait_for("the new primary", lambda: store.frozen() is not None and primary(ports[0]) == second.port, seconds=60)
+        first.begin()
+        wait_for("a write", lambda: store.freeze(False, actor="test") is None, seconds=60)
+        assert store.frozen() is None
+        store.close()
+        assert first.refusals() == second.refusals() == []
+
+
+def example(name: str) -> str:
+    return (ROOT / "deploy" / "redis" / name).read_text()
+
+
+@contextmanager
+def sentinel(tmp_path: Path, number: int, primary: int, password: str) -> Iterator[int]:
+    """Our example, on another port, and quick."""
+    folder = tmp_path / f"sentinel-{number}"
+    folder.mkdir()
+    port = free_port()
+    text = example("sentinel.conf").replace("PASSWORD-OF-redis-sentinel", password)
+    here = {"port 26379\n": f"port {port}\nbind 127.0.0.1\n", "/var/lib/redis": str(folder), " 5000": " 1000"}
+    for was, now in {**here, "10.0.0.5 6379": f"127.0.0.1 {primary}", " 30000": " 5000"}.items():
+        assert was in text
+        text = text.replace(was, now)
+    (folder / "sentinel.conf").write_text(text)
+    argv = [str(valkey_server()), str(folder / "sentinel.conf"), "--sentinel"]
+    with (folder / "log").open("wb") as log:
+        wrapped = [sys.executable, "-I", "-S", "-c", WRAPPER, str(os.getpid()), *argv]
+        running = subprocess.Popen(wrapped, stdout=log, stderr=log)
+    try:
+        yield port
+    finally:
+        running.kill()
+        running.wait()
+
+
+def knows(port: int) -> bool:
+    with redis.Redis(port=port) as client:
+        state = client.sentinel_masters()["changeover"]
+    return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1 and not state["is_sdown"]
+
+
+def primary(port: int) -> int:
+    with redis.Redis(port=port) as client:
+        return int(client.sentinel_get_master_addr_by_name("changeover")[1])
 
 
 class Flower:

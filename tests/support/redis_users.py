@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,11 +25,12 @@ CONFIG = ROOT / "deploy" / "redis" / "redis.conf"
 
 @dataclass(frozen=True)
 class Guarded:
-    """`secrets` is the folder that the containers get their secrets from. `begin` starts it anew, after a kill."""
+    """`secrets` is the folder that the containers get their secrets from. `begin` starts it anew; `end` kills it."""
 
     port: int
     secrets: Path
     begin: Callable[[], None]
+    end: Callable[[], None]
 
     def password(self, user: str) -> str:
         return "" if user == "health" else (self.secrets / f"redis-{user}").read_text().strip()
@@ -53,17 +55,17 @@ class Guarded:
 
 
 @contextmanager
-def guarded_redis(folder: Path) -> Iterator[Guarded]:
-    """Ends with the test process, however that ends."""
-    port, secrets, data = free_port(), folder / "secrets", folder / "data"
+def guarded_redis(folder: Path, *options: str, secrets: Path | None = None) -> Iterator[Guarded]:
+    """Ends with the test process, however that ends. `secrets` are those of another."""
+    port, secrets, data = free_port(), secrets or folder / "secrets", folder / "data"
     subprocess.run([ROOT / "deploy" / "make-secrets", secrets], check=True, capture_output=True, timeout=60)
-    data.mkdir()
-    words = [valkey_server(), CONFIG, "--port", port, "--bind", HOST, "--dir", data]
-    argv = [str(word) for word in [*words, "--aclfile", secrets / "users.acl"]]
+    data.mkdir(parents=True)
+    config = Path(shutil.copy(CONFIG, folder))  # Sentinel has it written anew
+    words = [valkey_server(), config, "--port", port, "--bind", HOST, "--dir", data]
+    argv = [str(word) for word in [*words, "--aclfile", secrets / "users.acl", *options]]
     started: list[subprocess.Popen[bytes]] = []
 
     def begin() -> None:
-        """Kills the one that runs: its data stays."""
         end()
         with (folder / "redis.log").open("ab") as log:
             wrapped = [sys.executable, "-I", "-S", "-c", WRAPPER, str(os.getpid()), *argv]
@@ -72,11 +74,12 @@ def guarded_redis(folder: Path) -> Iterator[Guarded]:
         assert started[-1].poll() is None, (folder / "redis.log").read_text()
 
     def end() -> None:
+        """Its data stays."""
         for process in started:
             process.kill()
             process.wait()
 
-    made = Guarded(port, secrets, begin)
+    made = Guarded(port, secrets, begin, end)
     try:
         begin()
         yield made
