@@ -107,8 +107,8 @@ class Live:
         while True:
             try:
                 found = await self._call(self._store.events, rollout, after=tail.last, limit=PAGE, block=BLOCK)
-            except ChangeoverError as error:
-                log.warning("events unread", rollout=rollout, why=error.message)
+            except Exception as error:  # whatever it is: those who follow would wait for ever
+                log.warning("events unread", rollout=rollout, why=str(error))
                 await asyncio.sleep(AGAIN)
                 continue
             if not found:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from orchestrator.api.callers import Caller
 from orchestrator.api.problems import Problem
-from orchestrator.errors import BadInput, ChangeoverError, Conflict
+from orchestrator.errors import BadInput, Conflict
 from orchestrator.store import Store
 
 KEPT = 86400.0  # seconds for which a key stands for its request
@@ -43,7 +43,7 @@ def once(
     except (BadInput, Conflict, Problem):  # refused, and nothing made: the key may be used for what is mended
         store.once_ended(mine, how="forgotten")
         raise
-    except (ChangeoverError, Exception):  # it may have been made: only the same may be tried again, under the same id
+    except Exception:  # it may have been made: only the same may be tried again, under the same id
         store.once_ended(mine, how="again")
         raise
     store.once_ended(mine, how="done", id=made)

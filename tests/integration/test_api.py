@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -439,6 +440,34 @@ def test_every_verb_does_what_it_says_once_and_again_changes_nothing(api: Served
         again = api.http.post(f"/v1/rollouts/{id}:{verb}", json={})
         assert (again.status_code, again.json()["changed"]) == (200, False)
     refused(api.http.post(f"/v1/rollouts/{id}:pause"), 409, "illegal-transition")
+
+
+@pytest.mark.parametrize("verb", ["pause", "abort", "rollback"])
+def test_of_many_that_decide_the_same_at_once_one_has_done_it(api: Served, verb: str) -> None:
+    id = api.applied()
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _n: api.http.post(f"/v1/rollouts/{id}:{verb}"), range(100)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert [answer.json()["changed"] for answer in answers].count(True) == 1
+    assert [entry.event for entry in api.store.events(id)].count(
+        answers[0].json()["rollout"]["state"].replace("_", " ")
+    ) == 1
+
+
+def test_what_has_ended_is_not_decided_again(api: Served) -> None:
+    id = api.applied()
+    was = operations.find(api.store, id)
+    for state in ("succeeded", "aborted"):
+        was = operations.find(api.store, id)
+        ended = replace(was, state=state, ended_at=api.clock.now, closed=state == "aborted")
+        assert api.store.change(was, ended, entry=Entry(event=state, actor="anna")) is not None
+        for verb in ("pause", "resume", "abort", *(["rollback"] if ended.closed else [])):
+            answer = api.http.post(f"/v1/rollouts/{id}:{verb}")
+            if answer.status_code == 200:
+                assert not answer.json()["changed"], (state, verb)
+            else:
+                refused(answer, 409, "illegal-transition")
+        assert operations.find(api.store, id).state == state
 
 
 def test_why_somebody_did_it_and_who_is_in_the_audit_log(api: Served) -> None:
