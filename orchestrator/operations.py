@@ -598,27 +598,29 @@ def refuse_outdated(rollout: Rollout, seen: int | None) -> None:
         )
 
 
-def pause(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None) -> Answer:
+def pause(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None, dry: bool = False) -> Answer:
     """Nothing new begins; what a worker has in hand finishes its step. Raises `IllegalTransition`; and here as in the
-    other verbs, `Outdated` unless its version is `seen`, where that is given."""
+    other verbs, `Outdated` unless its version is `seen`, where that is given. `dry`: nothing is changed; the answer is
+    what it would be, and what would be refused is."""
     reason = why or f"paused by {actor}"
     to = decisions.paused
-    return _ask(store, id, lambda r: to(r, why=reason, now=store.now()), "paused", actor, reason, seen=seen)
+    return _ask(store, id, lambda r: to(r, why=reason, now=store.now()), "paused", actor, reason, seen=seen, dry=dry)
 
 
-def resume(store: Store, id: str, *, actor: str, seen: int | None = None) -> Answer:
+def resume(store: Store, id: str, *, actor: str, seen: int | None = None, dry: bool = False) -> Answer:
     """It goes on where it was. Deadlines of open upgrades move by the pause, before anything may begin again, so that
     none is judged by the time in which it was not allowed to work."""
     was = find(store, id)
     refuse_outdated(was, seen)
     if was.state == "paused":
         decisions.resumed(was, failed_before_swap=0, now=store.now())
-        _shift(store, was, actor=actor)
+        if not dry:
+            _shift(store, was, actor=actor)
 
     def to(r: Rollout) -> Rollout:
         return decisions.resumed(r, failed_before_swap=store.tally(id).failed_before_swap, now=store.now())
 
-    return _ask(store, id, to, "resumed", actor, "", seen=seen)
+    return _ask(store, id, to, "resumed", actor, "", seen=seen, dry=dry)
 
 
 def _shift(store: Store, rollout: Rollout, *, actor: str) -> None:
@@ -645,20 +647,22 @@ def _unleased(store: Store, row: Row, until: float) -> Row:
     return row
 
 
-def abort(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None) -> Answer:
+def abort(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None, dry: bool = False) -> Answer:
     """Nothing new begins, and what was begun is undone (or finished behind its swap, as the fleet file says)."""
     reason = why or f"aborted by {actor}"
-    return _ask(store, id, lambda r: decisions.aborting(r, why=reason), "aborting", actor, reason, seen=seen)
+    return _ask(store, id, lambda r: decisions.aborting(r, why=reason), "aborting", actor, reason, seen=seen, dry=dry)
 
 
-def rollback(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None) -> Answer:
+def rollback(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None, dry: bool = False) -> Answer:
     """Every server whose old one is still there goes back to it."""
     reason = why or f"rolled back by {actor}"
-    return _ask(store, id, lambda r: decisions.rolling_back(r, why=reason), "rolling back", actor, reason, seen=seen)
+    return _ask(
+        store, id, lambda r: decisions.rolling_back(r, why=reason), "rolling back", actor, reason, seen=seen, dry=dry
+    )
 
 
 def rollback_server(
-    store: Store, id: str, server: str, *, actor: str, why: str = "", seen: int | None = None
+    store: Store, id: str, server: str, *, actor: str, why: str = "", seen: int | None = None, dry: bool = False
 ) -> Answer:
     """This server goes back to its old one. Raises `PointOfNoReturn` once that is terminated or about to be, `Conflict`
     for one that was left pending by a rollout that is closed."""
@@ -666,18 +670,28 @@ def rollback_server(
     refuse_outdated(rollout, seen)
     reason = why or f"rolled back by {actor}"
     entry = Entry(event="TurnedBack", actor=actor, detail={"why": reason})
-    row, changed = _turn(
-        store,
-        _row(store, id, server),
-        lambda u, now: u.after(TurnedBack(why=reason, at=now, asked=True)),
-        entry,
-    )
+
+    def back(u: Upgrade, now: float) -> Upgrade:
+        return u.after(TurnedBack(why=reason, at=now, asked=True))
+
+    if dry:
+        turned, changed = _would_turn(store, rollout, _row(store, id, server), back)
+        return Answer(rollout=rollout, changed=changed, servers=(turned,))
+    row, changed = _turn(store, _row(store, id, server), back, entry)
     if not changed:
         _due_again(store, row)
     return Answer(rollout=rollout, changed=changed, confirmed=confirmed(store), servers=(row.upgrade,))
 
 
-def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str, seen: int | None = None) -> Answer:
+def retry(
+    store: Store,
+    id: str,
+    servers: Sequence[str] | None,
+    *,
+    actor: str,
+    seen: int | None = None,
+    dry: bool = False,
+) -> Answer:
     """A held server goes on where it was; a failed or rolled back one starts anew, with new attempts. None: every
     server that is held or failed."""
     rollout = find(store, id)
@@ -686,11 +700,14 @@ def retry(store: Store, id: str, servers: Sequence[str] | None, *, actor: str, s
     if servers is None:
         rows, unread = _read(store, rollout)
         servers = [row.upgrade.server for row in rows if row.upgrade.state in ("held", "failed")]
-    done = [_retry(store, id, server, actor=actor) for server in servers]
+    if dry:
+        done = [_would_retry(store, rollout, server) for server in servers]
+    else:
+        done = [_retry(store, id, server, actor=actor) for server in servers]
     return Answer(
         rollout=find(store, id),
         changed=any(changed for _, changed in done),
-        confirmed=confirmed(store),
+        confirmed=None if dry else confirmed(store),
         servers=tuple(u for u, _ in done),
         unread=unread,
     )
@@ -716,6 +733,13 @@ def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, 
     # Always a new version: whoever decided before the server was pending again must not end its wave.
     _ask(store, id, to, "reopened", actor, f"retry of {server}", always=True)
     return row.upgrade, changed
+
+
+def _would_retry(store: Store, rollout: Rollout, server: str) -> tuple[Upgrade, bool]:
+    row = _row(store, rollout.id, server)
+    if row.upgrade.state in ("failed", "rolled_back"):
+        decisions.reopened(rollout, [row.upgrade], server)
+    return _would_turn(store, rollout, row, _released)
 
 
 def settle(
@@ -893,14 +917,18 @@ def _ask(
     *,
     always: bool = False,
     seen: int | None = None,
+    dry: bool = False,
 ) -> Answer:
-    """`always`: stored as a new version even where nothing of it changes. `seen`: only if this is its version."""
+    """`always`: stored as a new version even where nothing of it changes. `seen`: only if this is its version. `dry`:
+    nothing is stored, and the answer says what would be."""
     for _ in range(TRIES):
         was = find(store, id)
         refuse_outdated(was, seen)
         rows, unread = _read(store, was)
         flying = tuple(row.upgrade for row in rows if decisions.in_flight(row.upgrade))
         now = to(was)
+        if dry:
+            return Answer(rollout=now, changed=now != was, in_flight=flying, unread=unread)
         if now == was and not always:
             return Answer(rollout=was, changed=False, confirmed=confirmed(store), in_flight=flying, unread=unread)
         stored = store.change(was, now, entry=Entry(event=event, actor=actor, detail={"why": why} if why else {}))
@@ -923,15 +951,28 @@ def _turn(
         stored = store.turn(row, moved, entry=entry, due=None if at_rest else now)
         if stored is not None:
             return stored, True
-        if find(store, row.upgrade.rollout).closed:
-            raise Conflict(
-                f"rollout {row.upgrade.rollout} is closed, and {row.upgrade.server} stays as it left it: "
-                f"{row.upgrade.state}",
-                traffic="unchanged",
-                next="changeover plan FILE",
-            )
+        refuse_closed(find(store, row.upgrade.rollout), row.upgrade)
         row = _row(store, row.upgrade.rollout, row.upgrade.server)
     raise _contended(row.upgrade.server, f"changeover explain {row.upgrade.server}")
+
+
+def _would_turn(
+    store: Store, rollout: Rollout, row: Row, to: Callable[[Upgrade, float], Upgrade]
+) -> tuple[Upgrade, bool]:
+    moved = to(row.upgrade, store.now())
+    if moved != row.upgrade:
+        refuse_closed(rollout, row.upgrade)
+    return moved, moved != row.upgrade
+
+
+def refuse_closed(rollout: Rollout, u: Upgrade) -> None:
+    """Raises `Conflict` when it is closed: another rollout may have its servers by now."""
+    if rollout.closed:
+        raise Conflict(
+            f"rollout {rollout.id} is closed, and {u.server} stays as it left it: {u.state}",
+            traffic="unchanged",
+            next="changeover plan FILE",
+        )
 
 
 def _row(store: Store, rollout: str, server: str) -> Row:

@@ -97,6 +97,7 @@ ServerName = Annotated[str, Path(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$
 Limit = Annotated[int, Query(ge=1, le=MOST, description="Of one page.")]
 Cursor = Annotated[str | None, Query(max_length=300, description="From the Link of the page before.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key and body: done once.")]
+Dry = Annotated[bool, Query(description="Say what would be, refuse what would be refused, change nothing.")]
 _TAG = r'(W/)?"[0-9]{1,19}-[^",]*"'
 IfMatch = Annotated[
     str | None,
@@ -164,7 +165,7 @@ async def make_plan(request: Request, api: The, who: Planner, key: Key = None) -
     },
     openapi_extra=_taking(bodies.Start, required=True, yaml=True),
 )
-async def start(request: Request, api: The, who: Runner, key: Key = None, dry_run: bool = False) -> Response:
+async def start(request: Request, api: The, who: Runner, key: Key = None, dry_run: Dry = False) -> Response:
     """Starts a rollout, of a plan that was made before or of a fleet file. The world is read again, and a plan that it
     has moved away from is refused."""
     raw = await bodies.raw_of(request)
@@ -451,48 +452,56 @@ def _verb(name: str, model: type[bodies.Body]) -> Callable[[F], F]:
 
 
 @_verb("pause", bodies.Reason)
-async def pause(request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None) -> Response:
+async def pause(
+    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
+) -> Response:
     """Begins nothing new; what is under way finishes its step and waits."""
     said = await _body(request, bodies.Reason)
 
     def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen)}
+        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen), "dry": dry_run}
         return _told(api, "pause", operations.pause(api.store, id, **how))
 
     return await anyio.to_thread.run_sync(work)
 
 
 @_verb("resume", bodies.Nothing)
-async def resume(request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None) -> Response:
+async def resume(
+    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
+) -> Response:
     """Goes on where it was paused. Failures so far are forgiven, and deadlines move by the pause."""
     await _body(request, bodies.Nothing)
 
     def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen)}
+        how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen), "dry": dry_run}
         return _told(api, "resume", operations.resume(api.store, id, **how))
 
     return await anyio.to_thread.run_sync(work)
 
 
 @_verb("abort", bodies.Reason)
-async def abort(request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None) -> Response:
+async def abort(
+    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
+) -> Response:
     """Begins nothing new and undoes what has begun; upgraded servers stay upgraded."""
     said = await _body(request, bodies.Reason)
 
     def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen)}
+        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen), "dry": dry_run}
         return _told(api, "abort", operations.abort(api.store, id, **how))
 
     return await anyio.to_thread.run_sync(work)
 
 
 @_verb("rollback", bodies.Back)
-async def rollback(request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None) -> Response:
+async def rollback(
+    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
+) -> Response:
     """Puts every old server back that is still kept, newest first; or one."""
     said = await _body(request, bodies.Back)
 
     def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen)}
+        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen), "dry": dry_run}
         if said.server is not None:
             return _told(api, "rollback", operations.rollback_server(api.store, id, said.server, **how))
         return _told(api, "rollback", operations.rollback(api.store, id, **how))
@@ -501,7 +510,9 @@ async def rollback(request: Request, id: RolloutId, api: The, who: Runner, seen:
 
 
 @_verb("retry", bodies.Again)
-async def retry(request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None) -> Response:
+async def retry(
+    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
+) -> Response:
     """Lets held servers go on, and tries failed ones anew."""
     said = await _body(request, bodies.Again)
 
@@ -511,7 +522,7 @@ async def retry(request: Request, id: RolloutId, api: The, who: Runner, seen: If
         for name in said.servers or ():  # all or none
             if name not in known:
                 raise NotFound(f"there is no server {name} in rollout {id}", next=f"changeover show {id}")
-        how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen)}
+        how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen), "dry": dry_run}
         return _told(api, "retry", operations.retry(api.store, id, said.servers, **how))
 
     return await anyio.to_thread.run_sync(work)

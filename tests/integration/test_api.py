@@ -442,6 +442,33 @@ def test_every_verb_does_what_it_says_once_and_again_changes_nothing(api: Served
     refused(api.http.post(f"/v1/rollouts/{id}:pause"), 409, "illegal-transition")
 
 
+def test_a_dry_run_of_a_verb_says_what_would_be_and_changes_nothing(api: Served) -> None:
+    id = api.applied()
+    at_step(api.store, id, "web-1", "swap")
+    put(api.store, id, "web-1", row(api.store, id, "web-1").upgrade.after(Held(why="no answer")))
+
+    def tried(verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        before = (api.store.rollout(id), api.store.rows(id), api.store.last_event(id))
+        would = api.http.post(f"/v1/rollouts/{id}:{verb}?dry_run=true", json=body or {})
+        assert (api.store.rollout(id), api.store.rows(id), api.store.last_event(id)) == before
+        does = api.http.post(f"/v1/rollouts/{id}:{verb}", json=body or {})
+        assert (would.status_code, would.json().get("type")) == (does.status_code, does.json().get("type"))
+        if would.status_code == 200:
+            told, done = would.json(), does.json()
+            assert (told["changed"], told["rollout"]["state"]) == (done["changed"], done["rollout"]["state"])
+            assert [u["state"] for u in told["servers"]] == [u["state"] for u in done["servers"]]
+            assert told["confirmed"] is None
+        found: dict[str, Any] = would.json()
+        return found
+
+    assert tried("retry", {"servers": ["web-1"]})["changed"]
+    assert not tried("retry")["changed"]
+    assert tried("rollback", {"server": "web-1"})["servers"][0]["direction"] == "undo"
+    for verb in ("pause", "resume", "resume", "abort", "pause", "rollback", "abort"):
+        tried(verb)
+    assert tried("rollback", {"server": "web-9"})["status"] == 404
+
+
 @pytest.mark.parametrize("verb", ["pause", "abort", "rollback"])
 def test_of_many_that_decide_the_same_at_once_one_has_done_it(api: Served, verb: str) -> None:
     id = api.applied()
