@@ -290,9 +290,10 @@ def _link(path: str, query: Mapping[str, object]) -> str:
 
 
 def _etag(api: Api, rollout: Rollout) -> str:
-    """Its own version, and the newest entry of its log: no server of it, no freeze and no verb changes without one."""
-    orphans = ".".join(sorted(s.id for s in api.store.sightings() if s.rollout == rollout.id))
-    return f'"{rollout.version}-{api.store.last_event(rollout.id)}-{crc32(orphans.encode())}"'
+    """Its own version, the newest entry of its log, without which no server of it changes, and what is in neither."""
+    orphans = sorted(s.id for s in api.store.sightings() if s.rollout == rollout.id)
+    beside = crc32(repr((orphans, api.store.frozen())).encode())
+    return f'"{rollout.version}-{api.store.last_event(rollout.id)}-{beside}"'
 
 
 @routes.get(

@@ -233,6 +233,11 @@ def test_polling_is_cheap_while_nothing_changes_and_never_misses_a_change(api: S
     operations.pause(api.store, id, actor="anna")
     assert changed()["rollout"]["state"] == "paused"
     assert api.http.get(f"/v1/rollouts/{id}", headers=seen).status_code == 304
+    was = operations.find(api.store, id)
+    api.store.change(was, replace(was, closed=True), entry=Entry(event="closed", actor="anna"))
+    assert changed()["rollout"]["closed"]
+    operations.unfreeze(api.store, actor="anna")
+    assert changed()["frozen"] is None
 
 
 def test_rollouts_are_paged_newest_first_and_filtered(api: Served) -> None:
