@@ -162,6 +162,7 @@ class Notes:
     members: Mapping[str, Note] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
     lowered: Lowered | None = None
+    former: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     others: frozenset[str] = frozenset()
 
     @classmethod
@@ -170,6 +171,7 @@ class Notes:
         members: dict[str, Note] = {}
         held: set[str] = set()
         others: set[str] = set()
+        former: dict[str, tuple[int, str]] = {}
         lowered = None
         for line in sorted(lines):
             match line.split(" "):
@@ -178,13 +180,15 @@ class Notes:
                 ):
                     weight, id = (int(more[0]), unquote(more[1])) if more else (0, "")
                     members[name] = Note(address=address, phase=phase, until=float(until), weight=weight, id=id)  # type: ignore[arg-type] # one of the four
+                case ["former", name, share, of] if share.isdigit():
+                    former[name] = (int(share), unquote(of))
                 case ["hold", name]:
                     held.add(name)
                 case ["ttl", was, since] if was.isdigit() and _number(since) is not None:
                     lowered = Lowered(was=int(was), since=float(since))
                 case _:
                     others.add(line)
-        return cls(members=members, held=frozenset(held), lowered=lowered, others=frozenset(others))
+        return cls(members=members, held=frozenset(held), lowered=lowered, former=former, others=frozenset(others))
 
     def lines(self) -> frozenset[str]:
         said = {
@@ -194,9 +198,15 @@ class Notes:
             if (name, one.phase) != (one.address, "serving")  # which needs no note
         }
         said |= {f"hold {name}" for name in self.held}
+        said |= {f"former {name} {weight} {quote(id, safe='')}" for name, (weight, id) in self.former.items()}
         if self.lowered is not None:
             said.add(f"ttl {self.lowered.was} {self.lowered.since:.3f}")
         return frozenset(said | self.others)
+
+    def gone(self, name: str, note: Note) -> Notes:
+        """Without a member that has left. Which record set it had is kept for as long as there is a way back."""
+        rest = self.with_member(name, None)
+        return replace(rest, former={**self.former, name: (note.weight, note.id)}) if note.id and self.held else rest
 
     def with_member(self, name: str, note: Note | None) -> Notes:
         rest = {other: one for other, one in self.members.items() if other != name}
@@ -384,7 +394,8 @@ class NameTraffic:
         _valid(name)
 
         def act(look: Look) -> None:
-            notes = replace(look.notes, held=look.notes.held - {name})
+            held = look.notes.held - {name}
+            notes = replace(look.notes, held=held, former=look.notes.former if held else {})
             to = look.found.here
             if notes.lowered is not None and not notes.held and not look.restless() and look.addresses:
                 to = replace(to, ttl=notes.lowered.was)
@@ -480,6 +491,9 @@ class NameTraffic:
             return Note(address=address, phase=phase)
         if (share := look.found.here.share(address)) is not None:
             return Note(address=address, phase=phase, weight=share.weight, id=share.id)
+        if member.name in look.notes.former:  # it comes back
+            weight, id = look.notes.former[member.name]
+            return Note(address=address, phase=phase, weight=weight, id=id)
         known = (look.note(name) for name in member.instead_of)
         weights = [note.weight for note in known if note is not None] or [one.weight for one in look.found.here.shares]
         return Note(address=address, phase=phase, weight=max(weights, default=FULL), id=member.name)
@@ -530,7 +544,7 @@ class NameTraffic:
             notes = look.notes.with_member(name, replace(note, until=look.forgotten_at()))
             look = self._write(pool, look, look.found.here, notes)
         elif note is not None and note.until and note.until <= look.now:
-            self._write(pool, look, look.found.here, look.notes.with_member(name, None))
+            self._write(pool, look, look.found.here, look.notes.gone(name, note))
             return _absent(name)
         return self._view(look, name, port, {})
 

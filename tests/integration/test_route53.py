@@ -483,6 +483,20 @@ def test_an_old_server_that_drains_gets_back_what_it_had_at_once(zone: Zone, mon
     assert seen[0] == {"web-1.g2": 100, "blue": 100}, "without a step in between"
 
 
+def test_an_old_server_that_had_left_comes_back_as_it_was(zone: Zone) -> None:
+    weighted(zone, ("the blue one", 80, A), ttl=2)
+    before, traffic = zone.weights("web"), canary(zone, "web")
+    traffic.prepare("web", "web-1.g2")
+    bring_in(traffic, "web", of_a())
+    take_out(traffic, "web", A, Guard(min_healthy=1, serving=("web-1.g2",)))
+    assert zone.weights("web") == {"web-1.g2": (80, 1, B)}
+    bring_in(traffic, "web", Member(name=A, address=A, port=80, instead_of=(A, "web-1.g2")), back=True)
+    take_out(traffic, "web", "web-1.g2", Guard(min_healthy=1, serving=(A,)))
+    traffic.settled("web", "web-1.g2")
+    assert zone.weights("web") == before
+    assert zone.get("_changeover.web", "TXT")[1] == set()
+
+
 def test_a_weight_that_somebody_changes_meanwhile_is_neither_lost_nor_overwritten(
     zone: Zone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
