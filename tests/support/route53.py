@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from providers.clients import route53
+from providers.errors import Throttled
 from providers.traffic import route53 as provider
 from simcloud.cloud import SimCloud, Timings
 from tests.support.aws import REGION, credentials, wire
+from tests.support.haproxy import until
 
 ZONE = "shop.test."
 
@@ -39,12 +41,15 @@ class Zone:
         elif "AliasTarget" in more:
             made = {"Name": whole, "Type": type, **more}
         action = "UPSERT" if values or more else "DELETE"
-        self._wire.write(
-            "route53",
-            "change_resource_record_sets",
-            HostedZoneId=self.id,
-            ChangeBatch={"Changes": [{"Action": action, "ResourceRecordSet": made}]},
-        )
+        batch = {"Changes": [{"Action": action, "ResourceRecordSet": made}]}
+        until(lambda: self._put(batch), what=f"Route 53 is free for a change of {name}")
+
+    def _put(self, batch: dict[str, Any]) -> bool:
+        try:
+            self._wire.write("route53", "change_resource_record_sets", HostedZoneId=self.id, ChangeBatch=batch)
+        except Throttled:  # PriorRequestNotComplete: another change of the zone is being made
+            return False
+        return True
 
     def get(self, name: str, type: str = "A") -> tuple[int, set[str]]:
         """As the cloud's own tables have it."""
