@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.cli import PANELS
+from orchestrator.api.serving import DRAIN
+from orchestrator.cli import LATE, PANELS
 from orchestrator.flower import SAVE_EVERY_MS
 from providers.clients.haproxy_config import bundled_binary, environment
 from tests.support.redis_servers import HOST, Certificates, free_port, wait_for
@@ -66,10 +67,11 @@ def test_every_secret_is_a_file_of_make_secrets_and_each_service_has_its_own_alo
 
 
 def test_every_part_is_a_command_and_is_given_the_time_that_it_needs_to_end() -> None:
-    commands = {command.__name__ for panel in PANELS.values() for command in panel}
+    commands = {command.__name__ for panel in PANELS.values() for command in panel} | set(LATE)
     grace = {name: int(SERVICES[name].get("stop_grace_period", "10s").rstrip("s")) for name in OURS}
     assert {SERVICES[name]["command"][0] for name in OURS if name != "cli"} <= commands
     assert grace["worker"] > WARM_SHUTDOWN
+    assert grace["api"] > DRAIN
     assert grace["flower"] >= SAVE_EVERY_MS / 1000
 
 
@@ -119,7 +121,7 @@ def test_systemd_understands_the_units_and_finds_them_hardly_exposed(tmp_path: P
     program.write_text("#!/bin/sh")
     program.chmod(0o755)
     names = [file.name.replace("@.", "@1.") for file in units.glob("*.service")]
-    assert len(names) == 3
+    assert len(names) == 4
     analyze = ["systemd-analyze", f"--root={tmp_path}", "--man=no"]
     verified = subprocess.run(
         [*analyze, "--recursive-errors=one", "verify", *names], capture_output=True, text=True, check=False, timeout=60
@@ -169,7 +171,7 @@ def entrance(tmp_path: Path, inside: int) -> Iterator[tuple[int, int, ssl.SSLCon
     outer, health = free_port(), free_port()
     text = (ROOT / "deploy" / "haproxy" / "haproxy.cfg").read_text()
     here = {"/run/secrets/tls.pem": str(pem), "bind :8443": f"bind {HOST}:{outer}", "8404": str(health)}
-    for was, now in {**here, "flower:5555": f"{HOST}:{inside}"}.items():
+    for was, now in {**here, "flower:5555": f"{HOST}:{inside}", "8 api:8088": f"1 {HOST}:{inside}"}.items():
         assert was in text
         text = text.replace(was, now)
     (tmp_path / "haproxy.cfg").write_text(text)
@@ -199,7 +201,7 @@ def ask(url: str, trust: ssl.SSLContext | None = None, **headers: str) -> tuple[
         return answer.code, answer.read().decode(), answer.headers
 
 
-def test_the_entrance_speaks_tls_leads_to_flower_and_hides_what_needs_no_password(tmp_path: Path) -> None:
+def test_the_entrance_speaks_tls_leads_to_api_and_flower_and_hides_what_needs_no_password(tmp_path: Path) -> None:
     server = http.server.ThreadingHTTPServer((HOST, 0), Inside)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -212,8 +214,10 @@ def test_the_entrance_speaks_tls_leads_to_flower_and_hides_what_needs_no_passwor
             assert headers["Strict-Transport-Security"]
             status, _, headers = ask(f"{here}/flower", trust)
             assert (status, headers["Location"]) == (302, "/flower/")
-            hidden = ("/", "/metrics", "/flower/metrics", "/flower/healthcheck", "/flowers", "/FLOWER/metrics")
+            hidden = ("/metrics", "/flower/metrics", "/flower/healthcheck")
             assert {path: ask(here + path, trust)[0] for path in hidden} == dict.fromkeys(hidden, 404)
+            wait_for("the API behind it", lambda: ask(f"{here}/v1/rollouts", trust)[0] == 200)
+            assert ask(f"{here}/v1/rollouts?x=1", trust)[1].startswith("/v1/rollouts?x=1 https")
             with pytest.raises((urllib.error.URLError, OSError)):
                 ask(f"http://{HOST}:{port}/flower/tasks")
     finally:

@@ -3,6 +3,7 @@ a failover of such a Redis."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 import redis
 
+from orchestrator import tokens
 from orchestrator.embedded import valkey_server
 from orchestrator.settings import Settings
 from orchestrator.store.redis import RedisStore
@@ -64,7 +67,7 @@ def test_a_rollout_goes_through_with_each_process_as_its_own_user(
     with ExitStack() as running:
         guarded = running.enter_context(guarded_redis(tmp_path))
         cloud = running.enter_context(running_cloud())
-        port = str(free_port())
+        port, api = str(free_port()), str(free_port())
         password = str(guarded.secrets / "flower")
         parts = [
             running.enter_context(process(guarded, tmp_path, *words))
@@ -74,6 +77,7 @@ def test_a_rollout_goes_through_with_each_process_as_its_own_user(
                 ("coordinator",),
                 ("coordinator",),
                 ("flower", "--port", port, "--password-file", password),
+                ("api", "--port", api),
             )
         ]
         for name, value in given(guarded, "api").items():
@@ -82,20 +86,32 @@ def test_a_rollout_goes_through_with_each_process_as_its_own_user(
         plane = ControlPlane(SimpleNamespace(settings=settings, step=time.sleep), cloud, [])
         wait_for("two workers", lambda: len(plane.store.workers()) == 2, seconds=60)
 
-        rollout = plane.fleet(servers=3).apply()
+        rollout = plane.fleet(servers=3)
+        _, token = tokens.create(plane.store, "ci", ["read", "run"], actor="test")
+        asked = httpx2.Client(base_url=f"http://127.0.0.1:{api}", trust_env=False, verify=False, timeout=60)
+        asked.headers["Authorization"] = f"Bearer {token}"
+        wait_for("the API", lambda: asked.get("/readyz").status_code == 200, seconds=60)
+        head = {"Content-Type": "application/yaml", "Idempotency-Key": "once"}
+        body = json.dumps(rollout.fleet.canonical())  # JSON is YAML
+        begun = [asked.post("/v1/rollouts", headers=head, content=body).headers["Location"] for _ in range(2)]
+        assert begun[0] == begun[1]
+        rollout.id = begun[0].rpartition("/")[2]
         rollout.under_way()
         parts[0].terminate()  # it gives back what it holds, and tells Flower and the others
         rollout.finish()
         plane.store.freeze(True, actor="test", reason="a look")
         plane.store.freeze(False, actor="test")
 
+        assert asked.get(begun[0]).json()["rollout"]["state"] in ("baking", "succeeded")
+        assert asked.get(f"{begun[0]}/events").status_code == asked.get(f"{begun[0]}/report").status_code == 200
+        asked.close()
         found = Flower(int(port), Path(password).read_text().strip())
         wait_for("the worker in Flower", lambda: "w2@" in found.page("/api/workers?refresh=1"), seconds=60)
         wait_for("the tasks in Flower", lambda: "web-3:6:drain_old" in found.page("/api/tasks"), seconds=60)
         found.page("/broker")
         for part in parts:
             part.terminate()
-        assert [part.wait(60) for part in parts] == [0, 0, 0, 0, 0]
+        assert [part.wait(60) for part in parts] == [0, 0, 0, 0, 0, 0]
         assert guarded.refusals() == []
 
 
