@@ -12,19 +12,19 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import structlog
 
 from orchestrator import dispatch
 from orchestrator.domain.membership import Place, alarm, desired, must_serve, on_probation, watched
-from orchestrator.domain.plan import Seat
+from orchestrator.domain.plan import Seat, users_between
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Ailed, Event, Recovered, Repaired, TurnedBack
 from orchestrator.errors import ChangeoverError, Fenced, Unreachable, UnsafeStore
 from orchestrator.reading import readable
-from orchestrator.store import Entry, Row
+from orchestrator.store import Entry, Row, Users
 from providers.errors import GuardRefused, ProviderError
 from providers.traffic import Guard, Member, MemberView
 from tasks import membership, smoke_test, swap
@@ -71,6 +71,7 @@ def run(world: World, *, rollout: str) -> Mapping[str, Any]:
         after = _mend(world, found, row, wrong, seats[row.upgrade.server])
         acted += after is not None
         now.append(after or row)
+    _count_users(world, rollout, spec)
     if not unread:  # whose record cannot be read may ail: nothing is said to be over
         _tell(world, found, now)
     return {"looked": len(views), "acted": acted}
@@ -90,6 +91,24 @@ def _look(world: World, spec: Spec, places: Sequence[Place]) -> Views:
             except ProviderError as error:
                 log.warning("a pool could not be looked at", lane=lane, error=repr(error))
     return views
+
+
+def _count_users(world: World, rollout: str, spec: Spec) -> None:
+    """What the balancers have counted of users since the plan, for dashboards: a report asks for itself."""
+    was, traffic = spec.plan.survey, world.traffic(spec.fleet)
+    pools = []
+    for pool in was.pools if all(pool.epoch for pool in was.pools) else ():
+        try:
+            counted = traffic.counters(pool.pool)
+        except ProviderError as error:
+            log.warning("users were not counted", pool=pool.pool, error=repr(error))
+            return
+        if counted is None:
+            return
+        pools.append(replace(pool, **asdict(counted)))
+    found = users_between(was, replace(was, pools=tuple(pools))) if pools else None
+    if found is not None:
+        world.store.put_users(rollout, Users(requests=found[0], failed=found[1], at=world.store.now()))
 
 
 def _mend(world: World, rollout: Rollout, row: Row, wrong: Sequence[Finding], seats: Sequence[Seat]) -> Row | None:

@@ -31,7 +31,15 @@ LATE = {
 }
 PANELS: dict[str, tuple[Callable[..., int], ...]] = {
     "From a fleet file to a rollout": (plans.plan, plans.apply, plans.doctor, plans.rebuild),
-    "Look": (looking.rollouts, looking.show, looking.watch, looking.explain, looking.events, looking.report),
+    "Look": (
+        looking.rollouts,
+        looking.show,
+        looking.watch,
+        looking.explain,
+        looking.events,
+        looking.report,
+        looking.metrics,
+    ),
     "Decide": (
         control.pause,
         control.resume,

@@ -1,7 +1,8 @@
-"""`rollouts`, `show`, `watch`, `explain`, `events` and `report`: reading what is and what was."""
+"""`rollouts`, `show`, `watch`, `explain`, `events`, `report` and `metrics`: reading what is and what was."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -137,3 +138,12 @@ def report(
     for server, why in view.unread.items():
         output.say(f"not in the report: {server}, {why}")
     return NEEDS_YOU if view.unread else 0
+
+
+def metrics() -> int:
+    """Print what dashboards and alarms need, in the text format of Prometheus."""
+    from orchestrator.metrics import Metrics
+
+    with session.opened() as s:
+        sys.stdout.write(Metrics(s.store).text().decode())
+    return 0

@@ -24,13 +24,14 @@ class Limit:
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
     """Where it stands: `rate` now, `tokens` left (below 0: promised to calls that wait for their turn), `at` that time;
-    how often the provider has refused, and when last. Epoch seconds."""
+    how often the provider has refused, and when last; how many calls have had their turn. Epoch seconds."""
 
     rate: float
     tokens: float
     at: float
     refused: int = 0
     refused_at: float = 0.0
+    calls: int = 0
 
     def until(self, limit: Limit, now: float) -> Bucket:
         """What it is by now."""
@@ -43,7 +44,9 @@ class Bucket:
         """After one more call, and in how many seconds that may be made. If this is more than `patience`, none is."""
         ready = self.until(limit, now)
         wait = max(0.0, (1 - ready.tokens) / ready.rate)
-        return (ready, wait) if wait > patience else (replace(ready, tokens=ready.tokens - 1), wait)
+        return (
+            (ready, wait) if wait > patience else (replace(ready, tokens=ready.tokens - 1, calls=ready.calls + 1), wait)
+        )
 
     def slowed(self, limit: Limit, now: float) -> Bucket:
         """After a refusal."""

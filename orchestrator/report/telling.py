@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.plan import Plan, human, plan_from
 from orchestrator.domain.rollout import Rollout, counts
 from orchestrator.domain.steps import RETIRE, STEPS
 from orchestrator.domain.upgrade import Upgrade
+from orchestrator.report.stretches import Stretches
 
 if TYPE_CHECKING:
     from orchestrator.store import AuditEntry
@@ -26,7 +28,6 @@ _MARKS: Mapping[str, str] = {
     "stopped": "fault",
     "budget spent": "fault",
 }
-_CLOSING = {"Finished": "done", "Undone": "undo", "AttemptEnded": "failed", "TurnedBack": "failed"}
 
 
 def tell(
@@ -109,24 +110,7 @@ def _label(entry: AuditEntry) -> str:
 
 
 def _steps(entries: Sequence[AuditEntry], end: float) -> list[dict[str, Any]]:
-    """A stretch from each beginning of a step, or of its undo, to what ended it."""
-    stretches: list[dict[str, Any]] = []
-    begun: tuple[str, float] | None = None
-    outcome = "running"
-    for entry in entries:
-        step = str(entry.detail.get("step") or entry.after.get("step") or STEPS[0])
-        match entry.event:
-            case "Began" | "UndoBegan":
-                begun, outcome = begun or (step, entry.at), "running"
-            case "Waits" | "Held" | "Stumbled":
-                outcome = "waiting"
-            case "Finished" | "Undone" | "AttemptEnded" | "TurnedBack" if begun is not None:
-                note = str(entry.detail.get("why", ""))
-                ended = _CLOSING[entry.event]
-                stretches.append({"step": begun[0], "start": begun[1], "end": entry.at, "outcome": ended, "note": note})
-                waits = entry.event == "Finished" and entry.after.get("wait")
-                # The wait for what it needs first is the next step's, though that begins only afterwards.
-                begun, outcome = (str(entry.after["step"]), entry.at) if waits else None, "waiting"
-    if begun is not None:
-        stretches.append({"step": begun[0], "start": begun[1], "end": max(end, begun[1]), "outcome": outcome})
-    return stretches
+    stretches = Stretches()
+    ended = [stretch for entry in entries if (stretch := stretches.add(entry)) is not None]
+    open_now = stretches.under_way(end)
+    return [asdict(stretch) for stretch in [*ended, *([open_now] if open_now is not None else [])]]

@@ -127,6 +127,26 @@ class Tally:
     failed_after_swap: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """`lost`: leases that ended and were not given back. `resent`: chains that were sent again since no worker had
+    taken a message of theirs. `ignored`: messages that did not apply, by the reason."""
+
+    lost: int = 0
+    resent: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Users:
+    """User requests that the balancers of a rollout have seen since its plan, and those that failed; `at`: until when,
+    epoch seconds."""
+
+    requests: int
+    failed: int
+    at: float
+
+
 class Store(Protocol):
     # -- the store itself ------------------------------------------------------------------------------------------
 
@@ -431,6 +451,18 @@ class Store(Protocol):
 
     def events(self, rollout: str, *, after: str = "0", limit: int = 1000, block: float = 0.0) -> Sequence[AuditEntry]:
         """Audit entries after that id, oldest first; waits up to `block` seconds for the first."""
+        ...
+
+    def counts(self) -> Counts:
+        """How often, of all rollouts since there are records here."""
+        ...
+
+    def put_users(self, rollout: str, users: Users) -> None:
+        """What its balancers have counted of its users by now."""
+        ...
+
+    def users(self, rollout: str) -> Users | None:
+        """As last put; None where nobody counts."""
         ...
 
     def note(self, rollout: str, entry: Entry, *, server: str = "") -> None:

@@ -21,6 +21,7 @@ from orchestrator.store import (
     WORLDS,
     AuditEntry,
     Claim,
+    Counts,
     Entry,
     Failure,
     Ignored,
@@ -30,6 +31,7 @@ from orchestrator.store import (
     RefusedReason,
     Row,
     Tally,
+    Users,
     codec,
 )
 from orchestrator.store.shapes import (
@@ -115,6 +117,9 @@ class MemoryStore:
         self._once: dict[str, _Asked] = {}
         self._workers: dict[str, tuple[bytes, float]] = {}
         self._ignored: dict[str, int] = {}
+        self._lost = 0
+        self._resent = 0
+        self._users: dict[str, Users] = {}
         self._queue_wait = 0.0
         self._last_id = (0, 0)
         self._woken = (0, 0)
@@ -336,7 +341,7 @@ class MemoryStore:
             now = self.now()
             if record.owner:
                 record.version = _version_after(record.version, now)
-                again = _struck(record, now)
+                again = self._struck(record, now)
                 record.owner, record.lease = "", 0.0
                 if again > now:
                     self._place(record, again, "")
@@ -345,6 +350,8 @@ class MemoryStore:
             if record.sent is None:
                 record.epoch += 1
                 record.sent = now
+            else:
+                self._resent += 1
             record.owner, record.lease = "", 0.0
             self._place(record, now + max(grace, min(now - record.sent, RESEND)), "")
             return record.epoch
@@ -366,7 +373,7 @@ class MemoryStore:
                 return self._ignore(Ignored(reason="leased"))
             now = self.now()
             if record.owner and not self._live(record):
-                _struck(record, now)
+                self._struck(record, now)
             record.fence = _fence_after(record.fence, now)
             record.owner, record.lease = owner, round(now + lease, 6)
             self._place(record, record.lease, "")
@@ -394,7 +401,7 @@ class MemoryStore:
                 return None
             now = self.now()
             if record.owner:
-                _struck(record, now)
+                self._struck(record, now)
             record.fence = _fence_after(record.fence, now)
             record.owner, record.lease = owner, round(now + lease, 6)
             self._rest_or_place(record)
@@ -481,7 +488,7 @@ class MemoryStore:
             record = self._record(claim.rollout, claim.server)
             if record is not None and record.owner == claim.owner and record.fence == claim.fence:
                 if died:
-                    _struck(record, self.now())
+                    self._struck(record, self.now())
                 self._give_back(record, self.now() if due is None else due, look or "")
                 self._wake()
 
@@ -495,7 +502,7 @@ class MemoryStore:
                 for record in stored.records.values():
                     if record.owner and record.owner.startswith(prefix):
                         released += self._live(record)
-                        self._give_back(record, _struck(record, self.now()) if died else self.now())
+                        self._give_back(record, self._struck(record, self.now()) if died else self.now())
             if released:
                 self._wake()
             return released
@@ -522,7 +529,7 @@ class MemoryStore:
                 return None
             if not self._live(record):
                 if record.owner:
-                    _struck(record, self.now())
+                    self._struck(record, self.now())
                 record.owner, record.lease = "", 0.0
             elif due is not None:
                 due = max(due, record.lease)
@@ -694,6 +701,18 @@ class MemoryStore:
         with self._lock:
             return list(reversed(self._worlds.values()))
 
+    def counts(self) -> Counts:
+        with self._lock:
+            return Counts(lost=self._lost, resent=self._resent, ignored=dict(sorted(self._ignored.items())))
+
+    def put_users(self, rollout: str, users: Users) -> None:
+        with self._lock:
+            self._users[rollout] = users
+
+    def users(self, rollout: str) -> Users | None:
+        with self._lock:
+            return self._users.get(rollout)
+
     def owner_of(self, lock: str) -> str | None:
         with self._lock:
             owner = self._locks.get(lock)
@@ -839,6 +858,15 @@ class MemoryStore:
             raise fenced(claim, "its record was changed by somebody else")
         return record
 
+    def _struck(self, record: _Record, now: float) -> float:
+        """Its holder has lost the lease without giving it back. When it may be tried again: see `struck` of
+        common.lua."""
+        self._lost += 1
+        before = len(record.lost)
+        process = record.owner.rpartition(":")[0] or record.owner
+        record.lost = (*record.lost, process) if before < MOST_LOST else record.lost
+        return now + record.fence % 2000 / 1000 if before else now
+
     def _ignore(self, ignored: Ignored) -> Ignored:
         self._ignored[ignored.reason] = self._ignored.get(ignored.reason, 0) + 1
         return ignored
@@ -940,14 +968,6 @@ def _record(upgrade: Upgrade) -> _Record:
 
 def _through_json(item: LedgerItem) -> LedgerItem:
     return codec.LEDGER.load(codec.LEDGER.dump(item), key=item.key)
-
-
-def _struck(record: _Record, now: float) -> float:
-    """Its holder has lost the lease without giving it back. When it may be tried again: see `struck` of common.lua."""
-    before = len(record.lost)
-    process = record.owner.rpartition(":")[0] or record.owner
-    record.lost = (*record.lost, process) if before < MOST_LOST else record.lost
-    return now + record.fence % 2000 / 1000 if before else now
 
 
 def _number_after(previous: int, now: float) -> int:

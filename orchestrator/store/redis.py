@@ -21,7 +21,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     bucket:<name>, buckets  hash; zset by last use: how often an API may be called
     tokens                  hash     id -> a token; beside it <id>:revoked and <id>:used, when
     once:<key>              hash     asked, id, until: what is asked for under a key, and not done twice
-    document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; ignored: hash
+    document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; counts, users: hashes
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from orchestrator.store import (
     WORLDS,
     AuditEntry,
     Claim,
+    Counts,
     Entry,
     Failure,
     Ignored,
@@ -58,6 +59,7 @@ from orchestrator.store import (
     RefusedIntent,
     Row,
     Tally,
+    Users,
     codec,
     health,
 )
@@ -85,6 +87,7 @@ _FIELDS: Final = ("doc", "version", "epoch", "entry", "owner", "fence", "lease",
 _LOCKS = 90  # a script touches each lock's key and its owner's
 _ROWS = 50
 _READ = 500
+_IGNORED = "ignored "  # and the reason: a field of the counts
 _KNOWN = 5000  # records that are not decoded again as long as they are as they were: about 7 KB each
 _MAKING = 60.0  # seconds for which a creation's locks bind while its next batch does not come
 _SLICE = 5.0  # seconds of one blocking read: below the socket's time-out
@@ -740,6 +743,30 @@ class RedisStore:
                     found[name] = _bucket(stored, key)
         return found
 
+    def counts(self) -> Counts:
+        key = self._key("counts")
+        with self._told:
+            stored = self._redis.hgetall(key)
+        found = {name.decode(): _int(number, key) for name, number in stored.items()}
+        ignored = {name.removeprefix(_IGNORED): n for name, n in sorted(found.items()) if name.startswith(_IGNORED)}
+        return Counts(lost=found.get("lost", 0), resent=found.get("resent", 0), ignored=ignored)
+
+    def put_users(self, rollout: str, users: Users) -> None:
+        with self._told:
+            self._redis.hset(self._key("users"), rollout, f"{users.requests} {users.failed} {users.at:.6f}")
+
+    def users(self, rollout: str) -> Users | None:
+        key = self._key("users")
+        with self._told:
+            stored = self._redis.hget(key, rollout)
+        if stored is None:
+            return None
+        try:
+            requests, failed, at = stored.split()
+            return Users(requests=int(requests), failed=int(failed), at=float(at))
+        except ValueError:
+            raise UnsafeStore(f"what is stored at {key} of {rollout} is no count: {stored[:40]!r}") from None
+
     def events(self, rollout: str, *, after: str = "0", limit: int = 1000, block: float = 0.0) -> Sequence[AuditEntry]:
         key = self._key("audit", rollout)
         found = self._read(key, check_cursor(after), limit=limit, block=block)
@@ -897,7 +924,8 @@ def _texts(values: Iterable[bytes]) -> list[str]:
 def _bucket(stored: Mapping[bytes, bytes], key: str) -> Bucket:
     try:
         number = {name.decode(): float(value) for name, value in stored.items()}
-        return Bucket(**{**number, "refused": int(number["refused"])})  # type: ignore[arg-type] # the others are floats
+        whole = {"refused": int(number["refused"]), "calls": int(number.get("calls", 0))}
+        return Bucket(**{**number, **whole})  # type: ignore[arg-type] # the others are floats
     except (ValueError, LookupError, TypeError) as error:
         raise UnsafeStore(f"{key} cannot be read") from error
 

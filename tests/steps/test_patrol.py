@@ -15,10 +15,11 @@ import structlog
 from orchestrator import operations
 from orchestrator.domain.upgrade import SURE
 from orchestrator.errors import Conflict, Unreachable
-from orchestrator.store import Claim
+from orchestrator.store import Claim, Users
 from providers.compute import Server
 from providers.errors import Transient
-from providers.traffic import MemberView
+from providers.traffic import MemberView, PoolCounters
+from providers.traffic.fake import FakeTraffic
 from tasks import swap
 from tests.support.outcome import Watch, up
 from tests.support.runner import PORT, Crashed, Runner, running
@@ -437,3 +438,34 @@ def test_patrols_at_every_turn_and_dying_ones_change_no_outcome(every: int) -> N
         r.until(lambda: r.record().closed)
         assert up(r) == {"web-1", "web-2.g2", "web-3.g2"} == set(r.members())
         assert not r.made_twice() and not events(r, "Ailed")
+
+
+def test_what_users_have_seen_is_counted_from_the_plan_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[PoolCounters | Exception | None] = [PoolCounters(requests=1000, failed=5, epoch="1")]
+
+    def counters(_switch: FakeTraffic, _pool: str) -> PoolCounters | None:
+        if isinstance(counted[0], Exception):
+            raise counted[0]
+        return counted[0]
+
+    monkeypatch.setattr(FakeTraffic, "counters", counters)
+    with patrolled() as r:
+        counted[0] = PoolCounters(requests=1700, failed=6, epoch="1")
+        r.patrol(r.rollout)
+        known = Users(requests=700, failed=1, at=r.clock.now)
+        assert r.store.users(r.rollout) == known
+        trouble: list[PoolCounters | Exception | None] = [
+            PoolCounters(requests=3, failed=0, epoch="2"),  # it was started anew
+            Transient("no answer", ambiguous=False),
+            None,
+        ]
+        for counted[0] in trouble:
+            r.clock.now += 5
+            r.patrol(r.rollout)
+            assert r.store.users(r.rollout) == known
+
+
+def test_where_a_switch_does_not_count_nobody_is_told_anything() -> None:
+    with patrolled() as r:
+        r.patrol(r.rollout)
+        assert r.store.users(r.rollout) is None

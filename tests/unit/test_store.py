@@ -42,7 +42,19 @@ from orchestrator.domain.upgrade import (
     Waits,
 )
 from orchestrator.errors import BadInput, ChangeoverError, Fenced, Locked, NotFound, Unreachable, UnsafeStore
-from orchestrator.store import WORLDS, Claim, Entry, Ignored, LedgerItem, RefusedIntent, Row, Store, codec
+from orchestrator.store import (
+    WORLDS,
+    Claim,
+    Counts,
+    Entry,
+    Ignored,
+    LedgerItem,
+    RefusedIntent,
+    Row,
+    Store,
+    Users,
+    codec,
+)
 from orchestrator.store.connecting import plainly
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
@@ -596,6 +608,7 @@ def test_while_a_message_is_out_that_nobody_took_it_is_sent_again_under_its_epoc
     assert site.issue(grace=10) == 1
     assert site.issue(grace=20) == 1
     assert site.store.next_due() == START + 20
+    assert site.store.counts().resent == 1
     row = site.row()
     assert site.store.turn(row, row.upgrade.after(Stumbled(why="turned", at=START)), entry=DID, due=START)
     assert site.issue() == 2
@@ -678,6 +691,8 @@ def test_messages_that_do_not_apply_are_ignored_with_the_reason(site: Site) -> N
     assert take(epoch=2) == Ignored(reason="stale epoch")
     assert take(step="swap") == Ignored(reason="another step")
     assert take(direction="undo") == Ignored(reason="another step")
+    ignored = {"another step": 2, "leased": 1, "settled": 1, "stale epoch": 2, "unknown": 1}
+    assert site.store.counts() == Counts(ignored=ignored)
     before = site.row()
     assert before.owner == "w1"
     row = site.store.turn(before, before.upgrade.after(Held(why="?")), entry=DID, due=None)
@@ -950,6 +965,7 @@ def test_leases_that_are_lost_in_a_row_are_remembered_until_a_change_is_committe
     site.issue()
     claim = site.claim(owner="w9/7:x")
     assert claim.lost == tuple(f"w{number}/7" for number in range(6))
+    assert site.store.counts().lost == 8
     claim = site.began(claim)
     assert isinstance(claim, Claim) and len(claim.lost) == 6, "an intent is no end"
     site.store.commit(claim, waits(claim.row.upgrade, site.clock.now), entry=DID, due=site.clock.now, look=LANE)
@@ -965,6 +981,16 @@ def test_a_lease_that_is_given_back_or_freed_for_a_worker_that_was_told_to_end_i
     site.store.release_owner("w2/1:")
     site.issue()
     assert site.claim(owner="w3/1:x").lost == ()
+    assert site.store.counts() == Counts()
+
+
+def test_what_users_saw_is_told_as_it_was_last_counted(site: Site) -> None:
+    site.create()
+    assert site.store.users("r1") is None
+    for counted in (Users(requests=7, failed=0, at=START), Users(requests=9_000_000_000, failed=2, at=START + 1.5)):
+        site.store.put_users("r1", counted)
+        assert site.store.users("r1") == counted
+    assert site.store.users("r2") is None
 
 
 def test_one_that_takes_over_by_the_message_alone_knows_of_the_loss_as_well(site: Site) -> None:

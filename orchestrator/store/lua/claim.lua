@@ -14,7 +14,7 @@ end
 local sent = r and tonumber(r.sent)
 local wait = tonumber(call('GET', P .. 'queue_wait') or '0')
 if reason then
-  call('HINCRBY', P .. 'ignored', reason, 1)
+  call('HINCRBY', P .. 'counts', 'ignored ' .. reason, 1)
   return {reason}
 end
 local before = r.owner

@@ -123,6 +123,7 @@ end
 -- committed. Returns when it may be tried again: from the second in a row on not at once, nor together with all others
 -- that went down with the same process, so that only what kills is there when the next one dies.
 local function struck(r)
+  call('HINCRBY', P .. 'counts', 'lost', 1)
   local process = string.match(r.owner, '^(.*):') or r.owner
   local before = select(2, string.gsub(r.lost, '%S+', ''))
   if before < MOST_LOST then r.lost = r.lost == '' and process or r.lost .. ' ' .. process end

@@ -24,6 +24,8 @@ local sent = r.sent
 if sent == '' then
   r.epoch = r.epoch + 1
   sent = stamp(now)
+else
+  call('HINCRBY', P .. 'counts', 'resent', 1)
 end
 call('HSET', r.key, 'version', whole(number_after(r.version)), 'epoch', whole(r.epoch), 'sent', sent, 'lane', '',
   'owner', '', 'lease', '0')
