@@ -67,9 +67,9 @@ def _described(app: FastAPI) -> dict[str, Any]:
                 for parameter in operation.get("parameters", ()):  # one that is left out is not null, but not there
                     if "anyOf" in parameter["schema"]:
                         parameter["schema"] |= parameter["schema"].pop("anyOf")[0]
-                if path.startswith("/v1/"):
+                if path not in ("/healthz", "/readyz"):
                     operation["security"] = [{"token": []}]
-                else:
+                if not path.startswith("/v1/"):
                     operation["responses"].pop("422", None)
         app.openapi_schema = found
     return app.openapi_schema

@@ -38,6 +38,7 @@ from orchestrator.domain.plan import Plan
 from orchestrator.domain.rollout import Rollout, RolloutState
 from orchestrator.domain.upgrade import State, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
+from orchestrator.metrics import CONTENT_TYPE, Metrics
 from orchestrator.operations import Answer, Asker, Waiter
 from orchestrator.reading import readable
 from orchestrator.store import Store
@@ -66,6 +67,7 @@ class Api:
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)
+        self.metrics = Metrics(self.store)
         self.slow = anyio.CapacityLimiter(SLOW)
 
 
@@ -575,3 +577,14 @@ def readyz(api: The) -> Response:
         why = "Redis would lose what it is told"
     body: documents.Readiness = {"ready": not why, "workers": workers, "why": why}
     return answer("readiness", body, status=503 if why else 200)
+
+
+@health.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_documented(401, 403, 429, 503)},
+)
+def metrics(api: The, who: Reader) -> Response:
+    """What dashboards and alarms need, in the text format of Prometheus."""
+    refuse_part(who)
+    return Response(api.metrics.text(), media_type=CONTENT_TYPE)

@@ -756,7 +756,7 @@ def test_other_methods_and_paths_are_refused_in_the_same_words(api: Served) -> N
             refused(answer, 405, "method-not-allowed")
     override = {"X-HTTP-Method-Override": "POST"}
     assert api.http.get("/v1/rollouts", headers=override).json()["schema"] == "changeover/v1/rollouts"
-    for path in ("/", "/v1", "/v1/", "/v1/rollouts/", "/v2/rollouts", "/docs", "/redoc", "/metrics"):
+    for path in ("/", "/v1", "/v1/", "/v1/rollouts/", "/v2/rollouts", "/docs", "/redoc", "/metrics/"):
         refused(api.http.get(path), 404, "not-found")
     refused(api.http.post("/v1/rollouts/r1:explode"), 405, "method-not-allowed")
     for path, allowed in (("/v1/rollouts", "GET, POST"), ("/v1/rollouts/r1:pause", "POST"), ("/healthz", "GET")):
@@ -829,6 +829,15 @@ def test_it_is_ready_once_redis_takes_writes_and_a_worker_lives(api: Served, mon
     told = http.get("/readyz")
     assert (told.status_code, told.json()["ready"]) == (503, False)
     assert "10.0.0.7" not in told.text
+
+
+def test_metrics_are_for_whoever_may_read_of_every_fleet(api: Served) -> None:
+    told = api.http.get("/metrics")
+    assert (told.status_code, told.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert "changeover_workers 0.0\n" in told.text
+    refused(api.client().get("/metrics"), 401, "unauthorized")
+    refused(api.client(api.token("read", fleets=("shop",))).get("/metrics"), 403, "forbidden")
+    refused(api.client(api.token("plan")).get("/metrics"), 403, "forbidden")
 
 
 def test_what_nobody_expected_is_a_problem_without_its_inside(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:

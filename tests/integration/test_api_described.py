@@ -33,5 +33,5 @@ def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path) -> None
             command, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=110, check=False
         )
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        assert "17 selected / 17 total" in done.stdout
+        assert "18 selected / 18 total" in done.stdout
         assert {rollout.id for rollout in api.store.rollouts()} == {id}, "nothing was made by chance"
