@@ -35,9 +35,10 @@ def place(id: str) -> tuple[int, int]:
     return int(first), int(second or 0)
 
 
-def told(entry: AuditEntry) -> ServerSentEvent:
+def told(entry: AuditEntry) -> bytes:
+    """As it goes over the wire: written once, for however many read it."""
     body = {"schema": "changeover/v1/event", **schema.event(entry)}
-    return ServerSentEvent(json.dumps(body), id=entry.id)
+    return ServerSentEvent(json.dumps(body), id=entry.id).encode()
 
 
 @dataclass(kw_only=True)
@@ -45,7 +46,7 @@ class _Tail:
     """The newest events of one rollout. All after `since` are in `events`."""
 
     since: str
-    events: deque[tuple[str, ServerSentEvent]] = field(default_factory=deque)
+    events: deque[tuple[str, bytes]] = field(default_factory=deque)
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
     readers: int = 0
     task: asyncio.Task[None] | None = None
@@ -69,7 +70,7 @@ class Live:
     async def _call(self, read: Callable[P, R], *args: P.args, **how: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(read, *args, **how))
 
-    async def follow(self, rollout: str, after: str) -> AsyncIterator[ServerSentEvent]:
+    async def follow(self, rollout: str, after: str) -> AsyncIterator[bytes]:
         """Every event after that id, each once and in order, for as long as somebody listens."""
         if rollout not in self._tails:
             since = await self._call(self._store.last_event, rollout)
@@ -80,9 +81,9 @@ class Live:
             tail.task = asyncio.create_task(self._grow(rollout, tail))
         try:
             while True:
-                for id, event in await self._next(rollout, tail, after):
-                    yield event
-                    after = id
+                if found := await self._next(rollout, tail, after):
+                    yield b"".join(event for _, event in found)
+                    after = found[-1][0]
         finally:
             tail.readers -= 1
             if not tail.readers and tail.task is not None:
@@ -90,7 +91,7 @@ class Live:
                 if self._tails.get(rollout) is tail:
                     del self._tails[rollout]
 
-    async def _next(self, rollout: str, tail: _Tail, after: str) -> Sequence[tuple[str, ServerSentEvent]]:
+    async def _next(self, rollout: str, tail: _Tail, after: str) -> Sequence[tuple[str, bytes]]:
         if place(after) < place(tail.since):  # older than what is kept
             found = await self._read(rollout, after)
             if not found:  # the store has lost its end
