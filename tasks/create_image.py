@@ -21,7 +21,7 @@ from tasks.step import Done, NeedsPerson, Wait
 from tasks.world import Turn
 
 SURE = 3  # looks in a row that find A not serving before a person is asked
-SOON = 0.5  # seconds between two looks while A writes nothing
+SOON = 1.0  # seconds between two looks while A writes nothing
 SETTLES = 60.0  # seconds after which an image shows that was made: a cloud's own lists may lag behind it
 
 

@@ -96,6 +96,7 @@ class AwsCompute:
             "name": Rounds(lambda names: _by("Name", names, self._registered("name", sorted(names)))),
         }
         self._volumes_of = Rounds(self._attached_volumes)
+        self._begun_of = Rounds(self._begun)
 
     @property
     def caps(self) -> Caps:
@@ -313,7 +314,7 @@ class AwsCompute:
             return True
         source = tags_of(found).get(MADE_OF) or found.get("SourceInstanceId", "")
         volumes = {volume["VolumeId"] for volume in self._volumes_of([source])[source]}
-        return bool(volumes) and volumes <= {each["VolumeId"] for each in self._snapshots(image)}
+        return bool(volumes) and volumes <= self._begun_of([image])[image]
 
     def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
         made_of = " ".join(filter(None, (image, like, size.type, str(size.disk), size.subnet)))
@@ -427,18 +428,28 @@ class AwsCompute:
 
     def _delete_leftovers(self, image: str) -> None:
         """Snapshots outlive their image where EC2 could not delete them together. One a call, as everywhere."""
-        for snapshot in self._snapshots(image):
+        for snapshot in self._snapshots([image]):
             try:
                 self._aws.write("ec2", "delete_snapshot", SnapshotId=snapshot["SnapshotId"])
             except NotFound:
                 continue
 
-    def _snapshots(self, image: str) -> Iterator[Raw]:
+    def _snapshots(self, images: Sequence[str]) -> Iterator[Raw]:
+        """Those of ours that were made for these images, told by their descriptions."""
         filters = [
-            {"Name": "description", "Values": [f"*for {image}*"]},
+            {"Name": "description", "Values": [f"*for {image}*" for image in images]},
             {"Name": f"tag:{MANAGED}", "Values": ["1"]},
         ]
         return self._aws.pages("ec2", "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
+
+    def _begun(self, images: Collection[str]) -> Mapping[str, set[str]]:
+        """By image: the volumes of which a snapshot has begun. As many at once as there are threads."""
+        found: dict[str, set[str]] = {image: set() for image in images}
+        for snapshot in self._snapshots(sorted(images)):
+            for image, volumes in found.items():
+                if f"for {image}" in snapshot["Description"]:
+                    volumes.add(snapshot["VolumeId"])
+        return found
 
     def protect(self, id: str, on: bool, *, given: Given | None = None) -> None:
         compare(self._instance(id), given)

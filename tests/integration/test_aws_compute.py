@@ -465,3 +465,23 @@ def test_nobody_who_has_no_fleet_at_aws_imports_its_sdk() -> None:
     code = "import json, sys, tasks, workers.app, providers; print(json.dumps(sorted(sys.modules)))"
     ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert {"boto3", "botocore", "moto", "simcloud"} & set(json.loads(ended.stdout)) == set()
+
+
+def test_an_image_is_taken_once_a_snapshot_of_each_volume_has_begun_and_many_ask_in_one_call(stage: Stage) -> None:
+    stage.cloud.timings.image = 60.0
+    disks = [{"DeviceName": name, "Ebs": {"VolumeSize": 10}} for name in ("/dev/sda1", "/dev/sdf")]
+    olds = [stage.server(BlockDeviceMappings=disks) for _ in range(2)]
+    images = [stage.compute.ensure_image(new_key(), source=old) for old in olds]
+    assert [image.adopted for image in images] == [False, False]
+    snapshots = ec2("123456789012", REGION).snapshots
+    late = next(id for id, one in snapshots.items() if one.from_ami == images[0].id)
+    kept = snapshots.pop(late)
+    assert [stage.compute.taken(image.id) for image in images] == [False, True]
+    snapshots[late] = kept
+    before = stage.cloud.calls["ec2:DescribeSnapshots"]
+    with ThreadPoolExecutor(20) as pool:
+        assert all(pool.map(lambda number: stage.compute.taken(images[number % 2].id), range(40)))
+    assert stage.cloud.calls["ec2:DescribeSnapshots"] - before <= 20, "who asks meanwhile shares the next"
+    assert {stage.compute.images([image.id])[image.id].state for image in images} == {"pending"}
+    with pytest.raises(errors.NotFound):
+        stage.anew().taken("ami-00000000000000000")
