@@ -232,6 +232,7 @@ def test_a_record_that_cannot_be_read_is_left_alone_and_the_others_go_on(
 
 
 @patient
+@pytest.mark.first
 @pytest.mark.timeout(500)
 def test_a_slow_wire_is_only_slow(server: Program, tmp_path: Path) -> None:
     with Wire(server.port) as wire:
@@ -243,6 +244,7 @@ def test_a_slow_wire_is_only_slow(server: Program, tmp_path: Path) -> None:
 
 
 @patient
+@pytest.mark.first
 @pytest.mark.timeout(500)
 def test_a_half_open_wire_is_noticed_and_replaced(server: Program, tmp_path: Path) -> None:
     with Wire(server.port) as wire:

@@ -108,6 +108,14 @@ def _hits(look: Look) -> list[str]:
     return sorted({marker for piece in look() for marker in ALL if marker.encode() in piece})
 
 
+def _read(path: Path) -> bytes:
+    """Nothing of what is gone by now: servers that have ended, processes, and what Redis has rewritten."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def _places(whole: Whole, raw: Any, data: Path, tmp_path: Path, url: str) -> Mapping[str, Look]:
     def logs() -> Iterator[bytes]:
         files = [path for folder in (tmp_path, whole.scene.short) for path in folder.rglob("*") if path.is_file()]
@@ -116,19 +124,16 @@ def _places(whole: Whole, raw: Any, data: Path, tmp_path: Path, url: str) -> Map
         private = {path for path in files if path.name == "run.json"}
         assert all(path.stat().st_mode & 0o077 == 0 for path in private)
         for path in set(files) - planted - private:
-            yield path.read_bytes()
+            yield _read(path)
 
     def aof() -> Iterator[bytes]:
         for path in data.rglob("*"):
             if path.is_file():
-                yield path.read_bytes()
+                yield _read(path)
 
     def processes() -> Iterator[bytes]:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                yield path.read_bytes()
-            except OSError:
-                continue
+            yield _read(path)
 
     def command_line() -> Iterator[bytes]:
         report = tmp_path / "report"
