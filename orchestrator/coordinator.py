@@ -190,7 +190,7 @@ class Coordinator:
         view = self._views.setdefault(rollout.id, _View())
         tally = self.store.tally(rollout.id)
         moved = _moved(tally)
-        until = rollout.bake_until if rollout.state == "baking" else None
+        until = rollout.wakes_at
         timed = until is not None and self.store.now() >= until
         clock = self.monotonic()
         known = (view.version, view.tally) == (rollout.version, moved) and clock - view.read_at < STALE

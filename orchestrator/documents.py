@@ -20,7 +20,20 @@ class Document(TypedDict):
     schema: NotRequired[str]
 
 
+class Approval(TypedDict):
+    """What a wave waits for, numbered from 0: so many people, of `by` where it names any; `until` then `otherwise`."""
+
+    wave: int
+    count: int
+    by: list[str]
+    approved_by: list[str]
+    until: float | None
+    otherwise: str
+
+
 class Rollout(TypedDict):
+    """`approval` and `opens_at` where it waits for them."""
+
     id: str
     fleet: str
     plan: str
@@ -36,6 +49,8 @@ class Rollout(TypedDict):
     created_by: str
     paused_at: float | None
     bake_until: float | None
+    approval: Approval | None
+    opens_at: float | None
     ended_at: float | None
     closed: bool
 

@@ -274,6 +274,8 @@ def _rollout(fleet: Fleet, plan: Plan, *, id: str, now: float, actor: str) -> Ro
         allowed_failures=policy.budget.allowed(len(fleet.servers)),
         bake=policy.bake,
         on_abort=policy.on_abort,
+        approvals=policy.asked_before(len(plan.waves)),
+        windows=policy.windows.decided_by() if policy.windows else None,
     )
 
 
@@ -645,6 +647,30 @@ def _unleased(store: Store, row: Row, until: float) -> Row:
         time.sleep(0.05)
         row = _row(store, row.upgrade.rollout, row.upgrade.server)
     return row
+
+
+def approve(
+    store: Store,
+    id: str,
+    *,
+    who: str,
+    actor: str,
+    wave: int | None = None,
+    seen: int | None = None,
+    dry: bool = False,
+) -> Answer:
+    """`who` says yes to the wave that waits for it. `wave`: only if it is this one, from 0. Raises `IllegalTransition`
+    where none waits, or another's yes is wanted."""
+
+    def to(r: Rollout) -> Rollout:
+        return decisions.approved(r, who=who, wave=wave)
+
+    return _ask(store, id, to, "approved", actor, "", seen=seen, dry=dry)
+
+
+def promote(store: Store, id: str, *, actor: str, seen: int | None = None, dry: bool = False) -> Answer:
+    """The bake of its wave ends now. Raises `IllegalTransition` where none bakes."""
+    return _ask(store, id, lambda r: decisions.promoted(r, now=store.now()), "promoted", actor, "", seen=seen, dry=dry)
 
 
 def abort(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None, dry: bool = False) -> Answer:

@@ -70,8 +70,24 @@ def rollout(r: Rollout) -> documents.Rollout:
         "created_by": r.created_by,
         "paused_at": r.paused_at,
         "bake_until": r.bake_until,
+        "approval": _approval(r),
+        "opens_at": r.opens_at if r.state == "awaiting_window" else None,
         "ended_at": r.ended_at,
         "closed": r.closed,
+    }
+
+
+def _approval(r: Rollout) -> documents.Approval | None:
+    asked = r.approval if r.state == "awaiting_approval" else None
+    if asked is None:
+        return None
+    return {
+        "wave": asked.wave,
+        "count": asked.count,
+        "by": list(asked.by),
+        "approved_by": list(r.approved_by),
+        "until": r.asked_at + asked.within if r.asked_at is not None and asked.within is not None else None,
+        "otherwise": asked.otherwise if asked.within is not None else "",
     }
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.domain.budget import Bucket
-from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.rollout import GOING, Rollout
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store import AuditEntry
@@ -131,7 +131,7 @@ def next_for(rollout: Rollout, u: Upgrade) -> str:
     match u.state:
         case "held":
             return f"changeover retry {rollout.id} --server {u.server}"
-        case "failed" | "rolled_back" if not rollout.closed and rollout.state in ("running", "baking", "failed"):
+        case "failed" | "rolled_back" if not rollout.closed and rollout.state in GOING | {"failed"}:
             return f"changeover retry {rollout.id} --server {u.server}"
         case "upgraded" if not u.beyond_return:
             return f"changeover rollback {rollout.id} --server {u.server}"
@@ -139,6 +139,8 @@ def next_for(rollout: Rollout, u: Upgrade) -> str:
             return f"changeover resume {rollout.id}"
         case "running" | "waiting":
             return f"changeover watch {rollout.id}"
+        case "pending" if rollout.state == "awaiting_approval" and u.wave == rollout.wave:
+            return f"changeover approve {rollout.id} --wave {rollout.wave + 1}"
         case "pending" if not rollout.ended:
             return f"changeover watch {rollout.id}"
         case _:
@@ -180,6 +182,8 @@ def next_of(rollout: Rollout, upgrades: Sequence[Upgrade]) -> str:
     match rollout.state:
         case "paused":
             return f"changeover resume {rollout.id}"
+        case "awaiting_approval":
+            return f"changeover approve {rollout.id} --wave {rollout.wave + 1}"
         case "failed" if not rollout.closed and any(u.state == "failed" for u in upgrades):
             return f"changeover retry {rollout.id}"
         case "succeeded" | "failed" | "aborted" | "rolled_back" if not any(

@@ -59,6 +59,12 @@ class Back(Reason):
     server: Name | None = None
 
 
+class Yes(Body):
+    """`wave`: only if it is this one that waits, numbered from 0 as in the rollout's document."""
+
+    wave: Annotated[int, Field(ge=0, le=10_000)] | None = None
+
+
 class Nothing(Body):
     """Nothing can be said."""
 

@@ -107,4 +107,5 @@ _OTHER = "use another token: changeover token create --help"
 Reader = Annotated[Caller, Depends(needs("read"))]
 Planner = Annotated[Caller, Depends(needs("plan"))]
 Runner = Annotated[Caller, Depends(needs("run"))]
+Approver = Annotated[Caller, Depends(needs("approve"))]
 Admin = Annotated[Caller, Depends(needs("admin"))]

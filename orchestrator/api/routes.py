@@ -22,6 +22,7 @@ from orchestrator import documents, fleet_file, operations, schema, words
 from orchestrator.api import bodies
 from orchestrator.api.callers import (
     Admin,
+    Approver,
     Caller,
     Pace,
     Planner,
@@ -478,6 +479,34 @@ async def resume(
     def work() -> Response:
         how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen), "dry": dry_run}
         return _told(api, "resume", operations.resume(api.store, id, **how))
+
+    return await anyio.to_thread.run_sync(work)
+
+
+@_verb("approve", bodies.Yes)
+async def approve(
+    request: Request, id: RolloutId, api: The, who: Approver, seen: IfMatch = None, dry_run: Dry = False
+) -> Response:
+    """Says yes to the wave that waits for it. The token's name stands for who says it."""
+    said = await _body(request, bodies.Yes)
+
+    def work() -> Response:
+        how: dict[str, Any] = {"wave": said.wave, "seen": _seen(api, who, id, seen), "dry": dry_run}
+        return _told(api, "approve", operations.approve(api.store, id, who=who.token.name, actor=who.actor, **how))
+
+    return await anyio.to_thread.run_sync(work)
+
+
+@_verb("promote", bodies.Nothing)
+async def promote(
+    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
+) -> Response:
+    """Ends the bake of the wave that is through."""
+    await _body(request, bodies.Nothing)
+
+    def work() -> Response:
+        how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen), "dry": dry_run}
+        return _told(api, "promote", operations.promote(api.store, id, **how))
 
     return await anyio.to_thread.run_sync(work)
 

@@ -43,6 +43,8 @@ PANELS: dict[str, tuple[Callable[..., int], ...]] = {
     "Decide": (
         control.pause,
         control.resume,
+        control.approve,
+        control.promote,
         control.abort,
         control.rollback,
         control.retry,

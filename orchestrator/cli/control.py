@@ -1,4 +1,5 @@
-"""`pause`, `resume`, `abort`, `rollback`, `retry`, `settle`, `freeze`, `unfreeze` and `gc`: what a person decides."""
+"""What a person decides: `approve`, `promote`, `pause`, `resume`, `abort`, `rollback`, `retry`, `settle`, `freeze`,
+`unfreeze` and `gc`."""
 
 from __future__ import annotations
 
@@ -72,6 +73,47 @@ def resume(id: Id, form: Output = Format.text) -> int:
         traffic="every server serves; each is replaced only after its new one is proven",
         next=f"changeover watch {id}",
     )
+
+
+def approve(
+    id: Id,
+    wave: Annotated[
+        int | None, typer.Option("--wave", min=1, metavar="N", help="Only if it is this one that waits for it.")
+    ] = None,
+    form: Output = Format.text,
+) -> int:
+    """Say yes to the wave that waits for it. The name of your user stands for you."""
+    from orchestrator import operations, words
+
+    with session.opened() as s:
+        asked = None if wave is None else wave - 1
+        answer = operations.approve(s.store, id, who=session.person(), actor=session.actor(), wave=asked)
+    r = answer.rollout
+    lacking = r.approval.count - len(r.approved_by) if r.approval is not None else 0
+    more = f"; {lacking} more {'is' if lacking == 1 else 'are'} wanted before it begins" if lacking else ": it begins"
+    return _tell(
+        answer,
+        "approve",
+        form,
+        f"Wave {r.wave + 1} of rollout {id} is approved by {', '.join(r.approved_by)}{more}.",
+        traffic="every server serves; each is replaced only after its new one is proven",
+        next=f"changeover watch {id}" if not lacking else words.next_of(r, ()),
+    )
+
+
+def promote(id: Id, form: Output = Format.text) -> int:
+    """End the bake of the wave that is through, and go on with the next."""
+    from orchestrator import operations
+
+    with session.opened() as s:
+        answer = operations.promote(s.store, id, actor=session.actor())
+    told = (
+        f"The bake of wave {answer.rollout.wave + 1} of rollout {id} is over."
+        if answer.changed
+        else f"Rollout {id} bakes no longer."
+    )
+    traffic = "every server serves; one whose new server is in doubt still keeps the next wave waiting"
+    return _tell(answer, "promote", form, told, traffic=traffic, next=f"changeover watch {id}", unchanged=told)
 
 
 def abort(id: Id, why: Why = "", form: Output = Format.text) -> int:

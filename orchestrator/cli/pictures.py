@@ -33,6 +33,8 @@ COLOURS: Mapping[str, str] = {
     "baking": "cyan",
     "waiting": "blue",
     "held": "bold yellow",
+    "awaiting_approval": "bold yellow",
+    "awaiting_window": "blue",
     "paused": "bold yellow",
     "aborting": "magenta",
     "rolling_back": "magenta",
@@ -147,7 +149,7 @@ def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
     parts: list[RenderableType] = [_head(view, now)]
     if view.frozen is not None:
         parts.append(_frozen(view.frozen))
-    if view.held or view.alarms or view.unread or r.state == "paused":
+    if view.held or view.alarms or view.unread or r.state in ("paused", "awaiting_approval"):
         parts += [Text(), *_needs_you(view)]
     parts += [Text(), _waves(view)]
     flying = [u for u in view.upgrades if in_flight(u) and u.state != "held"]
@@ -180,7 +182,7 @@ def _head(view: View, now: float) -> RenderableType:
         head.append(f", bakes for {words.span(r.bake_until - now)} more")
     took = words.span((r.ended_at or now) - r.created_at)
     lines = [head, text(f"began {words.moment(r.created_at)} by {r.created_by}, {took}, plan {r.plan}", "bright_black")]
-    if (r.why or r.stop) and r.state != "paused":
+    if (r.why or r.stop) and r.state not in ("paused", "awaiting_approval"):
         lines.append(text(f"{'when it ended: ' if since else ''}{r.why or r.stop}"))
     return Group(*lines)
 
@@ -193,6 +195,10 @@ def _needs_you(view: View) -> Iterable[RenderableType]:
         yield Padding(
             next_line(f"changeover resume {r.id}   or   changeover rollback {r.id}"), (0, 0, 0, 2), expand=False
         )
+    if r.state == "awaiting_approval":
+        said = f"; {', '.join(r.approved_by)} approved it" if r.approved_by else ""
+        yield text(f"{r.why[:1].upper()}{r.why[1:]}{said}.")
+        yield Padding(next_line(words.next_of(r, ())), (0, 0, 0, 2), expand=False)
     for u in view.held[:MOST]:
         yield Text.assemble((clean(u.server), "bold"), f" held at {words.where(u)}: ", clean(u.why))
         yield Padding(text(f"Traffic: {u.traffic}"), (0, 0, 0, 2), expand=False)

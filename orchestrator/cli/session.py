@@ -71,10 +71,14 @@ def opened() -> Iterator[Session]:
         store.close()
 
 
+def person() -> str:
+    """The name of who asks."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        return "somebody"
+
+
 def actor() -> str:
     """Who asks, for the audit log."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container without a name for its user
-        name = "somebody"
-    return f"{name}@{socket.gethostname()}"
+    return f"{person()}@{socket.gethostname()}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.domain.rollout import wave_sizes
+from orchestrator.domain import rollout, windows
 from orchestrator.domain.steps import STEPS
 
 _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)")
@@ -303,6 +304,73 @@ class Drain(Model):
     quiet: Annotated[Duration, Field(le=300)] = 1.0
 
 
+def _wave_number(value: object) -> object:
+    if value == "every" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100):
+        return value
+    raise ValueError("name a wave by its number, from 1, or every")
+
+
+def _zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError(f"{value!r} is no time zone: name it as the IANA does, such as Europe/Berlin") from None
+    return value
+
+
+def _time_of_day(value: str) -> str:
+    windows.minutes(value)
+    return value
+
+
+Person = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$")]
+TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
+
+
+class Approval(Model):
+    """`count` people have to say yes before that wave begins. `by`: whose yes counts; everybody's if it names nobody.
+    `within`: how long they have, until `otherwise`; without it they are waited for."""
+
+    before: Annotated[int | str, BeforeValidator(_wave_number)]
+    count: Annotated[int, Field(ge=1, le=20)] = 1
+    by: tuple[Person, ...] = Field(default=(), max_length=100)
+    within: Positive | None = None
+    otherwise: Literal["pause", "abort", "continue"] = "pause"
+
+    @model_validator(mode="after")
+    def _enough_people(self) -> Approval:
+        if self.by and len(set(self.by)) < self.count:
+            raise ValueError(f"count: {self.count} are wanted, and {len(set(self.by))} may say it")
+        if self.otherwise != "pause" and self.within is None:
+            raise ValueError("otherwise: say within what time")
+        return self
+
+
+class Open(Model):
+    """One that closes at or before its opening does so on the day after. `days`: on which it opens."""
+
+    days: tuple[windows.Weekday, ...] = Field(default=windows.WEEK, min_length=1, max_length=7)
+    opens: TimeOfDay
+    closes: TimeOfDay
+
+
+class Windows(Model):
+    """When servers may be begun; never else. What is under way when one closes finishes."""
+
+    zone: Annotated[str, Field(max_length=100), AfterValidator(_zone)]
+    open: tuple[Open, ...] = Field(min_length=1, max_length=50)
+
+    def decided_by(self) -> windows.Windows:
+        """As decisions read them."""
+        each = [
+            windows.Window(
+                days=windows.weekdays(o.days), begins=windows.minutes(o.opens), ends=windows.minutes(o.closes)
+            )
+            for o in self.open
+        ]
+        return windows.Windows(zone=self.zone, windows=tuple(each))
+
+
 class Policy(Model):
     waves: tuple[Wave, ...] = Field(default=(1, "5%", "25%", "rest"), min_length=1, max_length=100)
     bake: Duration = 300.0
@@ -315,6 +383,26 @@ class Policy(Model):
     poll: Annotated[Positive, Field(le=300)] = 5.0
     drain: Drain = Drain()
     on_abort: Literal["finish", "roll_back"] = "roll_back"
+    approvals: tuple[Approval, ...] = Field(default=(), max_length=100)
+    windows: Windows | None = None
+
+    def asked_before(self, waves: int) -> tuple[rollout.Approval, ...]:
+        """What is asked before each of so many waves."""
+        return tuple(
+            rollout.Approval(wave=wave, count=a.count, by=a.by, within=a.within, otherwise=a.otherwise)
+            for a in self.approvals
+            for wave in (range(waves) if isinstance(a.before, str) else (a.before - 1,))
+        )
+
+    @model_validator(mode="after")
+    def _each_wave_is_asked_for_once(self) -> Policy:
+        asked = [each.before for each in self.approvals]
+        if len(set(asked)) < len(asked) or ("every" in asked and len(asked) > 1):
+            raise ValueError("approvals: a wave is asked about twice")
+        for before in asked:
+            if isinstance(before, int) and before > len(self.waves):
+                raise ValueError(f"approvals: before wave {before}, and there are {len(self.waves)}")
+        return self
 
     @model_validator(mode="after")
     def _steps_are_known(self) -> Policy:
@@ -374,7 +462,7 @@ class Fleet(Model):
         for request in self.checks.smoke.requests:
             if request.pool is not None and request.pool not in self.traffic.pools:
                 raise ValueError(f"checks.smoke: pool {request.pool!r} is not under traffic.pools")
-        wave_sizes(self.rollout.waves, len(self.servers))
+        rollout.wave_sizes(self.rollout.waves, len(self.servers))
         return self
 
     @staticmethod

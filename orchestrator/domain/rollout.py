@@ -4,6 +4,8 @@
        │                                             aborting ──▶ aborted: nothing new, what was begun is undone
        └── paused, aborting, rolling_back            rolling_back ──▶ rolled_back: everything back to A
 
+    running ⇄ awaiting_approval, awaiting_window     no other server is begun; what is under way finishes
+
 Two budgets. A failure before the swap costs money: more than `budget.before_swap` of them pause the rollout. A failure
 after the swap hurts users: the first one stops the rollout, in the same commit that counts it.
 """
@@ -16,20 +18,45 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestrator.domain.upgrade import Upgrade
+from orchestrator.domain.windows import Windows, clock
 from orchestrator.errors import IllegalTransition
 
 RolloutState = Literal[
-    "running", "baking", "paused", "aborting", "rolling_back", "succeeded", "failed", "aborted", "rolled_back"
+    "awaiting_approval",
+    "awaiting_window",
+    "running",
+    "baking",
+    "paused",
+    "aborting",
+    "rolling_back",
+    "succeeded",
+    "failed",
+    "aborted",
+    "rolled_back",
 ]
+GOING: frozenset[RolloutState] = frozenset({"awaiting_approval", "awaiting_window", "running", "baking"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 ENDED: frozenset[RolloutState] = frozenset({"succeeded", "failed", "aborted", "rolled_back"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approval:
+    """What is asked before wave number `wave` begins: that `count` people say yes, of those in `by` where it names any.
+    Where too few have after `within` seconds, `otherwise` happens."""
+
+    wave: int
+    count: int = 1
+    by: tuple[str, ...] = ()
+    within: float | None = None
+    otherwise: Literal["pause", "abort", "continue"] = "pause"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """One execution of a plan. `waves` are server names. `stop` is set by the commit that counted a failure after a
     swap. `forgiven`: failures before the swap that a person accepted by resuming. `alarm`: whose new server does not
-    serve as it must. Times are epoch seconds."""
+    serve as it must. `approved` is the last wave that needs no yes any more, `approved_by` who has said it of the one
+    that was asked about since `asked_at`. Times are epoch seconds."""
 
     id: str
     plan: str
@@ -53,6 +80,34 @@ class Rollout:
     ended_at: float | None = None
     closed: bool = False
     alarm: str = ""
+    approvals: tuple[Approval, ...] = ()
+    windows: Windows | None = None
+    approved: int = -1
+    approved_by: tuple[str, ...] = ()
+    asked_at: float | None = None
+    opens_at: float | None = None
+
+    @property
+    def wakes_at(self) -> float | None:
+        """When time alone moves it on."""
+        match self.state:
+            case "baking":
+                return self.bake_until
+            case "awaiting_window":
+                return self.opens_at
+            case "awaiting_approval":
+                asked = self.approval
+                limit = asked.within if asked is not None else None
+                return None if limit is None or self.asked_at is None else self.asked_at + limit
+            case _:
+                return None
+
+    @property
+    def approval(self) -> Approval | None:
+        """What its wave has to be approved by before it begins."""
+        if self.approved >= self.wave:
+            return None
+        return next((each for each in self.approvals if each.wave == self.wave), None)
 
     @property
     def ended(self) -> bool:
@@ -90,10 +145,16 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
     if rollout.closed:
         return []
     match rollout.state:
-        case "running" | "baking" if rollout.stop:
+        case "running" | "baking" | "awaiting_approval" | "awaiting_window" if rollout.stop:
             return [Become(rollout=paused(rollout, why=rollout.stop, now=now), event="stopped")]
-        case "running" | "baking" | "failed" if (overlooked := _overlooked(rollout, upgrades)) is not None:
+        case "running" | "baking" | "awaiting_approval" | "awaiting_window" | "failed" if (
+            overlooked := _overlooked(rollout, upgrades)
+        ) is not None:
             return [Become(rollout=reopened(rollout, upgrades, overlooked), event="reopened")]
+        case "awaiting_approval":
+            return _unanswered(rollout, now)
+        case "awaiting_window":
+            return _window(rollout, upgrades, now)
         case "running":
             return _run(rollout, upgrades, failed_before_swap, now)
         case "baking":
@@ -120,7 +181,7 @@ def decide(rollout: Rollout, upgrades: Sequence[Upgrade], *, failed_before_swap:
 
 def _overlooked(rollout: Rollout, upgrades: Sequence[Upgrade]) -> str | None:
     """One that is pending in a wave that is through: whoever released it died before the wave was reopened."""
-    through = rollout.wave - (rollout.state == "running")
+    through = rollout.wave - (rollout.state in ("running", "awaiting_approval", "awaiting_window"))
     return next((u.server for u in upgrades if u.state == "pending" and u.wave <= through), None)
 
 
@@ -134,6 +195,14 @@ def _run(rollout: Rollout, upgrades: Sequence[Upgrade], failed: int, now: float)
     wave = [u for u in upgrades if u.wave == rollout.wave]
     flying = [u for u in upgrades if in_flight(u)]
     pending = [u for u in wave if u.state == "pending"]
+    if pending and (approval := rollout.approval) is not None:
+        asked = replace(rollout, state="awaiting_approval", asked_at=now, approved_by=(), why=_asks(approval))
+        return [Become(rollout=asked, event="approval asked")]
+    if pending and rollout.windows is not None and rollout.windows.closes_at(now) is None:
+        opens = rollout.windows.opens_at(now)
+        told = f"no maintenance window is open until {clock(rollout.windows, opens)}"
+        shut = replace(rollout, state="awaiting_window", opens_at=opens, why=told)
+        return [Become(rollout=shut, event="window closed")]
     if pending:
         return [Admit(server=u.server) for u in admissible(pending, flying, rollout.max_in_flight)]
     if any(in_flight(u) for u in wave):
@@ -141,6 +210,40 @@ def _run(rollout: Rollout, upgrades: Sequence[Upgrade], failed: int, now: float)
     if rollout.bake > 0:
         return [Become(rollout=replace(rollout, state="baking", bake_until=now + rollout.bake), event="baking")]
     return _next_wave(rollout, upgrades, now)
+
+
+def _asks(approval: Approval) -> str:
+    whose = f" of {', '.join(approval.by)}" if approval.by else ""
+    people = "1 person" if approval.count == 1 else f"{approval.count} people"
+    return f"wave {approval.wave + 1} begins when {people}{whose} approved it"
+
+
+def _unanswered(rollout: Rollout, now: float) -> list[Decision]:
+    approval = rollout.approval
+    if approval is None:  # a server of an earlier wave was tried again meanwhile, or nothing is to be approved
+        return [Become(rollout=_goes_on(rollout), event="approved")]
+    if rollout.wakes_at is None or now < rollout.wakes_at:
+        return []
+    why = f"wave {approval.wave + 1} was not approved in time"
+    match approval.otherwise:
+        case "pause":
+            return [Become(rollout=paused(rollout, why=why, now=now), event="not approved")]
+        case "abort":
+            return [Become(rollout=aborting(rollout, why=why), event="not approved")]
+        case "continue":
+            return [Become(rollout=_goes_on(rollout, approved=rollout.wave), event="not approved")]
+
+
+def _window(rollout: Rollout, upgrades: Sequence[Upgrade], now: float) -> list[Decision]:
+    waits = any(u.state == "pending" and u.wave == rollout.wave for u in upgrades)
+    if waits and rollout.windows is not None and rollout.windows.closes_at(now) is None:
+        return []
+    return [Become(rollout=_goes_on(rollout), event="window opened")]
+
+
+def _goes_on(rollout: Rollout, *, approved: int | None = None) -> Rollout:
+    last = rollout.approved if approved is None else approved
+    return replace(rollout, state="running", why="", asked_at=None, opens_at=None, approved=last)
 
 
 def admissible(pending: Sequence[Upgrade], flying: Sequence[Upgrade], limit: int) -> list[Upgrade]:
@@ -213,15 +316,16 @@ def paused(rollout: Rollout, *, why: str, now: float) -> Rollout:
     """Pausing what is paused changes nothing."""
     if rollout.state == "paused":
         return rollout
-    if rollout.state not in ("running", "baking"):
+    if rollout.state not in GOING:
         raise _illegal(rollout, "pause")
-    return replace(rollout, state="paused", resume_to=rollout.state, why=why, paused_at=now)
+    then: RolloutState = "running" if rollout.state == "awaiting_window" else rollout.state
+    return replace(rollout, state="paused", resume_to=then, why=why, paused_at=now)
 
 
 def resumed(rollout: Rollout, *, failed_before_swap: int, now: float) -> Rollout:
     """It goes on where it was, its bake prolonged by the pause; failures so far are forgiven. Not one behind a swap
     that came during the pause and is not yet told as its reason: whoever resumes knows nothing of that one."""
-    if rollout.state in ("running", "baking"):
+    if rollout.state in GOING:
         return rollout
     if rollout.state != "paused":
         raise _illegal(rollout, "resume")
@@ -231,22 +335,57 @@ def resumed(rollout: Rollout, *, failed_before_swap: int, now: float) -> Rollout
             next=f"changeover show {rollout.id}, and then resume it again",
         )
     pause = now - (rollout.paused_at or now)
+    asks = rollout.approval if rollout.resume_to == "awaiting_approval" else None
     return replace(
         rollout,
         state=rollout.resume_to or "running",
         resume_to=None,
         paused_at=None,
-        why="",
+        why=_asks(asks) if asks else "",
         stop="",
         forgiven=failed_before_swap,
         bake_until=None if rollout.bake_until is None else rollout.bake_until + pause,
+        asked_at=None if rollout.asked_at is None else rollout.asked_at + pause,
     )
+
+
+def approved(rollout: Rollout, *, who: str, wave: int | None = None) -> Rollout:
+    """One more says yes to the wave that waits for it; with the last that is wanted it begins. The same again changes
+    nothing. Raises `IllegalTransition` where nothing, or another `wave`, waits, or `who` is none of those to say it."""
+    if rollout.state in GOING and who in rollout.approved_by and wave in (None, rollout.wave):
+        return rollout
+    if rollout.state != "awaiting_approval" or (approval := rollout.approval) is None:
+        raise _illegal(rollout, "approve")
+    if wave not in (None, rollout.wave):
+        raise IllegalTransition(
+            f"rollout {rollout.id} waits for wave {rollout.wave + 1} to be approved, not for wave {(wave or 0) + 1}",
+            next=f"changeover show {rollout.id}",
+        )
+    if approval.by and who not in approval.by:
+        raise IllegalTransition(
+            f"{who} is none of those who approve wave {rollout.wave + 1} of rollout {rollout.id}: "
+            f"{', '.join(approval.by)}",
+            next=f"changeover show {rollout.id}",
+        )
+    known = replace(rollout, approved_by=(*rollout.approved_by, who))
+    if len(known.approved_by) < approval.count:
+        return known
+    return _goes_on(known, approved=rollout.wave)
+
+
+def promoted(rollout: Rollout, *, now: float) -> Rollout:
+    """The bake of its wave ends now. A new server that is in doubt still keeps the next wave waiting."""
+    if rollout.state == "running":
+        return rollout
+    if rollout.state != "baking":
+        raise _illegal(rollout, "promote")
+    return replace(rollout, bake_until=min(now, rollout.bake_until or now))
 
 
 def aborting(rollout: Rollout, *, why: str) -> Rollout:
     if rollout.state in ("aborting", "aborted"):
         return rollout
-    if rollout.state not in ("running", "baking", "paused"):
+    if rollout.state not in GOING | {"paused"}:
         raise _illegal(rollout, "abort")
     return replace(rollout, state="aborting", why=why, stop="", resume_to=None)
 
@@ -262,10 +401,10 @@ def rolling_back(rollout: Rollout, *, why: str) -> Rollout:
 
 def reopened(rollout: Rollout, upgrades: Sequence[Upgrade], retried: str) -> Rollout:
     """A server that had been set aside is tried again: the rollout runs on at that server's wave, which bakes anew."""
-    if rollout.closed or rollout.state not in ("running", "baking", "paused", "failed"):
+    if rollout.closed or rollout.state not in GOING | {"paused", "failed"}:
         raise _illegal(rollout, "retry")
     wave = min(rollout.wave, next(u.wave for u in upgrades if u.server == retried))
-    moved = replace(rollout, wave=wave, bake_until=None, ended_at=None)
+    moved = replace(rollout, wave=wave, bake_until=None, ended_at=None, asked_at=None)
     if rollout.state == "paused":
         return replace(moved, resume_to="running")
     return replace(moved, state="running", why="")
@@ -290,7 +429,7 @@ def exit_code(rollout: Rollout, held: int) -> int:
             return 1
         case "aborted" | "rolled_back":
             return 4
-        case "paused":
+        case "paused" | "awaiting_approval":
             return 3
         case _:
             return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Scope = Literal["read", "plan", "run", "admin"]
+Scope = Literal["read", "plan", "run", "approve", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from orchestrator.domain.budget import Bucket, Limit, fresh
 from orchestrator.domain.orphans import Sighting
-from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.rollout import GOING, Rollout
 from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import Direction, Upgrade
 from orchestrator.errors import NotFound
@@ -447,7 +447,7 @@ class MemoryStore:
             return None
         if rollout.state == "aborting":
             return None if finishing else "aborting"
-        if rollout.state not in ("running", "baking"):
+        if rollout.state not in GOING:
             return "paused"
         return "stopped" if rollout.stop else None
 

@@ -130,7 +130,7 @@ def _nothing_begins(e: Evidence) -> Iterator[Violation]:
             allowed = state not in ("paused", "aborting", "rolling_back")
         else:
             finishes = state == "aborting" and now.has_begun("swap")
-            allowed = state in ("running", "baking") or finishes
+            allowed = state in ("running", "baking", "awaiting_approval", "awaiting_window") or finishes
         if frozen or not allowed:
             told = "everything is frozen" if frozen else f"the rollout is {state}"
             says = f"{line['server']} begins {line['detail'].get('step')} while {told}"

@@ -22,6 +22,7 @@ from orchestrator.api.bodies import strict_json
 from orchestrator.api.callers import Pace
 from orchestrator.api.problems import KINDS, MEDIA, PREFIX, Problem
 from orchestrator.api.routes import Api
+from orchestrator.domain.rollout import Become, decide
 from orchestrator.domain.upgrade import Held
 from orchestrator.errors import Unreachable, UnsafeStore
 from orchestrator.store import Entry
@@ -447,6 +448,28 @@ def test_every_verb_does_what_it_says_once_and_again_changes_nothing(api: Served
     refused(api.http.post(f"/v1/rollouts/{id}:pause"), 409, "illegal-transition")
 
 
+def test_a_wave_waits_for_those_who_may_approve_it(api: Served) -> None:
+    """The token's name says it, and a token without the scope says nothing."""
+    id = api.applied(FLEET.replace("rollout:", "rollout:\n  approvals: [{before: 1, by: [ci, anna], count: 2}]"))
+    was = operations.find(api.store, id)
+    (asked,) = decide(was, operations.view(api.store, id).upgrades, failed_before_swap=0, now=api.store.now())
+    assert isinstance(asked, Become)
+    api.store.change(was, asked.rollout, entry=Entry(event=asked.event, actor="c"))
+    shown = api.http.get(f"/v1/rollouts/{id}").json()
+    assert shown["rollout"]["state"] == "awaiting_approval" and shown["exit_code"] == 3
+    assert shown["rollout"]["approval"]["by"] == ["ci", "anna"] and shown["next"] == f"changeover approve {id} --wave 1"
+    refused(api.http.post(f"/v1/rollouts/{id}:approve", json={"wave": 1}), 409, "illegal-transition")
+    for changed in (True, False):
+        answer = api.http.post(f"/v1/rollouts/{id}:approve", json={"wave": 0}).json()
+        assert answer["changed"] == changed and answer["rollout"]["approval"]["approved_by"] == ["ci"]
+    for name, scopes, status in (("eve", ["approve"], 409), ("anna", ["run"], 403), ("anna", ["approve"], 200)):
+        _, shown = tokens.create(api.store, name, scopes, actor="t")
+        said = api.http.post(f"/v1/rollouts/{id}:approve", headers={"Authorization": f"Bearer {shown}"})
+        assert said.status_code == status, said.text
+    assert operations.find(api.store, id).state == "running"
+    assert operations.find(api.store, id).approved_by == ("ci", "anna")
+
+
 def test_a_dry_run_of_a_verb_says_what_would_be_and_changes_nothing(api: Served) -> None:
     id = api.applied()
     at_step(api.store, id, "web-1", "swap")
@@ -584,6 +607,8 @@ def test_a_token_may_what_its_scopes_say_and_no_more(api: Served) -> None:
         ("run", "POST", f"/v1/rollouts/{id}:pause", 200),
         ("run", "POST", f"/v1/rollouts/{id}:resume", 200),
         ("run", "POST", f"/v1/rollouts/{id}:retry", 200),
+        ("approve", "POST", f"/v1/rollouts/{id}:approve", 409),
+        ("run", "POST", f"/v1/rollouts/{id}:promote", 200),
         ("run", "POST", f"/v1/rollouts/{id}:abort", 200),
         ("run", "POST", f"/v1/rollouts/{id}:rollback", 200),
         ("admin", "POST", "/v1/freeze", 200),

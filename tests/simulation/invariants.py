@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orchestrator.domain.fleet import Fleet
-from orchestrator.domain.rollout import Rollout
+from orchestrator.domain.rollout import GOING, Rollout
 from orchestrator.domain.steps import RETIRE
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store import AuditEntry, Claim, Ignored, LedgerItem, RefusedIntent, Row, codec
@@ -385,7 +385,7 @@ class Invariants:
         if undo or to.state == "upgraded":
             return
         now: Rollout = self.store.rollout(to.rollout)
-        allowed = self._may_go_on(now, "running", "baking") or (now.state == "aborting" and how["finishing"])
+        allowed = self._may_go_on(now, *GOING) or (now.state == "aborting" and how["finishing"])
         self.must(
             allowed, "pause", lambda: f"{to.server} began {to.step} while the rollout is {now.state} ({now.stop})"
         )

@@ -20,12 +20,14 @@ TRIES: Final = 5  # of a command whose answer was lost
 
 @dataclass(kw_only=True)
 class People:
-    """`store` is reached like anybody's; `cloud` is touched directly, by other tools than ours."""
+    """`asked`: waves wait for them. `store` is reached like anybody's; `cloud` is touched directly, by other tools than
+    ours."""
 
     wire: Wire
     store: RemoteStore
     cloud: Cloud
     names: list[str]
+    asked: bool
     second_rollout: Callable[[], Any]
     ask: Callable[..., None]
 
@@ -35,6 +37,11 @@ class People:
         """One of the verbs, at a random server where it wants one."""
         random = self.wire.scheduler.random
         server = random.choice(self.names)
+        if self.asked and random.random() < 0.4:
+            who, store = random.choice("ab"), self.any_store
+            self.does("approve", lambda: operations.approve(store, ROLLOUT, who=who, actor=ACTOR))
+            self.does("promote", lambda: operations.promote(store, ROLLOUT, actor=ACTOR))
+            return
         verbs: dict[str, Callable[[], Any]] = {
             "pause": lambda: operations.pause(self.any_store, ROLLOUT, actor=ACTOR),
             "resume": lambda: operations.resume(self.any_store, ROLLOUT, actor=ACTOR),

@@ -57,6 +57,7 @@ def draw_fleet(random: Random, world: str) -> Fleet:
         },
         "on_abort": random.choice(("finish", "roll_back")),
     }
+    policy |= _leave_to_begin(Random(json.dumps(policy)), len(policy["waves"]))
     whole = {
         "version": 1,
         "fleet": "shop",
@@ -91,6 +92,22 @@ def draw_fleet(random: Random, world: str) -> Fleet:
         },
     }
     return Fleet.model_validate_json(json.dumps(whole))
+
+
+def _leave_to_begin(random: Random, waves: int) -> dict[str, Any]:
+    """Sometimes a wave is to be approved, and sometimes no server may be begun for some minutes. The time of a
+    simulation begins at 13:46:40."""
+    found: dict[str, Any] = {}
+    if random.random() < 0.25:
+        approval: dict[str, Any] = {"before": random.choice(("every", random.randint(1, waves)))}
+        approval["count"] = random.choice((1, 2))
+        if random.random() < 0.5:
+            approval |= {"within": "60s", "otherwise": random.choice(("pause", "abort", "continue"))}
+        found["approvals"] = [approval]
+    if random.random() < 0.15:
+        times = random.choice(((("13:40", "13:48"), ("13:52", "13:20")), (("13:48", "13:20"),)))
+        found["windows"] = {"zone": "UTC", "open": [{"opens": a, "closes": b} for a, b in times]}
+    return found
 
 
 def furnish(cloud: Cloud, fleet: Fleet) -> None:

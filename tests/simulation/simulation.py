@@ -168,6 +168,7 @@ class Simulation:
             store=RemoteStore(self.store, self.wire),
             cloud=self.cloud,
             names=[server.name for server in self.fleet.servers],
+            asked=bool(self.fleet.rollout.approvals),
             second_rollout=self._second,
             ask=self._ask,
         )
@@ -364,6 +365,9 @@ class Simulation:
                         "rollback server",
                         lambda r=rollout, s=server: operations.rollback_server(store, r.id, s, actor=ACTOR),
                     )
+            if rollout.state == "awaiting_approval":
+                for who in ("anna", "ben"):
+                    people.does("approve", lambda r=rollout, w=who: operations.approve(store, r.id, who=w, actor=ACTOR))
             if rollout.state == "paused":
                 verb = self.random.choice((operations.resume, operations.resume, operations.abort, operations.rollback))
                 people.does(verb.__name__, lambda r=rollout, v=verb: v(store, r.id, actor=ACTOR))
@@ -371,7 +375,7 @@ class Simulation:
     def _given_up(self) -> bool:
         """Somebody has tried several times, and it is still held with its reason."""
         for rollout in self.store.open_rollouts():
-            if rollout.state == "paused":
+            if rollout.state in ("paused", "awaiting_approval"):
                 return False
             for row in self.store.rows(rollout.id):
                 if row.upgrade.asks_person and self.retried[rollout.id, row.upgrade.server] < 7:
@@ -397,7 +401,7 @@ class Simulation:
     def _at_rest(self) -> bool:
         """Nothing moves by itself any more."""
         for rollout in self.store.open_rollouts():
-            if rollout.state == "paused":
+            if rollout.state in ("paused", "awaiting_approval"):
                 continue
             rows = self.store.rows(rollout.id)
             asking = any(row.upgrade.asks_person for row in rows)

@@ -16,10 +16,11 @@ import pytest
 
 import orchestrator.cli.session
 from orchestrator import operations
-from orchestrator.cli import main, watching
+from orchestrator.cli import main, session, watching
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.plan import token
 from orchestrator.domain.rebuild import Found
+from orchestrator.domain.rollout import Approval
 from orchestrator.domain.upgrade import Admitted, Ailed, Held, TurnedBack
 from orchestrator.errors import PointOfNoReturn, UnsafeStore
 from orchestrator.settings import Settings
@@ -476,6 +477,28 @@ def test_pause_says_what_becomes_of_servers_under_way_and_how_to_go_on(place: Pl
     assert body["rollout"]["state"] == "paused"
     code, out, _ = place.run("resume", id)
     assert "is running again" in out
+
+
+def test_a_wave_that_waits_for_people_says_so_and_how_to_approve_it(place: Place) -> None:
+    id = place.applied()
+    was = operations.find(place.store, id)
+    asks = (Approval(wave=0, count=2),)
+    told = "wave 1 begins when 2 people approved it"
+    waits = replace(was, approvals=asks, state="awaiting_approval", asked_at=place.store.now(), why=told)
+    place.store.change(was, waits, entry=Entry(event="approval asked", actor="t"))
+    _, out, _ = place.run("show", id)
+    assert "NEEDS YOU" in out and "Wave 1 begins when 2 people approved it." in out
+    assert f"Next: changeover approve {id} --wave 1" in out
+    code, _, err = place.run("approve", id, "--wave", "2")
+    assert code == 1 and "waits for wave 1 to be approved, not for wave 2" in err
+    me = session.person()
+    code, out, err = place.run("approve", id, "--wave", "1")
+    assert code == 0 and out == f"Wave 1 of rollout {id} is approved by {me}; 1 more is wanted before it begins.\n"
+    assert "It was so already." in place.run("approve", id)[1]
+    operations.approve(place.store, id, who="ben", actor="ben")
+    assert operations.find(place.store, id).state == "running"
+    code, out, _ = place.run("promote", id)
+    assert (code, out) == (0, f"Rollout {id} bakes no longer.\n")
 
 
 def test_resuming_what_is_not_paused_says_so(place: Place) -> None:

@@ -23,6 +23,7 @@ from orchestrator.domain import rollout as module
 from orchestrator.domain.rollout import (
     ENDED,
     Admit,
+    Approval,
     Become,
     Decision,
     Rollout,
@@ -36,10 +37,12 @@ from orchestrator.domain.rollout import (
 )
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.upgrade import Admitted, Began, Event, Held, Released, Shifted, Stumbled, TurnedBack, Upgrade
+from orchestrator.domain.windows import Window, Windows
 from orchestrator.errors import IllegalTransition, PointOfNoReturn
 from tests.unit.test_every_transition import hoped_for
 
 NOW = 1000.0
+NIGHTS = Windows(zone="UTC", windows=(Window(days=(0, 1, 2, 3, 4, 5, 6), begins=22 * 60, ends=20),))
 
 
 def _is_verb(function: Callable[..., Any]) -> bool:
@@ -62,6 +65,8 @@ def asked(verb: str, rollout: Rollout, upgrades: Sequence[Upgrade], now: float, 
         "failed_before_swap": failed,
         "upgrades": upgrades,
         "retried": upgrades[-1].server,
+        "who": "anna",
+        "wave": rollout.wave,
     }
     function = VERBS[verb]
     wanted = list(inspect.signature(function).parameters)[1:]
@@ -87,8 +92,8 @@ def a_rollout(names: Sequence[str] = ("a", "b"), **changes: Any) -> Rollout:
 
 
 def every_rollout() -> Iterator[Rollout]:
-    for state, stop, on_abort, wave in itertools.product(
-        get_args(RolloutState), ("", "a failed"), ("finish", "roll_back"), (0, 1)
+    for state, stop, on_abort, wave, count in itertools.product(
+        get_args(RolloutState), ("", "a failed"), ("finish", "roll_back"), (0, 1), (0, 1, 2)
     ):
         yield from (
             a_rollout(
@@ -101,6 +106,9 @@ def every_rollout() -> Iterator[Rollout]:
                 bake_until=NOW + 5 if state in ("baking", "paused") else None,
                 paused_at=NOW - 5 if state == "paused" else None,
                 resume_to="baking" if state == "paused" else None,
+                approvals=tuple(Approval(wave=each, count=count, within=9.0) for each in (0, 1) if count),
+                asked_at=NOW - 3 if state == "awaiting_approval" else None,
+                windows=NIGHTS if state == "awaiting_window" else None,
                 ended_at=NOW - 1 if state in ENDED else None,
             )
             for closed in ((False, True) if state in ENDED else (False,))
@@ -195,7 +203,14 @@ class AnyRollout(RuleBasedStateMachine):
     def __init__(self, limit: int = 2) -> None:
         super().__init__()
         self.now = NOW
-        self.rollout = a_rollout(waves=(("a",), ("b", "c", "d")), max_in_flight=limit, allowed_failures=1, bake=3.0)
+        self.rollout = a_rollout(
+            waves=(("a",), ("b", "c", "d")),
+            max_in_flight=limit,
+            allowed_failures=1,
+            bake=3.0,
+            approvals=(Approval(wave=1, count=limit - 1, within=500.0, otherwise="continue"),) if limit > 1 else (),
+            windows=NIGHTS if limit == 3 else None,
+        )
         domains = {"a": "x", "b": "", "c": "x", "d": "y"}
         self.upgrades = {
             name: Upgrade(rollout="r", server=name, wave=int(name != "a"), domain=domains[name]) for name in self.NAMES
@@ -345,6 +360,7 @@ class AnyRollout(RuleBasedStateMachine):
             self.a_coordinator_decides()
             if self.rollout.state == "paused":
                 self.rollout = resumed(self.rollout, failed_before_swap=self.failed, now=self.now)
+            self.now = max(self.now, self.rollout.wakes_at or 0.0)
             for u in self.all:
                 if u.state == "held":
                     self.happens(u.server, Released(at=self.now))

@@ -131,6 +131,7 @@ local function struck(r)
   return now + (r.fence % 2000) / 1000
 end
 
+local GOING = {awaiting_approval = true, awaiting_window = true, running = true, baking = true}
 local FLYING = {running = true, waiting = true, held = true}
 
 local function count(r, state)

@@ -9,7 +9,7 @@ if a.to.state == 'upgraded' then
 elseif not a.undo then
   if ro[1] == 'aborting' then
     if not a.finishing then return {'refused', 'aborting'} end
-  elseif ro[1] ~= 'running' and ro[1] ~= 'baking' then
+  elseif not GOING[ro[1]] then
     return {'refused', 'paused'}
   elseif ro[2] ~= '' then
     return {'refused', 'stopped'}
