@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help demo demo-aws test check format lock bench chaos clean setup
+.PHONY: help demo demo-aws test check format lock bench chaos clean setup validators
 
 help:
 	@echo "make demo    replace a fleet of real servers under live traffic, here, in a minute and a half"
@@ -15,6 +15,14 @@ help:
 	@echo "make chaos   a hundred servers replaced while everything is killed; SEED=1 SERVERS=100"
 
 setup: $(STAMP)
+
+# What checks deploy/ and is too heavy for .venv: Compose itself, kubectl, and the schemas of Kubernetes and CloudFormation.
+validators: .validators/.stamp
+
+.validators/.stamp: requirements/validators.txt $(STAMP)
+	@test -x .validators/bin/python || $(PYTHON) -m venv .validators
+	@$(BIN)/uv pip sync --quiet --python .validators/bin/python --require-hashes requirements/validators.txt
+	@touch $@
 
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Changeover needs Python 3.11 or later: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -61,7 +69,9 @@ lock: $(STAMP)
 	@echo "uv>=0.8" | $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header - -o requirements/uv.txt
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.txt --no-header
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra aws -c requirements/dev.txt pyproject.toml -o requirements/service.txt --no-header
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra local --extra simcloud -c requirements/dev.txt pyproject.toml -o requirements/demo.txt --no-header
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group validators -o requirements/validators.txt --no-header
 	@echo "setuptools>=77" | $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header -c requirements/dev.txt - -o requirements/build.txt
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .validators build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,9 +1,10 @@
 """What `deploy/` and docker-compose.yml promise, as far as they can be held to it without an engine of containers.
-`make check` holds the Dockerfile to hadolint and the compose file to its schema."""
+`make check` holds the Dockerfile to hadolint and the compose file to its schema; here Compose itself reads it."""
 
 from __future__ import annotations
 
 import http.server
+import json
 import re
 import shutil
 import ssl
@@ -25,12 +26,14 @@ from orchestrator.cli import LATE, PANELS
 from orchestrator.flower import SAVE_EVERY_MS
 from providers.clients.haproxy_config import bundled_binary, environment
 from tests.support.redis_servers import HOST, Certificates, free_port, wait_for
+from tests.support.validators import validator
 from workers.lifecycle import WARM_SHUTDOWN
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
+ALONE = "demo"  # it needs none of the others
+OURS = sorted(name for name, service in SERVICES.items() if "build" in service and name != ALONE)
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 
 
@@ -46,7 +49,10 @@ def test_no_service_can_change_its_own_files_or_become_more_than_it_is(name: str
 
 def test_only_the_entrance_can_be_reached_and_nothing_inside_reaches_out_but_workers() -> None:
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["haproxy"]
-    assert [name for name, service in SERVICES.items() if "outside" in service["networks"]] == ["worker", "haproxy"]
+    joined = {name: service.get("networks", []) for name, service in SERVICES.items()}
+    assert [name for name, networks in joined.items() if "outside" in networks] == ["worker", "haproxy"]
+    assert [name for name, networks in joined.items() if not networks] == [ALONE]
+    assert SERVICES[ALONE]["network_mode"] == "none" and "secrets" not in SERVICES[ALONE]
     assert COMPOSE["networks"]["inside"] == {"internal": True}
 
 
@@ -56,7 +62,12 @@ def test_every_secret_is_a_file_of_make_secrets_and_each_service_has_its_own_alo
     assert {name: f"deploy/secrets/{name}" for name in COMPOSE["secrets"]} == {
         name: each["file"] for name, each in COMPOSE["secrets"].items()
     }
-    assert set(COMPOSE["secrets"]) == made - {"redis-admin", "redis-replica", "redis-sentinel"}
+    # Only `token create` can make the one for Prometheus.
+    assert set(COMPOSE["secrets"]) == made - {"redis-admin", "redis-replica", "redis-sentinel"} | {"prometheus"}
+    assert {name: SERVICES[name]["secrets"] for name in ("prometheus", "grafana")} == {
+        "prometheus": ["prometheus"],
+        "grafana": ["grafana"],
+    }
     for name in OURS:
         environment, secrets = SERVICES[name]["environment"], SERVICES[name]["secrets"]
         user = "api" if name == "cli" else name
@@ -99,9 +110,124 @@ def test_the_image_is_made_of_all_packages_from_hashed_locks_and_runs_as_nobody_
         pins = re.findall(r"^[a-z0-9-]+(?:\[[a-z,]+\])?==", text, re.MULTILINE)
         assert pins and text.count("--hash=sha256:") >= len(pins)
         assert "://" not in text, "a lock names no index"
-    assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("--requirement ") == 2
+    assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("--requirement ") == 3
     user = re.search(r"^USER (\d+:\d+)$", DOCKERFILE, re.MULTILINE)
-    assert user is not None and all(SERVICES[name]["user"] == user[1] for name in OURS)
+    assert user is not None and all(SERVICES[name]["user"] == user[1] for name in [*OURS, ALONE])
+    stages = re.findall(r" AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    targets = {name: SERVICES[name]["build"]["target"] for name in [*OURS, ALONE]}
+    assert targets == {**dict.fromkeys(OURS, "service"), ALONE: "demo"} and set(targets.values()) <= set(stages)
+    assert stages[-1] == "service", "what `docker build` makes unless it is told"
+
+
+# -- by Compose itself -------------------------------------------------------------------------------------------------
+
+DEFAULT = {"redis", "coordinator", "worker", "api", "flower", "haproxy"}
+
+
+def composed(*profiles: str) -> dict[str, Any]:
+    """What Compose makes of the file with these profiles."""
+    words = [word for profile in profiles for word in ("--profile", profile)]
+    done = subprocess.run(
+        [validator("docker-compose"), "--file", ROOT / "docker-compose.yml", *words, "config", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nowhere"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    whole: dict[str, Any] = json.loads(done.stdout)
+    return whole
+
+
+@pytest.mark.debian
+def test_compose_reads_the_file_and_each_profile_adds_what_it_is_named_for() -> None:
+    assert set(composed()["services"]) == DEFAULT
+    assert set(composed("cli")["services"]) == DEFAULT | {"cli"}
+    watching = composed("prometheus", "grafana")
+    assert set(watching["services"]) == DEFAULT | {"prometheus", "grafana"}
+    assert set(composed("*")["services"]) == set(SERVICES)
+    assert all(Path(each["file"]).is_file() for each in watching["configs"].values())
+    assert all(service["read_only"] for service in composed("*")["services"].values())
+
+
+# -- what watches ------------------------------------------------------------------------------------------------------
+
+
+def mounted(service: str) -> dict[str, Path]:
+    """By where the service finds it: our file."""
+    given = {each["target"]: COMPOSE["configs"][each["source"]]["file"] for each in SERVICES[service]["configs"]}
+    return {target: ROOT / file for target, file in given.items()}
+
+
+def test_grafana_finds_its_source_and_the_shipped_dashboard_where_it_looks_for_them() -> None:
+    files = mounted("grafana")
+    provisioning = "/etc/grafana/provisioning"
+    (source,) = yaml.safe_load(files[f"{provisioning}/datasources/changeover.yml"].read_text())["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    (provider,) = yaml.safe_load(files[f"{provisioning}/dashboards/changeover.yml"].read_text())["providers"]
+    boards = [file for target, file in files.items() if target.startswith(provider["options"]["path"] + "/")]
+    assert boards == [ROOT / "deploy" / "grafana" / "changeover.json"]
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_SECURITY_ADMIN_PASSWORD__FILE"] == "/run/secrets/grafana"
+    assert environment["GF_SERVER_SERVE_FROM_SUB_PATH"] == "true"
+    assert environment["GF_SERVER_ROOT_URL"].endswith("/grafana/")
+
+
+class Watched(http.server.BaseHTTPRequestHandler):
+    """Tells the metrics to whoever shows the token."""
+
+    def do_GET(self) -> None:
+        ours = self.path == "/metrics" and self.headers.get("Authorization") == "Bearer co_token"
+        told = b"changeover_workers 3\n" if ours else b""
+        self.send_response(200 if ours else 401)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.debian
+def test_prometheus_itself_asks_with_its_token_and_has_the_shipped_alarms(tmp_path: Path) -> None:
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("needs Debian's prometheus")
+    server = http.server.ThreadingHTTPServer((HOST, 0), Watched)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    files = mounted("prometheus")
+    shutil.copy(files["/etc/prometheus/alerts.yml"], tmp_path)
+    (tmp_path / "token").write_text("co_token\n")
+    text = files["/etc/prometheus/prometheus.yml"].read_text()
+    here = {"api:8088": f"{HOST}:{server.server_port}", "/run/secrets/prometheus": str(tmp_path / "token"), "15s": "1s"}
+    for was, now in here.items():
+        assert was in text
+        text = text.replace(was, now)
+    config, port = tmp_path / "prometheus.yml", free_port()
+    config.write_text(text)
+    words = [f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    assert [word.partition("=")[0] for word in SERVICES["prometheus"]["command"][:2]] == [
+        word.partition("=")[0] for word in words
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([program, *words, f"--web.listen-address={HOST}:{port}"], stdout=log, stderr=log)
+
+    def told(path: str) -> Any:
+        status, said, _ = ask(f"http://{HOST}:{port}/api/v1/{path}")
+        assert status == 200, said
+        return json.loads(said)["data"]
+
+    try:
+        wait_for("a scrape", lambda: [each["health"] for each in told("targets")["activeTargets"]] == ["up"])
+        wait_for("a value", lambda: told("query?query=changeover_workers")["result"][0]["value"][1] == "3")
+        (group,) = told("rules")["groups"]
+        assert len(group["rules"]) == len(yaml.safe_load((tmp_path / "alerts.yml").read_text())["groups"][0]["rules"])
+    finally:
+        process.kill()
+        process.wait()
+        server.shutdown()
+        server.server_close()
 
 
 # -- plain hosts -------------------------------------------------------------------------------------------------------
@@ -171,7 +297,12 @@ def entrance(tmp_path: Path, inside: int) -> Iterator[tuple[int, int, ssl.SSLCon
     outer, health = free_port(), free_port()
     text = (ROOT / "deploy" / "haproxy" / "haproxy.cfg").read_text()
     here = {"/run/secrets/tls.pem": str(pem), "bind :8443": f"bind {HOST}:{outer}", "8404": str(health)}
-    for was, now in {**here, "flower:5555": f"{HOST}:{inside}", "8 api:8088": f"1 {HOST}:{inside}"}.items():
+    for was, now in {
+        **here,
+        "flower:5555": f"{HOST}:{inside}",
+        "8 api:8088": f"1 {HOST}:{inside}",
+        "grafana:3000": f"{HOST}:{inside}",
+    }.items():
         assert was in text
         text = text.replace(was, now)
     (tmp_path / "haproxy.cfg").write_text(text)
@@ -214,7 +345,10 @@ def test_the_entrance_speaks_tls_leads_to_api_and_flower_and_hides_what_needs_no
             assert headers["Strict-Transport-Security"]
             status, _, headers = ask(f"{here}/flower", trust)
             assert (status, headers["Location"]) == (302, "/flower/")
-            hidden = ("/metrics", "/flower/metrics", "/flower/healthcheck")
+            status, _, headers = ask(f"{here}/grafana", trust)
+            assert (status, headers["Location"]) == (302, "/grafana/")
+            wait_for("Grafana behind it", lambda: ask(f"{here}/grafana/d/changeover", trust)[0] == 200)
+            hidden = ("/metrics", "/flower/metrics", "/flower/healthcheck", "/grafana/metrics")
             assert {path: ask(here + path, trust)[0] for path in hidden} == dict.fromkeys(hidden, 404)
             wait_for("the API behind it", lambda: ask(f"{here}/v1/rollouts", trust)[0] == 200)
             assert ask(f"{here}/v1/rollouts?x=1", trust)[1].startswith("/v1/rollouts?x=1 https")
