@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simcloud.faults import REQUESTS, Troubles
-from simcloud.machines import Machines, Programs, claim_block
+from simcloud.machines import LOOPBACK, Machines, Programs, claim_block
 
 if TYPE_CHECKING:
     from simcloud.addresses import Addresses
@@ -78,8 +78,9 @@ class Ledgers:
 class SimCloud:
     """The cloud, served on `url` until `close`. One a process, since moto's tables are. `port`: where the machines'
     sites listen; `programs`: what they run, if not a small site of our own; without `machines` instances are entries in
-    a table alone. `page`: how many a page of an answer holds at most. With `corrected` off it is plain moto, for tests
-    that show the difference."""
+    a table alone. `page`: how many a page of an answer holds at most. `address`: where it is served, and `block`: what
+    the addresses of its machines begin with; others reach it if both are addresses of this host. With `corrected` off
+    it is plain moto, for tests that show the difference."""
 
     alive: ClassVar[SimCloud | None] = None
 
@@ -91,6 +92,8 @@ class SimCloud:
         port: int = 8080,
         programs: Programs | None = None,
         page: int = 1000,
+        address: str = "127.0.0.1",
+        block: str = LOOPBACK,
         corrected: bool = True,
     ) -> None:
         if SimCloud.alive is not None:
@@ -105,6 +108,7 @@ class SimCloud:
         moto_api_backend.reset()
         self.timings = timings or Timings()
         self.page, self.port = page, port
+        self.address, self.block = address, block
         self.corrected = corrected
         self.troubles = Troubles()
         self.calls: Counter[str] = Counter()  # "service:Action" -> calls
@@ -193,13 +197,14 @@ class SimCloud:
 
         with self.lock:
             backend = ec2(account, region)
-            vpc = backend.create_vpc("127.66.0.0/16")
+            vpc = backend.create_vpc(f"{self.block}.0.0/16")
             subnets = {}
             for letter in "abcdef"[:zones]:
-                block, claim = claim_block()
+                number, claim = claim_block(self.block)
                 self._claims.append(claim)
                 zone = f"{region}{letter}"
-                subnets[zone] = backend.create_subnet(vpc.id, f"127.66.{block}.0/24", availability_zone=zone).id
+                part = f"{self.block}.{number}.0/24"
+                subnets[zone] = backend.create_subnet(vpc.id, part, availability_zone=zone).id
             group = backend.create_security_group("fleet", "fleet", vpc_id=vpc.id)
             return Network(vpc=vpc.id, subnets=subnets, group=group.id, image=base_image(self, backend).id)
 

@@ -28,7 +28,7 @@ import boto3
 from botocore.config import Config
 
 from simcloud.cloud import Network, SimCloud, Timings
-from simcloud.machines import Programs
+from simcloud.machines import LOOPBACK, Programs
 
 PATIENCE = 120.0  # seconds for a fleet to serve, on a slow machine
 NAME = "shop"  # of group and balancer in each account
@@ -38,7 +38,7 @@ KEY = {"aws_access_key_id": "AKIAEXAMPLEEXAMPLE00", "aws_secret_access_key": "ex
 @dataclass(frozen=True, kw_only=True)
 class Wish:
     """`accounts`: how many servers each has. `port`: where their sites listen; `users`: where balancers do. `delay`:
-    seconds that a target drains, `every`: seconds between two checks of it. `command` and `files`: see
+    seconds that a target drains. `address`, `block`: see `simcloud.cloud.SimCloud`. `command` and `files`: see
     `simcloud.machines.Programs`. `timings`: see `simcloud.cloud.Timings`."""
 
     accounts: Mapping[str, int]
@@ -48,6 +48,8 @@ class Wish:
     port: int = 8080
     users: int = 8090
     delay: int = 5
+    address: str = "127.0.0.1"
+    block: str = LOOPBACK
     command: tuple[str, ...] = ()
     files: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
@@ -167,7 +169,8 @@ def main() -> None:
     over = threading.Event()
     for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(which, lambda *_: over.set())
-    with SimCloud(timings=Timings(**wish.timings), port=wish.port, programs=programs) as cloud:
+    timings = Timings(**wish.timings)
+    with SimCloud(timings=timings, port=wish.port, programs=programs, address=wish.address, block=wish.block) as cloud:
         fleet = build(cloud, wish)
         cloud.calls.clear()
         cloud.keys.clear()

@@ -19,17 +19,21 @@ SITE = Path(__file__).with_name("site.py")
 CLAIM_PORT = 1066  # bound on the last address of a block for as long as it is ours
 
 
-def claim_block() -> tuple[int, socket.socket]:
-    """A block 127.66.N.0/24 that no other cloud on this machine uses, and the socket that holds it."""
+LOOPBACK = "127.66"
+
+
+def claim_block(first: str = LOOPBACK) -> tuple[int, socket.socket]:
+    """N of a block 127.66.N.0/24 that no other cloud on this machine uses, and the socket that holds it. `first`: two
+    other numbers for its addresses to begin with."""
     for block in range(1, 255):
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            claim.bind((f"127.66.{block}.254", CLAIM_PORT))
+            claim.bind((f"{first}.{block}.254", CLAIM_PORT))
         except OSError:
             claim.close()
             continue
         return block, claim
-    raise RuntimeError("all blocks of 127.66.0.0/16 are in use by clouds of other processes")
+    raise RuntimeError(f"all blocks of {first}.0.0/16 are in use by clouds of other processes, or none is of this host")
 
 
 # What stands for the programs of a machine: an absolute path means the machine's own root, which is its folder.

@@ -238,10 +238,10 @@ class _Handler(WSGIRequestHandler):
 
 def serve(cloud: SimCloud) -> Callable[[], None]:
     """Serves it on an address of its own; what ends that. Sets `cloud.url`."""
-    server = make_server("127.0.0.1", 0, Wire(cloud), threaded=True, request_handler=_Handler)
+    server = make_server(cloud.address, 0, Wire(cloud), threaded=True, request_handler=_Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    cloud.url = f"http://127.0.0.1:{server.server_port}"
+    cloud.url = f"http://{cloud.address}:{server.server_port}"
 
     def stop() -> None:
         server.shutdown()

@@ -3,10 +3,7 @@ never stop asking the balancers."""
 
 from __future__ import annotations
 
-import http.client
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,47 +20,10 @@ from tests.support.control_plane import ControlPlane, Run, control_plane
 from tests.support.local_host import until
 from tests.support.rights import held_to_its_policy
 from tests.support.runner import fleet_file
+from tests.support.users import Users
 
 GROUPS = {"web": 8090, "api": 8091}  # and where users reach the balancer of each
 DELAY = 2
-
-
-class Users:
-    """Each keeps asking one balancer, with a connection of its own for each second request."""
-
-    def __init__(self, places: dict[str, tuple[str, int]], *, each: int = 2) -> None:
-        self.failures: list[str] = []
-        self.served: dict[str, Counter[str]] = {name: Counter() for name in places}
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._visit, args=(name, place), daemon=True)
-            for name, place in places.items()
-            for _ in range(each)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def _visit(self, name: str, place: tuple[str, int]) -> None:
-        while not self._stop.is_set():
-            link = http.client.HTTPConnection(*place, timeout=30)
-            try:
-                for _ in range(2):
-                    link.request("GET", "/index.html")
-                    answer = link.getresponse()
-                    body = answer.read()
-                    if (answer.status, body) != (200, b"hello\n"):
-                        self.failures.append(f"{name}: {answer.status} {body!r}")
-                    self.served[name][answer.getheader("X-Served-By", "")] += 1
-                    self._stop.wait(0.05)
-            except (OSError, http.client.HTTPException) as error:
-                self.failures.append(f"{name}: {error!r}")
-            finally:
-                link.close()
 
 
 class Fleet:
