@@ -206,6 +206,50 @@ class Report(Document):
     uncertified: str | None
 
 
+class Delivery(TypedDict):
+    """What came in by a webhook. `key`: the sender's id of it. `state`: waiting, done, failed or ignored, and `why`.
+    `rollout`: the id under which a start makes its rollout; `due`: when it is tried next."""
+
+    id: str
+    hook: str
+    key: str
+    event: str
+    verb: str
+    fleet: str
+    rollout: str
+    state: str
+    why: str
+    attempts: int
+    received_at: float
+    due: float | None
+
+
+class Received(Document):
+    """`again`: it had come before, and nothing follows of its coming once more."""
+
+    delivery: str
+    state: str
+    again: bool
+    confirmed: bool | None
+
+
+class Deliveries(Document):
+    deliveries: list[Delivery]
+
+
+class DeliveryShown(Document):
+    delivery: Delivery
+
+
+class Redelivered(Document):
+    """`changed`: whether it was this request that did it."""
+
+    delivery: Delivery
+    changed: bool
+    confirmed: bool | None
+    next: str
+
+
 class Health(Document):
     ok: bool
 

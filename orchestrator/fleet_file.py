@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -32,6 +32,7 @@ MAX_FAULTS = 20
 NEXT = "mend the file; nothing was created"
 
 Path_ = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
 
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]{1,19}\.[0-9]{0,19}|\.[0-9]{1,19}|[0-9]{1,19}(?=[eE]))(?:[eE][-+]?[0-9]{1,3})?")
@@ -114,19 +115,49 @@ def text_from(raw: bytes, *, name: str) -> str:
         raise _bad(f"byte 0x{raw[error.start]:02x} is not UTF-8: save it as UTF-8", name=name, line=line) from None
 
 
-def read(text: str, *, name: str) -> Fleet:
-    """The fleet that this text describes; `name` is what the file is called in messages. Raises `BadInput`."""
+def read(text: str, *, name: str, put: Mapping[str, Any] | None = None) -> Fleet:
+    """The fleet that this text describes; `name` is what the file is called in messages. `put`: values for places such
+    as `target.size.disk`, instead of what the text says there. Raises `BadInput`."""
     root = _tree(text, name)
     data = _plain(root, (), name)
+    for place, value in (put or {}).items():
+        _put_at(data, place, value, root, name)
     servers = data.get("servers")
     if isinstance(servers, list) and len(servers) > MAX_SERVERS:
         place = _place(root, ("servers",), name)
         many = f"{len(servers):,} servers; {MAX_SERVERS:,} are the most"
         raise BadInput(many, place=place, next=NEXT, faults=[("/servers", many)])
+    return _valid(Fleet, data, root, name)
+
+
+def read_as(kind: type[M], text: str, *, name: str) -> M:
+    """Another kind of file, read as strictly as a fleet file is. Raises `BadInput`."""
+    root = _tree(text, name)
+    return _valid(kind, _plain(root, (), name), root, name)
+
+
+def _valid(kind: type[M], data: Any, root: _Mapping, name: str) -> M:
     try:
-        return Fleet.model_validate_json(json.dumps(data, allow_nan=False))
+        return kind.model_validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as error:
-        raise _told(list(_faults(error, root, data, name))) from None
+        raise _told(list(_faults(error, root, data, name, kind))) from None
+
+
+def _put_at(data: Any, place: str, value: Any, root: _Mapping, name: str) -> None:
+    *path, last = place.split(".")
+    for n, part in enumerate(path):
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            inside = tuple(path[: n + 1])
+            raise _bad(f"has nothing inside it that could be put at {place}", name, _line(root, inside), inside)
+    data[last] = value
+
+
+def knows(place: str) -> bool:
+    """Whether a fleet file can say something there."""
+    path = tuple(place.split("."))
+    known = _keys_at(path[:-1], Fleet)
+    return not known or path[-1] in known
 
 
 def place_of(text: str, path: Path_, *, name: str) -> str:
@@ -319,12 +350,12 @@ def _told(faults: Sequence[_Fault]) -> BadInput:
     return BadInput("\n".join([first.message, *lines]), place=first.place, next=NEXT, faults=single)
 
 
-def _faults(error: ValidationError, root: _Mapping, data: Any, name: str) -> Iterator[_Fault]:
+def _faults(error: ValidationError, root: _Mapping, data: Any, name: str, kind: type[BaseModel]) -> Iterator[_Fault]:
     for found in error.errors(include_url=False, include_context=True):
         path, branch = _path_in(found["loc"], data, missing=found["type"] == "missing")
         if (branch and not _meant(branch, path, data)) or _counted_wrong(found):
             continue
-        message = _message(found, path, branched=bool(branch))
+        message = _message(found, path, kind, branched=bool(branch))
         path, message = _inner_place(path, message, data)
         yield _Fault(_line(root, path), _place(root, path, name), message, path)
 
@@ -380,7 +411,7 @@ _BRANCHED = {
 }
 
 
-def _message(found: Mapping[str, Any], path: Path_, *, branched: bool) -> str:
+def _message(found: Mapping[str, Any], path: Path_, of: type[BaseModel], *, branched: bool) -> str:
     kind, context, value = found["type"], found.get("ctx", {}), found.get("input")
     key = str(path[-1]) if path else ""
     if path == ("state",) and kind != "extra_forbidden":
@@ -394,7 +425,7 @@ def _message(found: Mapping[str, Any], path: Path_, *, branched: bool) -> str:
         case "missing":
             return _STATE if path == ("state",) else "is missing"
         case "extra_forbidden":
-            return _unknown(key, path)
+            return _unknown(key, path, of)
         case "string_type" if isinstance(value, (int, float)):
             return f'wants text: put it in quotes, "{_cut(json.dumps(value))}"'
         case "string_type":
@@ -463,16 +494,16 @@ def _inner_place(path: Path_, message: str, data: Any) -> tuple[Path_, str]:
     return (*path, *inner), message[match.end() :]
 
 
-def _unknown(key: str, path: Path_) -> str:
-    known = _keys_at(path[:-1])
+def _unknown(key: str, path: Path_, of: type[BaseModel]) -> str:
+    known = _keys_at(path[:-1], of)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     hint = f"; did you mean {_quoted(close[0])}?" if close else f"; known here: {', '.join(known)}" if known else ""
     return f"unknown key {_quoted(key)}{hint}"
 
 
-def _keys_at(path: Path_) -> list[str]:
+def _keys_at(path: Path_, of: type[BaseModel]) -> list[str]:
     """The keys that the model knows there."""
-    models: list[type[BaseModel]] = [Fleet]
+    models: list[type[BaseModel]] = [of]
     for part in path:
         found: list[type[BaseModel]] = []
         for each in models:

@@ -25,8 +25,13 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     tokens      tokens [token, without shown]
     revoked     changed, token
     report      files [path] (of the command line), or report, uncertified (of the API)
-    servers     servers [upgrade], unread {server: why} (of the API, like the four that follow)
+    servers     servers [upgrade], unread {server: why} (of the API, like those that follow)
     events      events [event], next
+    received    delivery (id), state, again, confirmed (of the API)
+    deliveries  deliveries [{id, hook, key, event, verb, fleet, rollout, state, why, attempts, received_at, due}]
+    delivery    delivery
+    redelivered delivery, changed, confirmed, next
+    hooks       (of `hooks check`) hooks [{name, scheme, secrets (how many), rules [{event, when, verb, fleet}]}]
     health      ok
     readiness   ready, workers, why
     version     version
@@ -42,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import documents, words
 from orchestrator.domain.budget import Bucket
+from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import Upgrade
@@ -238,3 +244,24 @@ def token(t: Token, *, now: float) -> dict[str, Any]:
         "used_at": t.used_at,
         "holds": t.holds(now),
     }
+
+
+def delivery(d: Delivery) -> documents.Delivery:
+    return {
+        "id": d.id,
+        "hook": d.hook,
+        "key": d.key,
+        "event": d.event,
+        "verb": d.verb,
+        "fleet": d.fleet,
+        "rollout": d.rollout,
+        "state": d.state,
+        "why": d.why,
+        "attempts": d.attempts,
+        "received_at": d.received_at,
+        "due": d.due,
+    }
+
+
+def redelivered(d: Delivery, *, changed: bool, confirmed: bool | None) -> documents.Redelivered:
+    return {"delivery": delivery(d), "changed": changed, "confirmed": confirmed, "next": "changeover hooks list"}

@@ -40,7 +40,8 @@ class Settings(BaseModel):
     worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is sent again,
     `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
     `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. A worker ends itself after `stall` seconds in which
-    messages waited and it took none. `dev` lets Redis be one that forgets."""
+    messages waited and it took none. `hooks` is the file of the webhooks that the API takes. `dev` lets Redis be one
+    that forgets."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -57,6 +58,7 @@ class Settings(BaseModel):
     stall: float = Field(default=60.0, gt=0.1, le=3600)
     concurrency: int = Field(default=16, ge=1, le=256)
     queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
+    hooks: Path | None = None
     dev: bool = False
 
     @model_validator(mode="before")

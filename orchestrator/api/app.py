@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from orchestrator.api.bodies import pointer
+from orchestrator.api.hooks import door, log_of_hooks
 from orchestrator.api.problems import KINDS, Problem, problem_of
 from orchestrator.api.routes import Api, health, routes
 from orchestrator.documents import Problem as Document
@@ -41,6 +42,8 @@ def make_app(api: Api) -> FastAPI:
     )
     app.state.api = api
     app.include_router(routes)
+    app.include_router(log_of_hooks)
+    app.include_router(door)
     app.include_router(health)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(ChangeoverError, _refused)
@@ -67,7 +70,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
                 for parameter in operation.get("parameters", ()):  # one that is left out is not null, but not there
                     if "anyOf" in parameter["schema"]:
                         parameter["schema"] |= parameter["schema"].pop("anyOf")[0]
-                if path not in ("/healthz", "/readyz"):
+                if path not in ("/healthz", "/readyz", "/hooks/{name}"):
                     operation["security"] = [{"token": []}]
                 if not path.startswith("/v1/"):
                     operation["responses"].pop("422", None)

@@ -32,6 +32,7 @@ MORE = 5  # seconds after which it is worth asking again
 KINDS: Mapping[str, tuple[int, str]] = {
     "malformed": (400, "The request cannot be read"),
     "unauthorized": (401, "No valid token"),
+    "unsigned": (401, "No valid signature"),
     "forbidden": (403, "This token may not do that"),
     "not-found": (404, "There is no such thing"),
     "method-not-allowed": (405, "That cannot be done to it"),

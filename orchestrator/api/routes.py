@@ -39,6 +39,7 @@ from orchestrator.domain.plan import Plan
 from orchestrator.domain.rollout import Rollout, RolloutState
 from orchestrator.domain.upgrade import State, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
+from orchestrator.hooks import Carrier
 from orchestrator.metrics import CONTENT_TYPE, Metrics
 from orchestrator.operations import Answer, Asker, Waiter
 from orchestrator.reading import readable
@@ -57,13 +58,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(kw_only=True)
 class Api:
-    """What the routes work with, in one process. `dev` as in `Settings`."""
+    """What the routes work with, in one process. `dev` as in `Settings`. Without a `carrier` there is no webhook."""
 
     store: Store
     ask: Asker
     pace: Pace
     dev: bool = False
     waiter: Waiter = field(default_factory=Waiter)
+    carrier: Carrier | None = None
     streams: int = 0
 
     def __post_init__(self) -> None:
@@ -77,14 +79,14 @@ def api_of(request: Request) -> Api:
     return found
 
 
-def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     answer = {MEDIA: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": "Problem details", "content": answer} for status in statuses}
 
 
-LOOKING = _documented(400, 401, 403, 404, 422, 429, 503)
-TELLING = LOOKING | _documented(408, 409, 412, 413, 415)
-MAKING = _documented(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 502, 503, 504)
+LOOKING = documented(400, 401, 403, 404, 422, 429, 503)
+TELLING = LOOKING | documented(408, 409, 412, 413, 415)
+MAKING = documented(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 502, 503, 504)
 
 
 def _taking(model: type[bodies.Body], *, required: bool = False, yaml: bool = False) -> dict[str, Any]:
@@ -268,7 +270,7 @@ def list_rollouts(
         "unread": {what: why for what, why in unread.items() if not who.token.fleets or what.partition("/")[0] in mine},
     }
     asked = {"state": state, "fleet": fleet, "limit": limit}
-    link = {"Link": _link("/v1/rollouts", {**asked, "cursor": _cursor_after(more[0])})} if more else {}
+    link = {"Link": link_to("/v1/rollouts", {**asked, "cursor": _cursor_after(more[0])})} if more else {}
     return answer("rollouts", body, headers=link)
 
 
@@ -287,7 +289,7 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
         raise Problem("bad-input", "cursor: take it from the Link of the page before", faults=faults) from None
 
 
-def _link(path: str, query: Mapping[str, object]) -> str:
+def link_to(path: str, query: Mapping[str, object]) -> str:
     given = urlencode({name: value for name, value in query.items() if value is not None})
     return f'<{path}?{given}>; rel="next"'
 
@@ -339,7 +341,7 @@ def list_servers(
         unread |= not_read
         place += len(some)
     asked = {"state": state, "limit": limit, "cursor": names[place - 1] if place else None}
-    link = {"Link": _link(f"/v1/rollouts/{id}/servers", asked)} if place < len(names) else {}
+    link = {"Link": link_to(f"/v1/rollouts/{id}/servers", asked)} if place < len(names) else {}
     body: documents.Servers = {"servers": [schema.upgrade(u) for u in found], "unread": unread}
     return answer("servers", body, headers=link)
 
@@ -382,7 +384,7 @@ async def events(
     newest = found[-1].id if found else cursor
     body: documents.Events = {"events": [schema.event(entry) for entry in found], "next": newest}
     path = f"/v1/rollouts/{id}/events"
-    link = {"Link": _link(path, {"after": newest, "limit": limit})} if len(found) == limit else {}
+    link = {"Link": link_to(path, {"after": newest, "limit": limit})} if len(found) == limit else {}
     return answer("events", body, headers=link)
 
 
@@ -611,7 +613,7 @@ def readyz(api: The) -> Response:
 @health.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_documented(401, 403, 429, 503)},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401, 403, 429, 503)},
 )
 def metrics(api: The, who: Reader) -> Response:
     """What dashboards and alarms need, in the text format of Prometheus."""

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
+import threading
 
 import structlog
 import uvicorn
@@ -16,6 +17,8 @@ from orchestrator.api.app import make_app
 from orchestrator.api.callers import Pace
 from orchestrator.api.routes import Api
 from orchestrator.errors import BadInput
+from orchestrator.hook_file import Hooks
+from orchestrator.hooks import LAST_WORDS, Carrier
 from orchestrator.messaging import make_app as make_celery
 from orchestrator.operations import celery_asker
 from orchestrator.settings import Settings
@@ -72,17 +75,25 @@ def open_store(settings: Settings) -> RedisStore:
     return RedisStore(settings.store_url(), namespace=settings.namespace, connections=CONNECTIONS)
 
 
-def serve(settings: Settings, store: RedisStore, listener: socket.socket, *, rate: float) -> None:
-    """Until SIGTERM or Ctrl-C. `rate`: how often a token may ask, a second."""
+def serve(settings: Settings, store: RedisStore, listener: socket.socket, *, rate: float, hooks: Hooks | None) -> None:
+    """Until SIGTERM or Ctrl-C. `rate`: how often a token may ask, a second. `hooks`: who else may knock."""
     logs.configure("api")
     celery = make_celery(settings)
     # Somebody waits: an absent broker is told at once instead of being tried for ever.
     celery.conf.update(broker_connection_max_retries=2, broker_connection_timeout=3)
-    api = Api(store=store, ask=celery_asker(celery), pace=Pace(rate=rate), dev=settings.dev)
+    ask = celery_asker(celery)
+    carrier = Carrier(store=store, ask=ask, hooks=hooks) if hooks is not None else None
+    api = Api(store=store, ask=ask, pace=Pace(rate=rate), dev=settings.dev, carrier=carrier)
     for which in (signal.SIGTERM, signal.SIGINT):  # which uvicorn hands on once it has ended in order
         signal.signal(which, lambda *_: None)
     log.info("serving", at="{}:{}".format(*listener.getsockname()[:2]))
+    carrying = threading.Thread(target=carrier.run, name="webhooks", daemon=True) if carrier is not None else None
+    if carrying is not None:
+        carrying.start()
     server_of(api).run(sockets=[listener])
+    if carrier is not None and carrying is not None:
+        carrier.end()
+        carrying.join(2 * LAST_WORDS)
     store.close()
 
 

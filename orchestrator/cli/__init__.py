@@ -27,6 +27,7 @@ LATE = {
     "up": ("orchestrator.cli.up", "Run Redis, workers, the coordinator and Flower here until Ctrl-C."),
     "down": ("orchestrator.cli.up", "End what `up` started here, and the local cloud."),
     "host": ("orchestrator.cli.up", "Run the small local cloud: server processes and HAProxy."),
+    "hooks": ("orchestrator.cli.hooks", "Look after webhooks: check their file, list what came, carry it out again."),
     "token": ("orchestrator.cli.tokens", "Say who may ask what over the network: create, list, revoke."),
 }
 PANELS: dict[str, tuple[Callable[..., int], ...]] = {

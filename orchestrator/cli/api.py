@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,9 @@ def api(
     address: Annotated[str, typer.Option("--address", help="The IPv4 address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0: the system chooses.")] = 8088,
     rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Requests a second, of each token.")] = 10.0,
+    hooks: Annotated[
+        Path | None, typer.Option("--hooks", metavar="FILE", help="Webhooks to take.", show_default="CHANGEOVER_HOOKS")
+    ] = None,
 ) -> int:
     """Serve the API here until Ctrl-C, to whoever has a token. Any number may run.
 
@@ -21,6 +25,7 @@ def api(
     """
     import ipaddress
 
+    from orchestrator import hook_file
     from orchestrator.api import serving
     from orchestrator.flower import listen
     from orchestrator.settings import Settings
@@ -30,10 +35,14 @@ def api(
     except ValueError:
         raise BadInput(f"{address!r} is no IPv4 address", place="--address", next="changeover api --help") from None
     settings = Settings.load()
+    file = hooks or settings.hooks
+    known = hook_file.load(file) if file is not None else None
     store = serving.open_store(settings)
     store.check(dev=settings.dev)
     serving.refuse_open_door(address, store)
     listener = listen(port, address=address, place="--port")
     say(f"API  http://{address}:{listener.getsockname()[1]}/v1   what there is: /openapi.json")
-    serving.serve(settings, store, listener, rate=rate)
+    if known is not None:
+        say(f"webhooks  /hooks/{{{','.join(known.known)}}}")
+    serving.serve(settings, store, listener, rate=rate, hooks=known)
     return 0

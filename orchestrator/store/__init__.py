@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from orchestrator.domain.budget import Bucket, Limit
+from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
@@ -21,6 +22,8 @@ from orchestrator.domain.upgrade import Direction, Upgrade
 
 Kind = Literal["image", "server", "old server"]
 WORLDS = 100  # that are remembered
+DELIVERIES = 1000  # that the log keeps, beside those that wait
+MOST_WAITING = 500  # deliveries
 LedgerState = Literal["intended", "live", "retained", "quarantined", "deleted"]
 IgnoredReason = Literal["stale epoch", "another step", "leased", "settled", "unknown", "newer schema"]
 Failure = Literal["", "before", "after"]
@@ -236,6 +239,33 @@ class Store(Protocol):
 
     def once_ended(self, key: str, *, how: Literal["done", "again", "forgotten"], id: str = "") -> None:
         """It is done, and what came of it known by `id`; or whoever asks next may do it; or nobody ever asked."""
+        ...
+
+    # -- webhooks -------------------------------------------------------------------------------------------------
+
+    def put_delivery(self, delivery: Delivery, payload: Any, *, once: str, keep: float) -> str | None:
+        """It is in the log, and due as it says, unless one came for the same `once` within the last `keep` seconds. One
+        script: of any number at once one is kept, whose id is returned to all. None, and nothing kept, when too many
+        wait. The log keeps those that wait, and of the others the newest."""
+        ...
+
+    def delivery(self, id: str) -> Delivery | None: ...
+
+    def deliveries(self) -> Sequence[Delivery]:
+        """The log, newest first. One that cannot be read is left out."""
+        ...
+
+    def payload(self, id: str) -> Any:
+        """What came with it. Raises `NotFound`."""
+        ...
+
+    def due_deliveries(self) -> Sequence[Delivery]:
+        """All that wait, in the order of their due times."""
+        ...
+
+    def change_delivery(self, was: Delivery, now: Delivery) -> Delivery | None:
+        """`now` is stored, with a greater version, and due as it says, if the stored version is still `was.version`;
+        else None."""
         ...
 
     # -- upgrades -------------------------------------------------------------------------------------------------

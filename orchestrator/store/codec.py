@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from orchestrator import secrets
+from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
@@ -176,3 +177,4 @@ ROLLOUT = Codec(Rollout)
 LEDGER = Codec(LedgerItem)
 SIGHTING = Codec(Sighting)
 TOKEN = Codec(Token)
+DELIVERY = Codec(Delivery)

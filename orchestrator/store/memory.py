@@ -5,6 +5,7 @@ One lock makes each method atomic. Records go through the same JSON, so that wha
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,12 +13,15 @@ from threading import Condition, RLock
 from typing import Any, Literal
 
 from orchestrator.domain.budget import Bucket, Limit, fresh
+from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import GOING, Rollout
 from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import Direction, Upgrade
 from orchestrator.errors import NotFound
 from orchestrator.store import (
+    DELIVERIES,
+    MOST_WAITING,
     WORLDS,
     AuditEntry,
     Claim,
@@ -50,6 +54,7 @@ from orchestrator.store.shapes import (
     handed_on,
     latest,
     locked,
+    no_delivery,
 )
 
 _FLYING = ("running", "waiting", "held")
@@ -115,6 +120,8 @@ class MemoryStore:
         self._worlds: dict[str, str] = {}
         self._tokens: dict[str, Token] = {}
         self._once: dict[str, _Asked] = {}
+        self._nonces: dict[str, tuple[str, float]] = {}
+        self._deliveries: dict[str, tuple[Delivery, bytes]] = {}
         self._workers: dict[str, tuple[bytes, float]] = {}
         self._ignored: dict[str, int] = {}
         self._lost = 0
@@ -277,6 +284,55 @@ class MemoryStore:
                     found.until = 0.0
                 case "forgotten":
                     del self._once[key]
+
+    # -- webhooks -------------------------------------------------------------------------------------------------
+
+    def put_delivery(self, delivery: Delivery, payload: Any, *, once: str, keep: float) -> str | None:
+        with self._lock:
+            there, until = self._nonces.get(once, ("", 0.0))
+            if until > self.now():
+                return there
+            if len(self.due_deliveries()) >= MOST_WAITING:
+                return None
+            self._nonces[once] = (delivery.id, self.now() + keep)
+            self._keep_delivery(replace(delivery, version=_version_after(0, self.now())), codec.text(payload))
+            for old in self.deliveries()[DELIVERIES:]:
+                if old.due is None:
+                    del self._deliveries[old.id]
+            return delivery.id
+
+    def _keep_delivery(self, delivery: Delivery, payload: bytes) -> Delivery:
+        kept = codec.DELIVERY.load(codec.DELIVERY.dump(delivery), key=delivery.id)
+        self._deliveries[delivery.id] = (kept, payload)
+        return kept
+
+    def delivery(self, id: str) -> Delivery | None:
+        with self._lock:
+            return self._deliveries[id][0] if id in self._deliveries else None
+
+    def deliveries(self) -> Sequence[Delivery]:
+        with self._lock:
+            known = [delivery for delivery, _ in self._deliveries.values()]
+            return sorted(known, key=lambda each: (each.received_at, each.id), reverse=True)
+
+    def payload(self, id: str) -> Any:
+        with self._lock:
+            if id not in self._deliveries:
+                raise no_delivery(id)
+            return json.loads(self._deliveries[id][1])
+
+    def due_deliveries(self) -> Sequence[Delivery]:
+        with self._lock:
+            waiting = [known for known, _ in self._deliveries.values() if known.due is not None]
+            return sorted(waiting, key=lambda each: (each.due, each.id))
+
+    def change_delivery(self, was: Delivery, now: Delivery) -> Delivery | None:
+        with self._lock:
+            stored = self._deliveries.get(was.id)
+            if stored is None or stored[0].version != was.version:
+                return None
+            after = replace(now, version=_version_after(was.version, self.now()))
+            return self._keep_delivery(after, stored[1])
 
     # -- upgrades -------------------------------------------------------------------------------------------------
 

@@ -21,12 +21,15 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     bucket:<name>, buckets  hash; zset by last use: how often an API may be called
     tokens                  hash     id -> a token; beside it <id>:revoked and <id>:used, when
     once:<key>              hash     asked, id, until: what is asked for under a key, and not done twice
+    delivery:<id>           hash     of a webhook: the delivery, version, payload; `nonce:<once>` is the id that it got
+    deliveries              zset by arrival: the log; `deliveries_due`: those that wait
     document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; counts, users: hashes
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -41,12 +44,15 @@ import redis
 from orchestrator.addresses import parse
 from orchestrator.domain import budget
 from orchestrator.domain.budget import Bucket, Limit
+from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import SCHEMA, Direction, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.store import (
+    DELIVERIES,
+    MOST_WAITING,
     WORLDS,
     AuditEntry,
     Claim,
@@ -78,6 +84,7 @@ from orchestrator.store.shapes import (
     handed_on,
     latest,
     locked,
+    no_delivery,
     target,
 )
 
@@ -342,6 +349,60 @@ class RedisStore:
 
     def once_ended(self, key: str, *, how: Literal["done", "again", "forgotten"], id: str = "") -> None:
         self._run("once_ended", {"key": key, "how": how, "id": id})
+
+    # -- webhooks -------------------------------------------------------------------------------------------------
+
+    def put_delivery(self, delivery: Delivery, payload: Any, *, once: str, keep: float) -> str | None:
+        asked = {
+            "id": delivery.id,
+            "once": once,
+            "keep": keep,
+            "at": delivery.received_at,
+            "most": MOST_WAITING,
+            "log": DELIVERIES,
+            **_due(delivery.due),
+        }
+        packed = codec.pack(codec.text(payload))
+        return self._text("put_delivery", asked, _delivery(delivery), packed) or None
+
+    def delivery(self, id: str) -> Delivery | None:
+        return next(iter(self._deliveries([id], skip=False)), None)
+
+    def deliveries(self) -> Sequence[Delivery]:
+        with self._told:
+            ids = _texts(self._redis.zrevrange(self._key("deliveries"), 0, -1))
+        return self._deliveries(ids, skip=True)
+
+    def payload(self, id: str) -> Any:
+        key = self._key("delivery", id)
+        with self._told:
+            stored = self._redis.hget(key, "payload")
+        if stored is None:
+            raise no_delivery(id)
+        try:
+            return json.loads(codec.unpack(stored, key=key))
+        except ValueError as error:
+            raise UnsafeStore(f"the payload at {key} cannot be read: {error}") from error
+
+    def due_deliveries(self) -> Sequence[Delivery]:
+        with self._told:
+            ids = _texts(self._redis.zrange(self._key("deliveries_due"), 0, -1))
+        return self._deliveries(ids, skip=True)
+
+    def change_delivery(self, was: Delivery, now: Delivery) -> Delivery | None:
+        asked = {"id": was.id, "version": was.version, **_due(now.due)}
+        version = self._run("change_delivery", asked, _delivery(now))
+        return None if version is None else replace(now, version=int(version))
+
+    def _deliveries(self, ids: Sequence[str], *, skip: bool) -> list[Delivery]:
+        found = []
+        keys = [self._key("delivery", id) for id in ids]
+        for key, answer in zip(keys, self._hashes(keys, ("doc", "version")), strict=True):
+            with self._unreadable(key, skip=skip):
+                doc, version = self._hash(key, answer)
+                if doc is not None:
+                    found.append(replace(codec.DELIVERY.load(doc, key=key), version=_int(version, key)))
+        return found
 
     # -- upgrades -------------------------------------------------------------------------------------------------
 
@@ -903,6 +964,11 @@ def _claim(claim: Claim) -> dict[str, Any]:
 
 def _seen(row: Row) -> dict[str, Any]:
     return {"rollout": row.upgrade.rollout, "server": row.upgrade.server, "version": row.version}
+
+
+def _delivery(delivery: Delivery) -> bytes:
+    """Its version stands beside it."""
+    return codec.DELIVERY.dump(replace(delivery, version=0))
 
 
 def _due(due: float | None) -> dict[str, float]:

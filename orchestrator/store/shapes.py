@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.domain.rollout import Rollout, is_id
 from orchestrator.domain.upgrade import Upgrade
-from orchestrator.errors import BadInput, Fenced, Locked
+from orchestrator.errors import BadInput, Fenced, Locked, NotFound
 from orchestrator.store import Claim
 
 SETTLES = 10.0  # seconds in which every worker has heard that a rollout was rebuilt
@@ -113,3 +113,7 @@ def fenced(claim: Claim, why: str) -> Fenced:
 
 def locked(server: str, rollout: str) -> Locked:
     return Locked(f"{server} belongs to rollout {rollout}", next=f"changeover show {rollout}")
+
+
+def no_delivery(id: str) -> NotFound:
+    return NotFound(f"there is no delivery {id}", next="changeover hooks list")

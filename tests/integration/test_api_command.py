@@ -34,10 +34,10 @@ def begin(url: str, state: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def serving(url: str, state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(url: str, state: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     port = free_port()
     where = f"http://127.0.0.1:{port}"
-    process = begin(url, state, "--port", str(port), "--rate", "1000")
+    process = begin(url, state, "--port", str(port), "--rate", "1000", *words)
 
     def answers() -> bool:
         assert process.poll() is None, process.communicate()
@@ -115,7 +115,7 @@ def test_the_page_holds_asked_by_curl(tmp_path: Path) -> None:
         run = plane.fleet(servers=2)
         _, shown = tokens.create(plane.store, "ci", ["read", "plan", "run"], actor="anna")
         (tmp_path / "ci.token").write_text(shown)
-        (tmp_path / "fleet.yaml").write_text(_as_file(run.fleet))
+        (tmp_path / "fleet.yaml").write_text(as_file(run.fleet))
         with serving(plane.supervisor.redis_url, tmp_path / "api") as (_, where):
             script = script.replace("http://127.0.0.1:8088", where)
             done = subprocess.run(
@@ -132,6 +132,6 @@ def test_the_page_holds_asked_by_curl(tmp_path: Path) -> None:
         assert '"event": "created"' in done.stdout
 
 
-def _as_file(fleet: Fleet) -> str:
+def as_file(fleet: Fleet) -> str:
     """JSON is YAML."""
     return json.dumps(fleet.canonical())

@@ -85,7 +85,7 @@ def served(url: str, api: Api) -> Iterator[Served]:
     store = MemoryStore(clock)
     world = World(store)
     api.store, api.ask, api.live = store, world, Live(store)
-    api.pace, api.waiter = Pace(rate=100_000), Waiter(timeout=20, every=0.005)
+    api.pace, api.waiter, api.carrier = Pace(rate=100_000), Waiter(timeout=20, every=0.005), None
     found = Served(url, api, store, world, clock)
     # As the process itself logs: without the values of variables.
     with capture_logs():

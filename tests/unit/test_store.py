@@ -18,6 +18,7 @@ import redis
 
 from orchestrator.addresses import parse
 from orchestrator.domain.budget import Limit
+from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout, aborting, paused
 from orchestrator.domain.steps import STEPS
@@ -1586,6 +1587,83 @@ def test_of_many_that_ask_at_once_under_a_key_one_may(site: Site) -> None:
         found = list(pool.map(lambda n: asked(site, id=f"r{n}"), range(32)))
     (mine,) = [id for state, id in found if state == "mine"]
     assert set(found) == {("mine", mine), ("busy", mine)}
+
+
+def a_delivery(id: str, *, at: float = START, due: float | None = START) -> Delivery:
+    return Delivery(id=id, hook="h", key=f"k-{id}", event="e", received_at=at, asked_at=at, rollout="r1", due=due)
+
+
+def kept(site: Site, delivery: Delivery, *, once: str = "") -> str | None:
+    return site.store.put_delivery(delivery, {"about": delivery.id}, once=once or delivery.id, keep=3600.0)
+
+
+def test_a_delivery_is_kept_once_for_what_stands_for_it(site: Site) -> None:
+    assert kept(site, a_delivery("d1"), once="n") == "d1"
+    assert kept(site, a_delivery("d2"), once="n") == "d1"
+    assert kept(site, a_delivery("d3", at=START + 1)) == "d3"
+    assert site.store.delivery("d2") is None
+    assert [replace(d, version=0) for d in site.store.deliveries()] == [
+        a_delivery("d3", at=START + 1),
+        a_delivery("d1"),
+    ]
+    assert site.store.payload("d1") == {"about": "d1"}
+    for gone in ("d2", "d9"):
+        with pytest.raises(NotFound):
+            site.store.payload(gone)
+
+
+def test_of_many_that_come_at_once_for_the_same_one_is_kept(site: Site) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda n: kept(site, a_delivery(f"d{n}"), once="n"), range(64)))
+    assert {d.id for d in site.store.deliveries()} == found and len(found) == 1
+
+
+def test_deliveries_wait_in_the_order_of_their_times_until_they_have_ended(site: Site) -> None:
+    for id, due in (("d1", START + 9), ("d2", START + 3), ("d3", None)):
+        kept(site, a_delivery(id, due=due))
+    assert [d.id for d in site.store.due_deliveries()] == ["d2", "d1"]
+    first, second = site.store.due_deliveries()
+    later = site.store.change_delivery(first, replace(first, due=START + 20, why="later"))
+    assert later is not None and later.version > first.version
+    assert site.store.change_delivery(first, first) is None, "it was changed meanwhile"
+    assert site.store.change_delivery(a_delivery("d9"), a_delivery("d9")) is None
+    assert site.store.change_delivery(second, replace(second, due=None, state="done")) is not None
+    assert site.store.due_deliveries() == [later]
+    assert site.store.delivery("d2") == later
+
+
+def test_of_many_that_change_a_delivery_at_once_one_has_done_it(site: Site) -> None:
+    kept(site, a_delivery("d1"))
+    (seen,) = site.store.due_deliveries()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: site.store.change_delivery(seen, replace(seen, attempts=n)), range(24)))
+    assert sum(changed is not None for changed in found) == 1
+
+
+def test_the_log_keeps_the_newest_and_all_that_wait(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("memory", "redis"):
+        monkeypatch.setattr(f"orchestrator.store.{module}.DELIVERIES", 3)
+        monkeypatch.setattr(f"orchestrator.store.{module}.MOST_WAITING", 2)
+    for n in range(6):
+        kept(site, a_delivery(f"d{n}", at=START + n, due=START if n == 1 else None))
+    assert [d.id for d in site.store.deliveries()] == ["d5", "d4", "d3", "d1"]
+    assert kept(site, a_delivery("d9", at=START + 9), once="d0") == "d0", "it is forgotten, and still known"
+    assert kept(site, a_delivery("d6", at=START + 6)) == "d6"
+    assert kept(site, a_delivery("d7", at=START + 7)) is None, "too many wait"
+    assert site.store.delivery("d7") is None
+    (first, _) = site.store.due_deliveries()
+    site.store.change_delivery(first, replace(first, due=None))
+    assert kept(site, a_delivery("d7", at=START + 7)) == "d7"
+
+
+def test_a_delivery_that_cannot_be_read_hides_no_other(redis_site: Site) -> None:
+    store = cast(RedisStore, redis_site.store)
+    for id in ("d1", "d2"):
+        kept(redis_site, a_delivery(id))
+    store._redis.hset(store._key("delivery", "d1"), "doc", b"{}")
+    assert [d.id for d in store.deliveries()] == [d.id for d in store.due_deliveries()] == ["d2"]
+    with pytest.raises(UnsafeStore):
+        store.delivery("d1")
 
 
 def test_a_ledger_keeps_the_last_word_about_a_key(site: Site) -> None:

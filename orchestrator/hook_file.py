@@ -1,0 +1,93 @@
+"""Reads the hook file, the secrets and the fleet files that it names, or says what is wrong and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator import fleet_file, secrets
+from orchestrator.domain import signatures
+from orchestrator.domain.fleet import Fleet
+from orchestrator.domain.hooks import Hook, HookFile, Plain, Rule, Start
+from orchestrator.errors import BadInput
+
+NEXT = "mend the file; changeover hooks check FILE"
+_LONGEST = 4096  # bytes of a secret's file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A hook, with the keys that its secrets are."""
+
+    hook: Hook
+    keys: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """Fleet files are named as seen from `folder`, and read when they are needed: they may have changed. `fleets`: of
+    each, the fleet that it describes."""
+
+    folder: Path = Path()
+    known: Mapping[str, Known] = field(default_factory=dict)
+    fleets: Mapping[str, str] = field(default_factory=dict)
+
+    def about(self, rule: Rule) -> str:
+        """The fleet that a rule is for."""
+        if rule.start is None:
+            return rule.stop.fleet if rule.stop is not None else ""
+        return rule.start.fleet or self.fleets[rule.start.fleet_file or ""]
+
+    def fleet_of(self, start: Start, put: Mapping[str, Plain]) -> Fleet:
+        """Raises `BadInput`."""
+        path = self.folder / (start.fleet_file or "")
+        return fleet_file.read(fleet_file.text_of(path), name=path.name, put=put)
+
+
+def load(path: str | Path) -> Hooks:
+    """Raises `BadInput` with the line of what is wrong."""
+    path = Path(path)
+    text = fleet_file.text_of(path)
+    found = fleet_file.read_as(HookFile, text, name=path.name)
+    known: dict[str, Known] = {}
+    fleets: dict[str, str] = {}
+    for name, hook in found.hooks.items():
+        within: Sequence[str | int] = ("hooks", name)
+        keys = []
+        for n, file in enumerate(hook.secrets):
+            try:
+                keys.append(_key(hook, path.parent / file))
+            except ValueError as error:
+                raise _bad(text, path, (*within, "secrets", n), f"{file} {error}") from None
+        for n, rule in enumerate(hook.rules):
+            if rule.start is not None:
+                _check(text, path, (*within, "rules", n, "start"), rule.start, fleets)
+        known[name] = Known(hook=hook, keys=tuple(keys))
+    return Hooks(folder=path.parent, known=known, fleets=fleets)
+
+
+def _key(hook: Hook, file: Path) -> bytes:
+    """Raises ValueError."""
+    try:
+        with file.open("rb") as opened:
+            secret = opened.read(_LONGEST).decode().strip()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
+    secrets.remember(secret)
+    return signatures.standard_key(secret) if hook.scheme == "standard" else signatures.github_key(secret)
+
+
+def _check(text: str, path: Path, at: Sequence[str | int], start: Start, fleets: dict[str, str]) -> None:
+    for place in start.set:
+        if place in ("fleet", "version") or not fleet_file.knows(place):
+            raise _bad(text, path, (*at, "set", place), "there is nothing in a fleet file that could be set there")
+    if start.fleet_file is not None and start.fleet_file not in fleets:
+        try:
+            fleets[start.fleet_file] = fleet_file.load(path.parent / start.fleet_file).fleet
+        except BadInput as error:
+            raise _bad(text, path, (*at, "fleet_file"), error.message) from None
+
+
+def _bad(text: str, path: Path, at: Sequence[str | int], what: str) -> BadInput:
+    return BadInput(what, place=fleet_file.place_of(text, tuple(at), name=path.name), next=NEXT)
