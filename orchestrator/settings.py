@@ -40,8 +40,8 @@ class Settings(BaseModel):
     worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is sent again,
     `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
     `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. A worker ends itself after `stall` seconds in which
-    messages waited and it took none. `hooks` is the file of the webhooks that the API takes. `dev` lets Redis be one
-    that forgets."""
+    messages waited and it took none. `hooks` is the file of the webhooks that the API takes, `flower_url` where people
+    find Flower, for links on the fleet page. `dev` lets Redis be one that forgets."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -59,6 +59,7 @@ class Settings(BaseModel):
     concurrency: int = Field(default=16, ge=1, le=256)
     queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
     hooks: Path | None = None
+    flower_url: str = Field(default="", pattern=r"^((https?:/)?/[^\s]*)?$")
     dev: bool = False
 
     @model_validator(mode="before")

@@ -10,7 +10,6 @@ import hmac
 import re
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import cast
 
 from orchestrator.domain.token import SCOPES, Scope, Token
@@ -88,13 +87,17 @@ def whose(store: Store, shown: str) -> Token | None:
     same = hmac.compare_digest(_digest(shown), token.digest if token is not None else _NOBODY)
     if token is None or not same:
         return None
+    return token if in_use(store, token) else None
+
+
+def in_use(store: Store, token: Token) -> bool:
+    """Whether it holds; if so, it was used now."""
     now = store.now()
     if not token.holds(now):
-        return None
+        return False
     if token.used_at is None or now - token.used_at >= _COARSE:
         store.used_token(token.id)
-        token = replace(token, used_at=now)
-    return token
+    return True
 
 
 def _digest(shown: str) -> str:

@@ -44,6 +44,10 @@ def span(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
+def short(line: str, most: int = 60) -> str:
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def many(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 

@@ -26,10 +26,12 @@ from orchestrator.errors import ChangeoverError
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 log = structlog.get_logger(__name__)
 
 
-def make_app(api: Api) -> FastAPI:
+def make_app(api: Api, site: ASGIApp | None = None) -> FastAPI:
+    """`site` answers for every address that is none of the API's."""
     app = FastAPI(
         title="Changeover",
         summary="Replaces the servers of large fleets, many at once, without one failed user request.",
@@ -51,7 +53,16 @@ def make_app(api: Api) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign] # FastAPI's way to add to the description
     app.add_middleware(Round, described=app.openapi())
+    if site is not None:
+        app.router.default = _beside(app.router.default, site)
     return app
+
+
+def _beside(unknown: ASGIApp, site: ASGIApp) -> ASGIApp:
+    async def answer(scope: Message, receive: Receive, send: Send) -> None:
+        await (unknown if scope["path"].startswith("/v1/") else site)(scope, receive, send)
+
+    return answer
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +24,10 @@ AGAIN = 1.0  # seconds until a store that does not answer is asked again
 KEPT = 2000  # newest events that are kept for who is a little behind
 PAGE = 500
 MOST = 64  # rollouts that are followed at once in one process
+CHECKED_EVERY = 10.0  # seconds between two looks whether who follows still may
 P = ParamSpec("P")
 R = TypeVar("R")
+Told = Callable[[AuditEntry], bytes]
 log = structlog.get_logger(__name__)
 
 
@@ -43,9 +45,10 @@ def told(entry: AuditEntry) -> bytes:
 
 @dataclass(kw_only=True)
 class _Tail:
-    """The newest events of one rollout. All after `since` are in `events`."""
+    """The newest events of one rollout, as `told` writes them. All after `since` are in `events`."""
 
     since: str
+    told: Told
     events: deque[tuple[str, bytes]] = field(default_factory=deque)
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
     readers: int = 0
@@ -61,21 +64,23 @@ class Live:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._tails: dict[str, _Tail] = {}
+        self._tails: dict[tuple[str, Told], _Tail] = {}
         self._threads = ThreadPoolExecutor(MOST + 4, thread_name_prefix="live")
 
-    def full(self, rollout: str) -> bool:
-        return len(self._tails) >= MOST and rollout not in self._tails
+    def full(self, rollout: str, told: Told = told) -> bool:
+        return len(self._tails) >= MOST and (rollout, told) not in self._tails
 
     async def _call(self, read: Callable[P, R], *args: P.args, **how: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(read, *args, **how))
 
-    async def follow(self, rollout: str, after: str) -> AsyncIterator[bytes]:
-        """Every event after that id, each once and in order, for as long as somebody listens."""
-        if rollout not in self._tails:
+    async def follow(self, rollout: str, after: str, told: Told = told) -> AsyncGenerator[bytes, None]:
+        """Every event after that id, each once and in order, for as long as somebody listens. `told` writes them, once
+        for all that follow with the same."""
+        key = (rollout, told)
+        if key not in self._tails:
             since = await self._call(self._store.last_event, rollout)
-            self._tails.setdefault(rollout, _Tail(since=since))
-        tail = self._tails[rollout]
+            self._tails.setdefault(key, _Tail(since=since, told=told))
+        tail = self._tails[key]
         tail.readers += 1
         if tail.task is None:
             tail.task = asyncio.create_task(self._grow(rollout, tail))
@@ -88,15 +93,15 @@ class Live:
             tail.readers -= 1
             if not tail.readers and tail.task is not None:
                 tail.task.cancel()
-                if self._tails.get(rollout) is tail:
-                    del self._tails[rollout]
+                if self._tails.get(key) is tail:
+                    del self._tails[key]
 
     async def _next(self, rollout: str, tail: _Tail, after: str) -> Sequence[tuple[str, bytes]]:
         if place(after) < place(tail.since):  # older than what is kept
             found = await self._read(rollout, after)
             if not found:  # the store has lost its end
                 await asyncio.sleep(AGAIN)
-            return [(entry.id, told(entry)) for entry in found]
+            return [(entry.id, tail.told(entry)) for entry in found]
         async with tail.news:
             await tail.news.wait_for(lambda: place(tail.last) > place(after))
         if place(after) < place(tail.since):
@@ -115,7 +120,7 @@ class Live:
             if not found:
                 continue
             async with tail.news:
-                tail.events.extend((entry.id, told(entry)) for entry in found)
+                tail.events.extend((entry.id, tail.told(entry)) for entry in found)
                 while len(tail.events) > KEPT:
                     tail.since = tail.events.popleft()[0]
                 tail.news.notify_all()
@@ -127,3 +132,34 @@ class Live:
             except ChangeoverError as error:
                 log.warning("events unread", rollout=rollout, why=error.message)
                 await asyncio.sleep(AGAIN)
+
+
+async def while_let_in(
+    events: AsyncGenerator[bytes, None], still: Callable[[], Awaitable[bool]]
+) -> AsyncGenerator[bytes, None]:
+    """The events, until whoever reads them is no longer let in: that is asked every `CHECKED_EVERY` seconds, and before
+    the next event then. As long as it cannot be known nothing is told."""
+    loop = asyncio.get_running_loop()
+    checked = loop.time()
+    coming: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(events))
+            await asyncio.wait({coming}, timeout=max(0.0, checked + CHECKED_EVERY - loop.time()))
+            if loop.time() - checked >= CHECKED_EVERY:
+                try:
+                    if not await still():
+                        return
+                except ChangeoverError as error:
+                    log.warning("token unread", why=error.message)
+                    await asyncio.sleep(AGAIN)
+                    continue
+                checked = loop.time()
+            if coming.done():
+                event, coming = coming.result(), None
+                yield event
+    finally:
+        if coming is not None:
+            coming.cancel()
+        else:
+            await events.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
@@ -31,7 +31,7 @@ from orchestrator.api.callers import (
     refuse_fleet,
     refuse_part,
 )
-from orchestrator.api.live import Live
+from orchestrator.api.live import Live, Told, told, while_let_in
 from orchestrator.api.once import once
 from orchestrator.api.problems import MEDIA, Problem
 from orchestrator.domain.fleet import Fleet
@@ -379,7 +379,7 @@ async def events(
     if STREAM in request.headers.get("accept", ""):
         if api.streams >= STREAMS or api.live.full(id):
             raise Problem("too-many-requests", f"{api.streams} streams of events are open here already")
-        return EventSourceResponse(_stream(api, id, cursor), ping=15, send_timeout=30)
+        return EventSourceResponse(stream(api, id, cursor, partial(_lets_in, api, who)), ping=15, send_timeout=30)
     found = await anyio.to_thread.run_sync(partial(api.store.events, id, after=cursor, limit=limit))
     newest = found[-1].id if found else cursor
     body: documents.Events = {"events": [schema.event(entry) for entry in found], "next": newest}
@@ -388,10 +388,18 @@ async def events(
     return answer("events", body, headers=link)
 
 
-async def _stream(api: Api, id: str, cursor: str) -> AsyncIterator[Any]:
+def _lets_in(api: Api, who: Caller) -> bool:
+    found = api.store.token(who.token.id)
+    return found is not None and found.holds(api.store.now())
+
+
+async def stream(
+    api: Api, id: str, cursor: str, still: Callable[[], bool], told: Told = told
+) -> AsyncGenerator[bytes, None]:
+    """The events after that one, for as long as whoever reads them is `still` let in."""
     api.streams += 1
     try:
-        async for event in api.live.follow(id, cursor):
+        async for event in while_let_in(api.live.follow(id, cursor, told), partial(anyio.to_thread.run_sync, still)):
             yield event
     finally:
         api.streams -= 1

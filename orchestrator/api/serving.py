@@ -1,4 +1,4 @@
-"""The process that serves the API until SIGTERM: one event loop, threads for what waits for Redis."""
+"""The process that serves the API and the page until SIGTERM: one event loop, threads for what waits for Redis."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import ipaddress
 import signal
 import socket
 import threading
+from collections.abc import Callable
 
 import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrator import logs, tokens
-from orchestrator.api.app import make_app
+from orchestrator.api.app import ASGIApp, make_app
 from orchestrator.api.callers import Pace
 from orchestrator.api.routes import Api
 from orchestrator.errors import BadInput
@@ -75,8 +76,17 @@ def open_store(settings: Settings) -> RedisStore:
     return RedisStore(settings.store_url(), namespace=settings.namespace, connections=CONNECTIONS)
 
 
-def serve(settings: Settings, store: RedisStore, listener: socket.socket, *, rate: float, hooks: Hooks | None) -> None:
-    """Until SIGTERM or Ctrl-C. `rate`: how often a token may ask, a second. `hooks`: who else may knock."""
+def serve(
+    settings: Settings,
+    store: RedisStore,
+    listener: socket.socket,
+    *,
+    rate: float,
+    hooks: Hooks | None,
+    site: Callable[[Api], ASGIApp],
+) -> None:
+    """Until SIGTERM or Ctrl-C. `rate`: how often a token may ask, a second. `hooks`: who else may knock. `site` makes
+    the pages for people."""
     logs.configure("api")
     celery = make_celery(settings)
     # Somebody waits: an absent broker is told at once instead of being tried for ever.
@@ -90,17 +100,17 @@ def serve(settings: Settings, store: RedisStore, listener: socket.socket, *, rat
     carrying = threading.Thread(target=carrier.run, name="webhooks", daemon=True) if carrier is not None else None
     if carrying is not None:
         carrying.start()
-    server_of(api).run(sockets=[listener])
+    server_of(api, site(api)).run(sockets=[listener])
     if carrier is not None and carrying is not None:
         carrier.end()
         carrying.join(2 * LAST_WORDS)
     store.close()
 
 
-def server_of(api: Api) -> uvicorn.Server:
+def server_of(api: Api, site: ASGIApp | None = None) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
-            make_app(api),
+            make_app(api, site),
             http=Protocol,
             ws="none",
             lifespan="off",

@@ -22,7 +22,7 @@ from orchestrator.errors import BadInput, ChangeoverError
 
 # Commands whose modules load with their first use: their place, and their line in `--help`.
 LATE = {
-    "api": ("orchestrator.cli.api", "Serve the API here, to whoever has a token, until Ctrl-C."),
+    "api": ("orchestrator.cli.api", "Serve the API and the fleet page here, to whoever has a token, until Ctrl-C."),
     "demo": ("orchestrator.cli.demo", "Replace a fleet of real servers under live traffic, here and now."),
     "up": ("orchestrator.cli.up", "Run Redis, workers, the coordinator and Flower here until Ctrl-C."),
     "down": ("orchestrator.cli.up", "End what `up` started here, and the local cloud."),

@@ -1,4 +1,4 @@
-"""`api`: the door for programs."""
+"""`api`: the door for programs, and for people with a browser."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ def api(
         Path | None, typer.Option("--hooks", metavar="FILE", help="Webhooks to take.", show_default="CHANGEOVER_HOOKS")
     ] = None,
 ) -> int:
-    """Serve the API here until Ctrl-C, to whoever has a token. Any number may run.
+    """Serve the API and the fleet page here until Ctrl-C, to whoever has a token. Any number may run.
 
     It speaks HTTP without TLS: where it listens beyond this host, put a proxy with TLS in front.
     """
     import ipaddress
+    from functools import partial
 
     from orchestrator import hook_file
     from orchestrator.api import serving
     from orchestrator.flower import listen
     from orchestrator.settings import Settings
+    from orchestrator.web.site import make_site
 
     try:
         ipaddress.IPv4Address(address)
@@ -41,8 +43,10 @@ def api(
     store.check(dev=settings.dev)
     serving.refuse_open_door(address, store)
     listener = listen(port, address=address, place="--port")
-    say(f"API  http://{address}:{listener.getsockname()[1]}/v1   what there is: /openapi.json")
+    where = f"http://{address}:{listener.getsockname()[1]}"
+    say(f"API  {where}/v1   what there is: /openapi.json\npage {where}/")
     if known is not None:
         say(f"webhooks  /hooks/{{{','.join(known.known)}}}")
-    serving.serve(settings, store, listener, rate=rate, hooks=known)
+    pages = partial(make_site, flower=settings.flower_url)
+    serving.serve(settings, store, listener, rate=rate, hooks=known, site=pages)
     return 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,7 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import words
+from orchestrator import evidence, words
 from orchestrator.cli.output import clean
 from orchestrator.domain.rollout import Rollout, in_flight
 from orchestrator.domain.upgrade import Upgrade
@@ -106,7 +105,7 @@ def rollouts(
             counts(tally.by_state),
             words.span(now - each.created_at),
             text(each.created_by),
-            text(_short(each.why or each.stop or each.alarm)),
+            text(words.short(each.why or each.stop or each.alarm)),
         )
     parts.append(table)
     if orphans:
@@ -131,10 +130,6 @@ def _orphans(found: Sequence[Sighting]) -> list[RenderableType]:
     quarantined = sum(s.quarantined_at is not None for s in found)
     told = f"{words.many(len(found), 'thing')} with our mark that nobody accounts for, {quarantined} in quarantine"
     return [text(told, "yellow"), Padding(next_line("changeover gc"), (0, 0, 0, 2), expand=False)]
-
-
-def _short(line: str, most: int = 60) -> str:
-    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _frozen(why: str) -> Text:
@@ -249,7 +244,9 @@ def _under_way(flying: Sequence[Upgrade], now: float) -> RenderableType:
     table = _table("server", "state", "step", "for", "what", title="Under way")
     for u in flying[:MOST]:
         since = words.span(now - u.admitted_at) if u.admitted_at else ""
-        table.add_row(text(u.server, "bold"), state(u.state), text(words.progress(u)), since, text(_short(u.why, 70)))
+        table.add_row(
+            text(u.server, "bold"), state(u.state), text(words.progress(u)), since, text(words.short(u.why, 70))
+        )
     return Group(table, *_more(len(flying)))
 
 
@@ -290,10 +287,10 @@ def story(told: Story) -> RenderableType:
         parts += [text(why) for why in dict.fromkeys((u.why, u.keeps_old)) if why]
     parts += [Text.assemble(("Traffic: ", "bold"), words.UNTOUCHED if u is None else clean(u.traffic)), Text()]
     before: float | None = None
-    for entry, times in _folded(told.entries):
+    for entry, times in evidence.folded(told.entries):
         parts.append(_line(entry, before, times))
         before = entry.at
-        parts += [Padding(line, (0, 0, 0, 22), expand=False) for line in evidence(entry.detail)]
+        parts += [Padding(_seen(line), (0, 0, 0, 22), expand=False) for line in evidence.lines(entry.detail)]
     if u is None:
         return Group(*parts, Text(), next_line(f"changeover show {r.id}, once Redis is restored"))
     if u.wait is not None:
@@ -305,30 +302,14 @@ def story(told: Story) -> RenderableType:
     return Group(*parts)
 
 
-def _folded(entries: Sequence[AuditEntry]) -> Iterable[tuple[AuditEntry, int]]:
-    """Waits that say the same one after the other are one line."""
-    last: AuditEntry | None = None
-    times = 0
-    for entry in entries:
-        if last is not None and entry.event == last.event == "Waits" and words.happened(entry) == words.happened(last):
-            times += 1
-            last = entry
-            continue
-        if last is not None:
-            yield last, times
-        last, times = entry, 1
-    if last is not None:
-        yield last, times
-
-
 def _line(entry: AuditEntry, before: float | None, times: int) -> Text:
     after = "" if before is None else f"+{words.span(entry.at - before)}"
     line = Text.assemble((words.clock(entry.at), "bright_black"), f" {after:>10}  ")
     line.append(clean(words.happened(entry)), style=_STYLES.get(entry.event, ""))
     if times > 1:
         line.append(f"  ({times} times)", style="bright_black")
-    if entry.event in ("TurnedBack", "Released", "Shifted") and entry.actor not in words.happened(entry):
-        line.append(f"  by {clean(entry.actor)}", style="bright_black")
+    if by := evidence.by_whom(entry):
+        line.append(f"  by {clean(by)}", style="bright_black")
     return line
 
 
@@ -342,79 +323,14 @@ _STYLES = {
     "AttemptEnded": "yellow",
     "Waits": "blue",
 }
-_TOLD = ("step", "why", "reason", "attempt", "notes")  # in the line already, or a step's own scratch
+_MOODS = {"": "", "good": "green", "bad": "red", "warn": "yellow", "soft": "bright_black"}
 
 
-def evidence(detail: Mapping[str, Any]) -> list[Text]:
-    """What was asked and seen: probes, differences, the balancer's words, and whatever else was written down."""
-    lines: list[Text] = []
-    for key, value in detail.items():
-        if key in _TOLD or value in (None, "", [], {}):
-            continue
-        if key == "result" and isinstance(value, Mapping):
-            lines += evidence(value)
-        elif key == "answers" and isinstance(value, Sequence):
-            lines += [line for answer in value for line in _probe(answer)]
-        elif key == "balancer" and isinstance(value, Sequence):
-            lines += [_member(view) for view in value]
-        elif key == "differences" and isinstance(value, Sequence):
-            lines += [_difference(str(line)) for line in value]
-        else:
-            lines.append(Text.assemble((f"{clean(key)}: ", "bright_black"), clean(_known(key, value))))
-    return lines
-
-
-def _probe(answer: Mapping[str, Any]) -> list[Text]:
-    passed = bool(answer.get("passed")) and answer.get("same_as_old", True)
-    took = f" in {float(answer['latency']) * 1000:.0f} ms" if answer.get("latency") else ""
-    said = f"{answer.get('status') or 'no answer'}{took}"
-    line = Text.assemble(("✓ " if passed else "✗ ", "green" if passed else "bold red"))
-    line.append(clean(f"{answer.get('request', '')}  pool {answer.get('pool', '')} → {said}"))
-    if answer.get("same_as_old"):
-        line.append("  same as the old server", style="green")
-    lines = [line]
-    if answer.get("why"):
-        lines.append(text(f"  {answer['why']}", "red"))
-    lines += [
-        Text.assemble((f"  {clean(str(name))}: ", "bright_black"), clean(_flat(value)))
-        for name, value in dict(answer.get("evidence") or {}).items()
-    ]
-    return lines + [_difference(str(each)) for each in answer.get("differences") or ()]
-
-
-def _member(view: Mapping[str, Any]) -> Text:
-    serving = view.get("state") == "serving"
-    line = Text.assemble(("balancer: ", "bright_black"))
-    line.append(clean(f"{view.get('name')} in {view.get('pool')} is "))
-    line.append(clean(str(view.get("state"))), style="green" if serving else "yellow")
-    if view.get("detail"):
-        line.append(clean(f" ({view['detail']})"), style="bright_black")
-    return line
-
-
-def _difference(line: str) -> Text:
-    style = {"+": "green", "-": "red", "@": "bright_black"}.get(line[:1], "")
-    return text(f"  {line}", style)
-
-
-def _known(key: str, value: Any) -> str:
-    """Moments and sizes as a person reads them."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if key in ("at", "since", "retain_until"):
-            return words.moment(value)
-        if key in ("memory", "disk"):
-            from orchestrator.domain.plan import human
-
-            return human(int(value))
-    return _flat(value)
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, str):
-        return _short(value, 300)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return _short(json.dumps(value, ensure_ascii=False, default=str), 300)
+def _seen(line: evidence.Line) -> Text:
+    told = Text("  " if line.deep else "")
+    for part, mood in line.parts:
+        told.append(clean(part), style=_MOODS[mood])
+    return told
 
 
 # -- plans, doctor, what is left over --------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Who may ask what over the network: a token's scopes, its fleets, and until when it holds. Pure."""
+"""Who may ask what over the network: a token's scopes, its fleets, and until when it holds; and the visit of a browser,
+which may what its token may. Pure."""
 
 from __future__ import annotations
 
@@ -34,3 +35,13 @@ class Token:
 
     def sees(self, fleet: str) -> bool:
         return not self.fleets or fleet in self.fleets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A browser that is let in as whoever has the token with that id, until then (epoch seconds). `link`: not yet a
+    browser, but an address by which one can come in, once."""
+
+    token: str
+    until: float
+    link: bool = False

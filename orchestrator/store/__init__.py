@@ -17,7 +17,7 @@ from orchestrator.domain.budget import Bucket, Limit
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.token import Token
+from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import Direction, Upgrade
 
 Kind = Literal["image", "server", "old server"]
@@ -230,6 +230,16 @@ class Store(Protocol):
 
     def used_token(self, id: str) -> None:
         """It was last used now."""
+        ...
+
+    def put_session(self, key: str, session: Session) -> None:
+        """It is known by that key until its time."""
+        ...
+
+    def session(self, key: str) -> Session | None: ...
+
+    def end_session(self, key: str) -> bool:
+        """It is not known any more: since this call, or it was not before, and then False."""
         ...
 
     def once(self, key: str, *, asked: str, id: str, seconds: float, ttl: float) -> Once:

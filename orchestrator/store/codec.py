@@ -21,7 +21,7 @@ from orchestrator import secrets
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.token import Token
+from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import FIRST, SCHEMA, Upgrade
 from orchestrator.errors import UnsafeStore
 from orchestrator.store import LedgerItem
@@ -178,3 +178,4 @@ LEDGER = Codec(LedgerItem)
 SIGHTING = Codec(Sighting)
 TOKEN = Codec(Token)
 DELIVERY = Codec(Delivery)
+SESSION = Codec(Session)

@@ -16,7 +16,7 @@ from orchestrator.domain.budget import Bucket, Limit, fresh
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import GOING, Rollout
-from orchestrator.domain.token import Token
+from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import Direction, Upgrade
 from orchestrator.errors import NotFound
 from orchestrator.store import (
@@ -119,6 +119,7 @@ class MemoryStore:
         self._sightings: dict[str, tuple[str, bytes]] = {}
         self._worlds: dict[str, str] = {}
         self._tokens: dict[str, Token] = {}
+        self._sessions: dict[str, Session] = {}
         self._once: dict[str, _Asked] = {}
         self._nonces: dict[str, tuple[str, float]] = {}
         self._deliveries: dict[str, tuple[Delivery, bytes]] = {}
@@ -256,6 +257,21 @@ class MemoryStore:
         with self._lock:
             if id in self._tokens:
                 self._tokens[id] = replace(self._tokens[id], used_at=self.now())
+
+    def put_session(self, key: str, session: Session) -> None:
+        with self._lock:
+            now = self.now()
+            self._sessions = {known: each for known, each in self._sessions.items() if each.until > now}
+            self._sessions[key] = session
+
+    def session(self, key: str) -> Session | None:
+        with self._lock:
+            found = self._sessions.get(key)
+            return found if found is not None and found.until > self.now() else None
+
+    def end_session(self, key: str) -> bool:
+        with self._lock:
+            return self.session(key) is not None and self._sessions.pop(key) is not None
 
     def once(self, key: str, *, asked: str, id: str, seconds: float, ttl: float) -> Once:
         with self._lock:

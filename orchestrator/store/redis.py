@@ -23,6 +23,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     once:<key>              hash     asked, id, until: what is asked for under a key, and not done twice
     delivery:<id>           hash     of a webhook: the delivery, version, payload; `nonce:<once>` is the id that it got
     deliveries              zset by arrival: the log; `deliveries_due`: those that wait
+    session:<key>           string   a browser that is let in, as long as it is
     document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; counts, users: hashes
 """
 
@@ -47,7 +48,7 @@ from orchestrator.domain.budget import Bucket, Limit
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.token import Token
+from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import SCHEMA, Direction, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.store import (
@@ -342,6 +343,22 @@ class RedisStore:
     def used_token(self, id: str) -> None:
         with self._told:
             self._redis.hset(self._key("tokens"), f"{id}:used", f"{self.now():.6f}")
+
+    def put_session(self, key: str, session: Session) -> None:
+        left = max(1, round((session.until - self.now()) * 1000))
+        with self._told:
+            self._redis.set(self._key("session", key), codec.SESSION.dump(session), px=left)
+
+    def session(self, key: str) -> Session | None:
+        where = self._key("session", key)
+        with self._told:
+            stored = cast("bytes | None", self._redis.get(where))
+        found = None if stored is None else codec.SESSION.load(stored, key=where)
+        return found if found is not None and found.until > self.now() else None
+
+    def end_session(self, key: str) -> bool:
+        with self._told:
+            return bool(self._redis.delete(self._key("session", key)))
 
     def once(self, key: str, *, asked: str, id: str, seconds: float, ttl: float) -> Once:
         state, known = self._texts("once", {"key": key, "asked": asked, "id": id, "seconds": seconds, "ttl": ttl})

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from orchestrator import operations, tokens
-from orchestrator.api import bodies, serving
+from orchestrator.api import bodies, live, serving
 from orchestrator.api.bodies import strict_json
 from orchestrator.api.callers import Pace
 from orchestrator.api.problems import KINDS, MEDIA, PREFIX, Problem
@@ -350,6 +350,11 @@ class Stream:
                     break
         return found
 
+    def until_its_end(self) -> None:
+        for _ in self._lines:
+            pass
+        self.close()
+
     def close(self) -> None:
         self._open.__exit__(None, None, None)
 
@@ -406,6 +411,20 @@ def test_many_readers_each_get_every_event_once_from_one_reading_of_the_store(
     while api.api.streams:
         assert time.monotonic() < end, "a stream outlives its reader"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+def test_a_stream_ends_when_its_token_does(api: Served, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(live, "CHECKED_EVERY", 0.05)
+    id = api.applied()
+    token, shown = tokens.create(api.store, "ci", ["read"], actor="anna", seconds=60)
+    stream = Stream(api.client(shown), id)
+    stream.take(1)
+    if how == "revoked":
+        tokens.revoke(api.store, token.id)
+    else:
+        api.clock.now += 61
+    stream.until_its_end()
 
 
 def test_a_stream_survives_a_store_that_is_away_for_a_moment(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -613,6 +632,9 @@ def test_a_token_may_what_its_scopes_say_and_no_more(api: Served) -> None:
         ("run", "POST", f"/v1/rollouts/{id}:rollback", 200),
         ("admin", "POST", "/v1/freeze", 200),
         ("admin", "POST", "/v1/unfreeze", 200),
+        ("read", "GET", "/v1/deliveries", 200),
+        ("read", "GET", f"/v1/deliveries/{id}", 404),
+        ("run", "POST", f"/v1/deliveries/{id}:redeliver", 404),
     ]
     assert {path for _, _, path, _ in asked} == {
         path.replace("{id}", id).replace("{server}", "web-1")
@@ -781,7 +803,7 @@ def test_other_methods_and_paths_are_refused_in_the_same_words(api: Served) -> N
             refused(answer, 405, "method-not-allowed")
     override = {"X-HTTP-Method-Override": "POST"}
     assert api.http.get("/v1/rollouts", headers=override).json()["schema"] == "changeover/v1/rollouts"
-    for path in ("/", "/v1", "/v1/", "/v1/rollouts/", "/v2/rollouts", "/docs", "/redoc", "/metrics/"):
+    for path in ("/v1", "/v1/", "/v1/rollouts/", "/v2/rollouts", "/docs", "/redoc", "/metrics/"):
         refused(api.http.get(path), 404, "not-found")
     refused(api.http.post("/v1/rollouts/r1:explode"), 405, "method-not-allowed")
     for path, allowed in (("/v1/rollouts", "GET, POST"), ("/v1/rollouts/r1:pause", "POST"), ("/healthz", "GET")):

@@ -21,8 +21,10 @@ from orchestrator.api.serving import server_of
 from orchestrator.flower import listen
 from orchestrator.operations import Waiter
 from orchestrator.store.memory import MemoryStore
+from orchestrator.web.site import make_site
 from tests.unit.test_operations import FLEET, Clock, World
 
+FLOWER = "http://flower.test:5555"
 SCOPES = ("read", "plan", "run", "admin")
 
 
@@ -61,7 +63,7 @@ def listening() -> Iterator[tuple[str, Api]]:
     """A server for any number of tests, one after the other: each gives it a store and a world of its own."""
     store = MemoryStore()
     api = Api(store=store, ask=World(store), pace=Pace(rate=1), dev=True)
-    server = server_of(api)
+    server = server_of(api, make_site(api, flower=FLOWER))
     listener = listen(0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

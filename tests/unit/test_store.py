@@ -22,7 +22,7 @@ from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.rollout import Rollout, aborting, paused
 from orchestrator.domain.steps import STEPS
-from orchestrator.domain.token import Token
+from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import (
     Admitted,
     Began,
@@ -1552,6 +1552,21 @@ def test_a_token_that_cannot_be_read_hides_no_other(redis_site: Site) -> None:
     assert [token.id for token in store.tokens()] == ["t2"]
     with pytest.raises(UnsafeStore):
         store.token("t1")
+
+
+def test_a_visit_is_known_until_its_time_or_its_end_and_ended_by_one_call(site: Site) -> None:
+    visit = Session(token="t1", until=START + 60)
+    site.store.put_session("k1", visit)
+    site.store.put_session("k2", replace(visit, until=START + 5, link=True))
+    assert (site.store.session("k1"), site.store.session("k3")) == (visit, None)
+    link = site.store.session("k2")
+    assert link is not None and link.link
+    site.clock.now += 6
+    assert (site.store.session("k1"), site.store.session("k2")) == (visit, None)
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(site.store.end_session, ["k1"] * 24)) == 1
+    assert site.store.session("k1") is None
+    assert not site.store.end_session("k3")
 
 
 def asked(site: Site, *, id: str, what: str = "deploy", key: str = "k") -> tuple[str, str]:
