@@ -41,7 +41,8 @@ class Settings(BaseModel):
     `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
     `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. A worker ends itself after `stall` seconds in which
     messages waited and it took none. `hooks` is the file of the webhooks that the API takes, `flower_url` where people
-    find Flower, for links on the fleet page. `dev` lets Redis be one that forgets."""
+    find Flower, for links on the fleet page. `dev` lets Redis be one that forgets. Where there is a `url`, commands ask
+    the API there under `token`, and not Redis."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -61,6 +62,8 @@ class Settings(BaseModel):
     hooks: Path | None = None
     flower_url: str = Field(default="", pattern=r"^((https?:/)?/[^\s]*)?$")
     dev: bool = False
+    url: str = ""
+    token: str = Field(default="", repr=False)
 
     @model_validator(mode="before")
     @classmethod

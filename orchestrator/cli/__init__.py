@@ -6,6 +6,7 @@ back or aborted, 64 usage or bad input, 69 unreachable, 124 wait timeout, 130 Ct
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import os
@@ -85,6 +86,8 @@ def build(only: str = "") -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_global)
     found = {command.__name__: (panel, command) for panel, commands in PANELS.items() for command in commands}
+    if os.environ.get("CHANGEOVER_URL") and only in found:
+        found[only] = (found[only][0], _remote(found[only][1]))
     for name, (panel, command) in found.items():
         if only not in found or name == only:
             app.command(name, rich_help_panel=panel)(command)
@@ -92,6 +95,19 @@ def build(only: str = "") -> typer.Typer:
         for name, (_, line) in LATE.items():
             app.command(name, help=line, rich_help_panel="Run")(_never)
     return app
+
+
+def _remote(command: Callable[..., int]) -> Callable[..., int]:
+    """The same command, asked of the API. One that the API does not serve stays, and says so when it opens Redis."""
+    from orchestrator.cli import remote
+
+    asks: Callable[..., int] = getattr(remote, command.__name__, command)
+
+    @functools.wraps(command)
+    def asked(**given: Any) -> int:
+        return asks(**given)
+
+    return asked
 
 
 def _global(

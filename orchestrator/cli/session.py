@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import BadInput
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -64,6 +66,12 @@ def opened() -> Iterator[Session]:
     # What the store passes over it tells the log, which a command has none of: the command says it itself, and once.
     logging.getLogger("orchestrator").addHandler(logging.NullHandler())
     found = Settings.load()
+    if found.url:
+        raise BadInput(
+            f"is set to {found.url}, and the API does not serve this: it is done where Redis is",
+            place="CHANGEOVER_URL",
+            next="unset CHANGEOVER_URL",
+        )
     store = RedisStore(found.store_url(), namespace=found.namespace)
     try:
         yield Session(store, found)
