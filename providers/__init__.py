@@ -41,9 +41,10 @@ class Caps:
     who leaves ends what it has begun; where not, that is cut the moment another one takes its place, and no session is
     left. `prepares`: a pool has to be prepared for a member (`Traffic.prepare`). `takes_turns`: one writer at a time
     changes what is in a lane; where not, each change is compared with what it was decided on, and several may go
-    together. `restores_at_once`: a member that drains serves again the moment it is restored; where not, it has to be
-    proven anew. `poll`: seconds between looks that may tell anything new, if that takes longer than at a balancer.
-    `size_enforced`: whether memory and disk limits hold.
+    together. `decides_together`: threads of one process may change a lane in one turn, since the provider decides for
+    all of them on one look. `restores_at_once`: a member that drains serves again the moment it is restored; where not,
+    it has to be proven anew. `poll`: seconds between looks that may tell anything new, if that takes longer than at a
+    balancer. `size_enforced`: whether memory and disk limits hold.
     """
 
     batch: int = 100
@@ -52,6 +53,7 @@ class Caps:
     drains: bool = True
     prepares: bool = False
     takes_turns: bool = True
+    decides_together: bool = False
     restores_at_once: bool = True
     poll: float = 0.0
     size_enforced: bool = True

@@ -610,6 +610,8 @@ def _disks(backend: Any, image: SimAmi, asked: Sequence[Mapping[str, Any]]) -> l
             raise EC2ClientError("InvalidParameterCombination", f"The parameter iops does not fit {kind} of {device}")
         if kind != "gp3" and ebs.get("Throughput"):
             raise EC2ClientError("InvalidParameterCombination", f"The parameter throughput does not fit {kind}")
+        if (rate := ebs.get("VolumeInitializationRate")) and not (snapshot and 100 <= int(rate) <= 300):
+            raise EC2ClientError("InvalidParameterValue", f"{device}: no volume is initialized at {rate} MiB/s")
     return [{"device": device, "ebs": ebs} for device, ebs in disks.items()]
 
 
@@ -620,6 +622,7 @@ def _finish_volumes(backend: Any, instance: Any, disks: Sequence[Mapping[str, An
         volume.volume_type = ebs.get("VolumeType") or "gp2"
         volume.iops = ebs.get("Iops") or (3000 if volume.volume_type == "gp3" else None)
         volume.throughput = ebs.get("Throughput") or (125 if volume.volume_type == "gp3" else None)
+        volume.volume_initialization_rate = ebs.get("VolumeInitializationRate")
         volume.encrypted = bool(ebs.get("Encrypted"))
         volume.kms_key_id = ebs.get("KmsKeyId")
         block.delete_on_termination = bool(ebs.get("DeleteOnTermination", True))

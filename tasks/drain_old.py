@@ -48,7 +48,7 @@ def _stop(turn: Turn, id: str) -> None:
     try:
         turn.compute.stop(id, given={keys.RETURNED: None})
     except GuardRefused:
-        server = _found(turn.compute.servers([id]).get(id))
+        server = _found(turn.compute.servers([id], protection=True).get(id))
         if server is None:
             raise NotFound(f"the old server {id} is gone") from None
         came_back = server.tags.get(keys.RETURNED)
@@ -81,7 +81,7 @@ def put_back(turn: Turn) -> Wait | None:
     id = turn.server.id
     notes = dict(turn.upgrade.notes)
     if not notes.get("started"):
-        server = _found(turn.compute.servers([id]).get(id))
+        server = _found(turn.compute.servers([id], protection=True).get(id))
         if server is None:
             return _making_sure(id, notes) or _ask(turn, id)
         _protect(turn, server)

@@ -1,16 +1,19 @@
 """What many threads of a worker ask a provider at the same moment is one call.
 
 A look at servers takes a hundred ids as well as one, and clouds count calls: twenty upgrades that come to the same step
-together would use up twenty. Only looks are gathered; whatever changes something stays a call of its own.
+together would use up twenty. Only looks are gathered here; whatever changes something stays a call of its own, unless
+the provider decides for all who come within a moment (`Caps.decides_together`): these have their turn together.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
+from providers.clients import rounds
 from providers.compute import Compute, Image, Server
 from providers.errors import Transient
 
@@ -28,7 +31,8 @@ class _Round(Generic[Question, Answer]):
 
 
 class Together(Generic[Question, Answer]):
-    """Puts the questions of one `window` (seconds) at once, at most so many of them."""
+    """Puts the questions of one `window` (seconds, and longer while others may still come) at once, at most so many of
+    them."""
 
     def __init__(self, put: Callable[[Sequence[Question]], Answer], *, window: float, most: int) -> None:
         self._put = put
@@ -57,6 +61,7 @@ class Together(Generic[Question, Answer]):
         try:
             try:
                 time.sleep(self._window)
+                rounds.linger(lambda: len(mine.questions))
             finally:  # even if this thread is ended: a round that stays open takes the next ones in, and never ends
                 with self._lock:
                     if self._open is mine:
@@ -69,8 +74,7 @@ class Together(Generic[Question, Answer]):
 
 
 class Looks(Protocol):
-    """What of `providers.compute.Compute` may be asked together. Of a server it may lack what a provider tells only of
-    one that is looked at alone (`protected`)."""
+    """What of `providers.compute.Compute` may be asked together."""
 
     def servers(self, ids: Sequence[str]) -> Mapping[str, Server]: ...
 
@@ -108,3 +112,88 @@ class Gathering:
                 common.append(tags)
         found = {(type(thing), thing.id): thing for tags in common for thing in self._compute.inventory(tags)}
         return list(found.values())
+
+
+class Crowd:
+    """The threads of this worker that are at work on a step: see `providers.clients.rounds.Crowd`."""
+
+    def __init__(self, patience: float = 0.0) -> None:
+        self.patience = patience
+        self._lock = threading.Lock()
+        self.busy = 0
+        self.coming = 0
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        self._count(1, 1)
+        try:
+            yield
+        finally:
+            self._count(-1, -1)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """A provider, or for a turn, which may take its time: whoever does so is not waited for."""
+        self._count(0, -1)
+        try:
+            yield
+        finally:
+            self._count(0, 1)
+
+    def _count(self, busy: int, coming: int) -> None:
+        with self._lock:
+            self.busy += busy
+            self.coming += coming
+
+
+class SharedTurn:
+    """A turn that several threads have together: it is taken by the first, others join for `open` seconds, and it is
+    given back by the last."""
+
+    def __init__(self, *, open: float) -> None:
+        self._open = open
+        self._changed = threading.Condition()
+        self._taking = False
+        self._inside = 0
+        self._until = 0.0
+        self._among = 0
+        self._first = ""
+
+    def join(self, among: int, take: Callable[[], None], *, owner: str, patience: float) -> bool:
+        """True once in it, with nobody who is not `among` the same; False if that takes longer than `patience`
+        seconds. Raises what `take` raises."""
+        end = time.monotonic() + patience
+        with self._changed:
+            while self._taking or self._inside:
+                if self._inside and self._among == among and time.monotonic() < self._until:
+                    self._inside += 1
+                    return True
+                if not self._changed.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
+                    return False
+            self._taking = True
+        taken = False
+        try:
+            take()
+            taken = True
+        finally:
+            with self._changed:
+                self._taking = False
+                if taken:
+                    self._inside, self._among, self._first = 1, among, owner
+                    self._until = time.monotonic() + self._open
+                self._changed.notify_all()
+        return True
+
+    def leave(self, give: Callable[[str], object]) -> None:
+        """`give` is told who has taken it, where nobody is in it any more."""
+        with self._changed:
+            self._inside -= 1
+            if self._inside:
+                return
+            self._taking = True  # nobody takes it before it is given back
+        try:
+            give(self._first)
+        finally:
+            with self._changed:
+                self._taking = False
+                self._changed.notify_all()

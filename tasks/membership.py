@@ -132,11 +132,12 @@ def _until_quiet(turn: Turn, server: str, leaving: Sequence[tuple[str, str]], no
                 "it goes on serving them; a retry gives them as long again"
             )
         notes = {what: value for what, value in notes.items() if what != "quiet_since"}
-        return Wait(reason=f"{server} still has {these}", every=min(1.0, turn.fleet.rollout.poll), notes=notes)
+        every = max(turn.traffic.caps.poll, min(1.0, turn.fleet.rollout.poll))
+        return Wait(reason=f"{server} still has {these}", every=every, notes=notes)
     since = notes.get("quiet_since", turn.now)
     if (rest := since + drain.quiet - turn.now) <= 0:
         return None
-    every = max(0.05, min(1.0, rest))
+    every = max(0.05, min(max(1.0, turn.traffic.caps.poll), rest))
     return Wait(reason=f"{server} is idle; making sure", every=every, notes={**notes, "quiet_since": since})
 
 

@@ -49,10 +49,15 @@ def run(world: World, *, rollout: str) -> Mapping[str, Any]:
     if found is None or found.closed:
         return {"looked": 0, "acted": 0}
     spec = world.spec(rollout)
+    traffic = world.traffic(spec.fleet)
+    if (poll := traffic.caps.poll) > 0:  # more often than that its looks tell nothing new
+        ticket = uuid.uuid4().hex
+        if world.store.lease(f"patrolled:{rollout}", owner=ticket, seconds=0.9 * poll) is None:
+            return {"looked": 0, "acted": 0}
     rows, unread = readable(world.store, rollout, [name for wave in found.waves for name in wave])
     seats = {server.name: server.seats for server in spec.plan.survey.servers}
     rows = [row for row in rows if row.upgrade.server in seats]  # of another nobody knows where it belongs
-    additive = world.traffic(spec.fleet).caps.additive
+    additive = traffic.caps.additive
     wanted = {row.upgrade.server: desired(row.upgrade, seats[row.upgrade.server], additive=additive) for row in rows}
     views = _look(world, spec, [place for places in wanted.values() for place in places])
     now: list[Row] = []

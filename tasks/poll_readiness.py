@@ -1,8 +1,9 @@
-"""B runs, and its disk, memory and permissions are what A had or the fleet file asks for."""
+"""B runs, alone of all that was made for this upgrade, and its disk, memory and permissions are what A had or the fleet
+file asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +11,13 @@ from orchestrator.domain.fleet import Fleet, GuestChecks
 from orchestrator.domain.plan import human
 from orchestrator.domain.upgrade import Intent, Observe, Upgrade
 from providers.guest import Facts, PathFacts
+from tasks import cleaning
 from tasks.step import Done, StepFailed, Wait
 from tasks.world import Turn
 
+# From here on ports are given by chance to who asks for any, and another server has others (Linux: documentation of
+# ip_local_port_range).
+BY_CHANCE = 32768
 SLACK = 0.9  # of the asked memory: hypervisors and kernels keep some for themselves
 
 
@@ -29,24 +34,31 @@ def do(turn: Turn, _intent: Intent) -> Done | Wait:
             return starting(turn.fleet, id)
         if server.state != "running":
             raise StepFailed(f"server {id} is {server.state}: {server.reason or 'no reason given'}")
+        # Not as soon as it is made: what a late call of an earlier attempt made shows by now, and those who wait
+        # together look together.
+        cleaning.end_others(turn, server=id, image=turn.upgrade.results["create_image"]["image"])
         notes |= {"address": server.address, "boot": server.boot}
     facts = _facts(turn, id)
     if facts is None:
         return _wait(turn.fleet, "guest", id, f"server {id} does not answer from inside yet", notes)
-    if late := still_missing(facts, turn.fleet.checks.guest):
+    if late := still_missing(facts, turn.fleet.checks.guest, old=turn.server.listening):
         return _wait(turn.fleet, "guest", id, f"server {id} is not ready inside: {'; '.join(late)}", notes)
     problems = compare(facts, turn.server.paths, turn.fleet)
     evidence = {"facts": asdict(facts)}
     if problems:
         raise StepFailed(f"server {id} is not fit: {'; '.join(problems)}", evidence)
-    return Done(result={"server": id, **notes, **evidence})
+    former = cleaning.ended(turn, "server", turn.upgrade.intents("provision")[:-1])
+    return Done(result={"server": id, **notes, **evidence}, ledger=former)
 
 
 def _facts(turn: Turn, id: str) -> Facts | None:
+    """None where it does not answer, or is to be asked together with all others that wait for it."""
     seen = turn.upgrade.seen
     if seen is not None and seen.kind == "guest" and id in seen.answers:
         answer = seen.answers[id]
         return Facts(**{**answer, "paths": tuple(PathFacts(**path) for path in answer["paths"])})
+    if turn.guest.caps.poll > 0 and "address" not in turn.upgrade.notes:
+        return None
     return turn.guest.facts([id], paths=paths(turn.fleet)).get(id)
 
 
@@ -66,9 +78,12 @@ def paths(fleet: Fleet) -> list[str]:
     return sorted({rule.path for rule in checks.permissions} | set(checks.like_old))
 
 
-def still_missing(facts: Facts, checks: GuestChecks) -> list[str]:
-    """What a server that has just booted may still come to, one line each; pure."""
+def still_missing(facts: Facts, checks: GuestChecks, *, old: Collection[int]) -> list[str]:
+    """What a server that has just booted may still come to, one line each; pure. `old`: where A has one listen."""
     missing = [f"nothing listens at port {port}" for port in checks.listening if port not in facts.listening]
+    if checks.listening_like_old:
+        asked = sorted(set(old) - set(checks.listening) - set(facts.listening))
+        missing += [f"nothing listens at port {port}, and on A something did" for port in asked]
     if checks.clock is not None and abs(facts.clock_offset) > checks.clock:
         late = "behind" if facts.clock_offset < 0 else "ahead"
         missing.append(f"its clock is {abs(facts.clock_offset):.1f} s {late}")

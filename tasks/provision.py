@@ -88,11 +88,9 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
     item = LedgerItem(
         key=f"server:{intent.token}", kind="server", server=turn.upgrade.server, state="live", id=server.id
     )
-    former = turn.upgrade.intents("provision")[:-1]
-    cleaning.end_others(turn, server=server.id, image=wanted["image"])
     return Done(
         result={"server": server.id, "address": server.address, "state": server.state},
-        ledger=(*cleaning.ended(turn, "server", former), item),
+        ledger=(item,),
         locks=(keys.lock(turn.fleet, server.id),),
         wait=poll_readiness.starting(turn.fleet, server.id) if server.state == "pending" else None,
     )

@@ -150,7 +150,11 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
         return Ran(result={"ignored": f"not claimed: {error.message}"}, goes_on=False)
     if isinstance(claim, Ignored):
         return Ran(result={"ignored": claim.reason}, goes_on=False)
-    turn = Turn(world, claim, asked=asked)
+    with world.crowd.working():
+        return _take(world, step, Turn(world, claim, asked=asked))
+
+
+def _take(world: World, step: Step, turn: Turn) -> Ran:
     point = turn.point
     world.crash(f"{point}.claimed")
     try:

@@ -20,7 +20,7 @@ from providers.guest import Facts
 from providers.rights import Rights, policies
 from providers.traffic import MemberView, PoolCounters, Traffic
 from tasks import keys
-from tasks.poll_readiness import paths
+from tasks.poll_readiness import BY_CHANCE, paths
 from tasks.world import World, read_fleet
 
 BATCH = 100
@@ -335,6 +335,7 @@ def _server(
         memory_used=facts.memory_used if facts else 0,
         disk_used=facts.disk_used if facts else 0,
         paths=tuple({k: str(v) for k, v in asdict(path).items()} for path in facts.paths) if facts else (),
+        listening=tuple(port for port in facts.listening if port < BY_CHANCE) if facts else (),
         seats=tuple(seats),
         problem=problem,
     )

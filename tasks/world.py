@@ -30,12 +30,13 @@ from orchestrator.settings import Settings
 from orchestrator.store import Claim, Store
 from orchestrator.store.redis import RedisStore
 from providers import Role, budget, find
+from providers.clients import rounds
 from providers.compute import Compute, Image, Server, Size
 from providers.errors import Busy, Refused
 from providers.guest import Guest
 from providers.probe import Probe
 from providers.traffic import Traffic
-from tasks.gathering import Gathering, Looks
+from tasks.gathering import Crowd, Gathering, Looks, SharedTurn
 from tasks.switches import Switches
 
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
@@ -44,6 +45,8 @@ TRUSTED = 5.0  # seconds for which what a rollout is about need not be asked aga
 CONFIRMED = 0.2  # seconds for which the store's word that an upgrade is ours counts for the next call too
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
 GATHER = 0.1  # seconds: next to nothing beside a step, and enough for all that were woken by one look
+COMING = 3.0  # seconds for which a question waits for others of its kind, at most
+TOGETHER = 8.0  # the same, where a turn is for all who come within a moment, and takes longer
 MANY = 200  # fleets and roles whose providers are found at once
 AGAIN = 0.01  # seconds between two tries for a balancer that another worker has
 
@@ -76,6 +79,7 @@ class World:
     handover: float = 0.0
     gather: float = 0.0
     patience: Patience = field(default_factory=Patience)
+    crowd: Crowd = field(default_factory=Crowd)
     monotonic: Callable[[], float] = boottime
     spread: Callable[[], float] = random.random
     crash: Callable[[str], None] = _no_crash
@@ -87,6 +91,7 @@ class World:
     _together: dict[int, Gathering] = field(default_factory=dict)
     _found: dict[tuple[Role, int], tuple[Fleet, Any]] = field(default_factory=dict)
     _writers: dict[str, threading.Lock] = field(default_factory=dict)
+    _turns: dict[str, SharedTurn] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -95,6 +100,8 @@ class World:
         store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=settings.concurrency + 4)
         budget.use(SharedBudget(store))
         publish = celery_sender(make_app(settings))
+        crowd = Crowd(patience=min(COMING, settings.lease / 20))
+        rounds.gather(crowd)
         return cls(
             store=store,
             publish=publish,
@@ -105,6 +112,7 @@ class World:
             handover=min(QUEUE, settings.lease / 10),
             gather=GATHER,
             patience=Patience(seen=settings.orphan_seen, kept=settings.orphan_kept),
+            crowd=crowd,
         )
 
     @property
@@ -117,6 +125,11 @@ class World:
         """What this process' threads queue at before one of them takes the lease on the resource."""
         with self._lock:
             return self._writers.setdefault(resource, threading.Lock())
+
+    def turn_at(self, resource: str) -> SharedTurn:
+        """What this process' threads change that resource in, together."""
+        with self._lock:
+            return self._turns.setdefault(resource, SharedTurn(open=self.crowd.patience))
 
     def spec(self, rollout: str) -> Spec:
         """What this rollout is about. It never changes, unless Redis has lost everything and a person has rebuilt the
@@ -366,15 +379,22 @@ class Turn:
         self._world.crash(f"{self.point}.after {what}")
 
     @property
+    def crowd(self) -> Crowd:
+        return self._world.crowd
+
+    @property
     def point(self) -> str:
         """What crash points begin with."""
         return self._name or ("undo_" if self.upgrade.direction == "undo" else "") + self.upgrade.step
 
     def writer_of(self, pool: str) -> AbstractContextManager[None]:
         """The turn of whoever changes what is in that pool, where changes there are made in turns."""
-        if not self.traffic.caps.takes_turns:
+        caps, lane = self.traffic.caps, self.traffic.lane(pool)
+        if not caps.takes_turns:
             return nullcontext()
-        return self.only_writer(self.traffic.lane(pool))
+        if caps.decides_together and self._world.gather > 0:
+            return self.one_of_the_writers(lane)
+        return self.only_writer(lane)
 
     @contextmanager
     def only_writer(self, resource: str) -> Iterator[None]:
@@ -382,20 +402,44 @@ class Turn:
         long, and the first of them for that of other workers; raises `Busy` if that passes."""
         store, owner = self._world.store, self.claim.owner
         among_us = self._world.writers(resource)
-        if not among_us.acquire(timeout=QUEUE):
+        with self.crowd.asking():
+            mine = among_us.acquire(timeout=QUEUE)
+        if not mine:
             raise Busy(f"many of this worker are changing {resource}")
         try:
-            end = self._world.monotonic() + self._world.handover
-            while store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
-                if self._world.monotonic() >= end:
-                    raise Busy(f"another worker is changing {resource}")
-                time.sleep(AGAIN * (1 + self._world.spread()))
+            self._take_turn(resource, patience=self._world.handover)
             try:
                 yield
             finally:
                 store.unlease(f"lb:{resource}", owner=owner)
         finally:
             among_us.release()
+
+    def _take_turn(self, resource: str, *, patience: float) -> None:
+        """Raises `Busy` if another worker has it for longer than that, in seconds."""
+        store, owner = self._world.store, self.claim.owner
+        end = self._world.monotonic() + patience
+        while store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
+            if self._world.monotonic() >= end:
+                raise Busy(f"another worker is changing {resource}")
+            time.sleep(AGAIN * (1 + self._world.spread()))
+
+    @contextmanager
+    def one_of_the_writers(self, resource: str) -> Iterator[None]:
+        """The same, for a provider that decides for all threads of a process together: those who come to one balancer
+        within a moment have the turn there together. Raises `Busy` as well."""
+        turn, owner = self._world.turn_at(resource), self.claim.owner
+        among = id(self._world.traffic(self.fleet))  # who decides for them
+        with self.crowd.asking():
+            joined = turn.join(
+                among, lambda: self._take_turn(resource, patience=TOGETHER), owner=owner, patience=TOGETHER
+            )
+        if not joined:
+            raise Busy(f"many of this worker are changing {resource}")
+        try:
+            yield
+        finally:
+            turn.leave(lambda first: self._world.store.unlease(f"lb:{resource}", owner=first))
 
     # -- looks: what the last observation said, or else a call -------------------------------------------------------
 
@@ -434,7 +478,8 @@ class _Renewing:
         def call(*args: Any, **kwargs: Any) -> Any:
             what = f"{self._role}.{name}"
             self._turn.before_call(what)
-            answer = found(*args, **kwargs)
+            with self._turn.crowd.asking():
+                answer = found(*args, **kwargs)
             self._turn.after_call(what)
             return answer
 

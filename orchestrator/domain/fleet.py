@@ -190,21 +190,24 @@ class PathRule(Model):
 
 class GuestChecks(Model):
     """What must hold inside B before its smoke test. `like_old`: these paths have A's kind, mode, owner and group.
-    `listening`: ports at which something has to listen, and `clock`: how far B's clock may be from its asker's; both
-    are waited for."""
+    `listening`: ports at which something has to listen; with `listening_like_old` also where something on A did when
+    the plan was made, but for those that are given by chance; and `clock`: how far B's clock may be from its asker's.
+    These three are waited for."""
 
     disk_free: Bytes | None = None
     memory_free: Bytes | None = None
     permissions: tuple[PathRule, ...] = Field(default=(), max_length=100)
     like_old: tuple[InnerPath, ...] = Field(default=(), max_length=100)
     listening: tuple[Port, ...] = Field(default=(), max_length=100)
+    listening_like_old: bool = False
     clock: Positive | None = None
 
     @model_serializer(mode="wrap")
     def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As of `_Placed`: what is not said is not part of a plan's hash."""
         told: dict[str, Any] = handler(self)
-        return {key: value for key, value in told.items() if value or key not in ("listening", "clock")}
+        later = ("listening", "listening_like_old", "clock")
+        return {key: value for key, value in told.items() if value or key not in later}
 
 
 class SmokeRequest(Model):

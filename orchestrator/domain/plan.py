@@ -33,9 +33,10 @@ class Seat:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundServer:
-    """What a survey read of one server. Bytes. `paths` are facts of the paths that the file names; `memory_used` and
-    `disk_used` are what A takes now. `problem` says why it cannot be upgraded. `recipe` names what its
-    new server is made of beside the image, where that is something of the user's own."""
+    """What a survey read of one server. Bytes. `paths` are facts of the paths that the file names; `listening` are the
+    ports at which something listens on A, but for those given by chance; `memory_used` and `disk_used` are what A takes
+    now. `problem` says why it cannot be upgraded. `recipe` names what its new server is made of beside the image, where
+    that is something of the user's own."""
 
     name: str
     id: str
@@ -46,6 +47,7 @@ class FoundServer:
     memory_used: int = 0
     disk_used: int = 0
     paths: tuple[Mapping[str, str], ...] = ()
+    listening: tuple[int, ...] = ()
     seats: tuple[Seat, ...] = ()
     problem: str = ""
     recipe: str = ""

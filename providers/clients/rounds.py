@@ -3,43 +3,88 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
-from typing import Generic, TypeVar
+import time
+from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import Generic, Protocol, TypeVar
 
+PAUSE = 0.25  # seconds without another one, after which those who were woken together have all come
+AGAIN = 0.02  # seconds between two looks at who may still come
+Q = TypeVar("Q", bound=Hashable)
 T = TypeVar("T")
 
 
-class Rounds(Generic[T]):
-    """`ask` is given the names that several threads want to know, and answers for each of them."""
+class Crowd(Protocol):
+    """The threads of this process that may come to a provider with the same question. `busy`: all that are at work;
+    `coming`: those of them that are in no call of a provider now. `patience`: seconds for which they are waited for."""
 
-    def __init__(self, ask: Callable[[Collection[str]], Mapping[str, T]]) -> None:
+    @property
+    def patience(self) -> float: ...
+
+    @property
+    def busy(self) -> int: ...
+
+    @property
+    def coming(self) -> int: ...
+
+
+class _Process:
+    crowd: Crowd | None = None
+
+
+def gather(crowd: Crowd | None) -> None:
+    """From now on a round of this process stays open for those who may still come: who was woken together comes
+    together, and on a busy machine one after another. It costs one who is at work alone nothing, and others a moment,
+    which is little beside a step."""
+    _Process.crowd = crowd
+
+
+def linger(come: Callable[[], int]) -> None:
+    """Returns as soon as nobody else is to be expected; `come`: how many have come by now."""
+    crowd, count = _Process.crowd, come()
+    first = last = time.monotonic()
+    while crowd is not None and count < crowd.busy:
+        now = time.monotonic()
+        if now >= first + crowd.patience or (crowd.coming <= 0 and now >= last + PAUSE):
+            return
+        time.sleep(AGAIN)
+        if (seen := come()) != count:
+            count, last = seen, time.monotonic()
+
+
+class Rounds(Generic[Q, T]):
+    """`ask` is given what several threads want to know, and answers for each of it."""
+
+    def __init__(self, ask: Callable[[Collection[Q]], Mapping[Q, T]]) -> None:
         self._ask = ask
         self._lock = threading.Lock()
         self._asking = threading.Lock()
-        self._next: _Round[T] | None = None
+        self._next: _Round[Q, T] | None = None
 
-    def __call__(self, names: Collection[str]) -> Mapping[str, T]:
-        """Each name, as it was after this call began. Raises what the round has raised."""
+    def __call__(self, questions: Collection[Q]) -> Mapping[Q, T]:
+        """Each of them, as it was after this call began. Raises what the round has raised."""
         with self._lock:
             mine = self._next = self._next or _Round()
-            mine.names |= set(names)
+            mine.questions |= set(questions)
+            mine.askers += 1
         with self._asking:
             if not mine.done:
+                linger(lambda: mine.askers)
                 with self._lock:
                     self._next = None
                 try:
-                    mine.found = self._ask(mine.names)
+                    mine.found = self._ask(mine.questions)
                 except Exception as error:
                     mine.error = error
                 mine.done = True
         if mine.error is not None:
             raise mine.error
-        return {name: mine.found[name] for name in names}
+        return {each: mine.found[each] for each in questions}
 
 
-class _Round(Generic[T]):
+class _Round(Generic[Q, T]):
     def __init__(self) -> None:
-        self.names: set[str] = set()
+        self.askers = 0
+        self.questions: set[Q] = set()
         self.done = False
-        self.found: Mapping[str, T] = {}
+        self.found: Mapping[Q, T] = {}
         self.error: Exception | None = None

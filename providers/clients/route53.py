@@ -150,7 +150,7 @@ class HostedZone:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def sets(self) -> Rounds[Sequence[RecordSet]]:
+    def sets(self) -> Rounds[str, Sequence[RecordSet]]:
         """All record sets of the names that it is called with, those included that have not reached every server yet.
         Asked for together with whatever other threads want to know by then."""
         return Rounds(self._list)

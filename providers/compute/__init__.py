@@ -36,7 +36,7 @@ class Subnet:
 @dataclass(frozen=True, kw_only=True)
 class Server:
     """A server as the provider sees it now. `boot` changes whenever it starts anew. `launched` is epoch seconds.
-    `protected`: see `Compute.protect`; some providers tell it only where one server alone is looked at."""
+    `protected`: see `Compute.protect`; told where it was asked for."""
 
     id: str
     name: str
@@ -80,8 +80,9 @@ class Compute(Protocol):
     @property
     def caps(self) -> Caps: ...
 
-    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
-        """Those of the ids that exist, in one call per `caps.batch`. A missing id is left out and harms no other."""
+    def servers(self, ids: Sequence[str], *, protection: bool = False) -> Mapping[str, Server]:
+        """Those of the ids that exist, in one call per `caps.batch`. A missing id is left out and harms no other.
+        `protection`: it is to be told which are protected, which may take calls of its own."""
         ...
 
     def images(self, ids: Sequence[str]) -> Mapping[str, Image]:

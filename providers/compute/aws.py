@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -32,9 +32,11 @@ from providers.errors import (
     Busy,
     Conflict,
     GuardRefused,
+    NoCapacity,
     NotFound,
     NotYetVisible,
     ProviderError,
+    QuotaExceeded,
     Refused,
     Unauthorized,
 )
@@ -44,9 +46,12 @@ BATCH = 100  # ids that one DescribeInstanceStatus takes, and half of what a fil
 MANAGED, DISPOSABLE = "changeover:managed", "changeover:disposable"
 NAME, MADE_OF = "changeover:name", "changeover:made-of"
 CHECKED = 3600.0  # seconds after a start in which the status checks decide whether an instance runs
+PASSED = 120.0  # seconds for which checks that were passed are believed to be: AWS makes them every minute
 GRACE = 300.0  # seconds after a start in which a failed check is not believed
 LAG = 120.0  # seconds in which a thing that we made may not show yet
 FRESH = 300.0  # seconds for which the size of a volume is remembered
+MOMENT = 60.0  # seconds for which an instance is believed to be as it was, where it is to be imaged or cloned
+MANY = 1000  # images, and instances, that are remembered at once
 _INSTANCE = re.compile(r"i-[0-9a-f]{8,17}")
 _IMAGE = re.compile(r"ami-[0-9a-f]{8,17}")
 _STATES: Mapping[str, ServerState] = {
@@ -63,15 +68,15 @@ Raw = Mapping[str, Any]
 
 class AwsCompute:
     """`settings`: those of `providers.clients.aws`, `leave_tags` (patterns of tags of A, with commas between, that B
-    does not have) and `user_data` (`keep` or `empty`). See `providers.compute.Compute` for the contract, and
-    docs/aws.md for what EC2 makes of it.
+    does not have), `user_data` (`keep` or `empty`) and `volume_initialization_rate` (MiB/s). See
+    `providers.compute.Compute` for the contract, and docs/aws.md for what EC2 makes of it.
 
     EC2 cannot compare tags by itself: `given` is compared by a look right before the call, and an IAM condition on the
-    same tags holds the moment between. It tells of the protection of one server at a time: in a look at several
-    `protected` is False.
+    same tags holds the moment between. Of protection it tells in calls of their own, two for each server.
     """
 
-    OURS: ClassVar[frozenset[str]] = frozenset({"leave_tags", "user_data"})  # settings besides those of the client
+    # Settings besides those of the client.
+    OURS: ClassVar[frozenset[str]] = frozenset({"leave_tags", "user_data", "volume_initialization_rate"})
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         known = SETTINGS | self.OURS
@@ -80,14 +85,19 @@ class AwsCompute:
         self._user_data = str(settings.get("user_data", "keep"))
         if self._user_data not in ("keep", "empty"):
             raise Refused(f"provider settings: user_data is keep or empty, not {self._user_data!r}")
+        self._rate = _rate(settings.get("volume_initialization_rate"))
         self._leave = tuple(each.strip() for each in str(settings.get("leave_tags", "")).split(",") if each.strip())
         self._aws = aws({name: value for name, value in settings.items() if name in SETTINGS})
         self._types: dict[str, Raw] = {}
         self._zones: dict[str, tuple[str, ...]] = {}  # type -> the zones that offer it
         self._volumes: dict[str, tuple[float, int]] = {}  # volume -> until when its size is believed, bytes
+        self._available: dict[str, Raw] = {}  # images that are whole, and will not change any more
+        # Of an instance that is to be replaced, until when it is believed: its description, template and volumes.
+        self._known: dict[tuple[str, str], tuple[float, Any]] = {}
+        self._passed: dict[tuple[str, Any], float] = {}  # (instance, its start) -> until when its checks are passed
         self._unseen: dict[str, float] = {}  # what this process made and no look has shown yet, and when
         # What threads want to know of one thing each at the same moment is one call for all of them.
-        self._one_by: Mapping[str, Rounds[Raw | None]] = {
+        self._one_by: Mapping[str, Rounds[str, Raw | None]] = {
             "instance-id": Rounds(lambda ids: _by("InstanceId", ids, self._described("instance-id", sorted(ids)))),
             "client-token": Rounds(
                 lambda keys: _by("ClientToken", keys, self._described("client-token", sorted(keys)))
@@ -115,13 +125,16 @@ class AwsCompute:
 
     # -- looks --------------------------------------------------------------------------------------------------------
 
-    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
+    def servers(self, ids: Sequence[str], *, protection: bool = False) -> Mapping[str, Server]:
         found: dict[str, Server] = {}
         wanted = [id for id in dict.fromkeys(ids) if _INSTANCE.fullmatch(id)]
         for start in range(0, len(wanted), BATCH):
             found |= self._servers(self._instances("instance-id", wanted[start : start + BATCH]))
-        if len(wanted) == 1 and found and found[wanted[0]].state != "terminated":
-            found = {wanted[0]: self._with_protection(found[wanted[0]])}
+        if protection:
+            found = {
+                id: self._with_protection(server) if server.state != "terminated" else server
+                for id, server in found.items()
+            }
         return found
 
     def images(self, ids: Sequence[str]) -> Mapping[str, Image]:
@@ -139,7 +152,7 @@ class AwsCompute:
         pages = self._aws.pages("ec2", "describe_instances", "Reservations", Filters=up, MaxResults=1000)
         instances = [each for reservation in pages for each in reservation["Instances"]]
         images = self._aws.pages("ec2", "describe_images", "Images", Owners=["self"], Filters=filters)
-        return [*self._servers(instances).values(), *map(_image, images)]
+        return [*self._servers(instances, checks=False).values(), *map(_image, images)]
 
     def obstacles(self, ids: Sequence[str], *, sizes: Sequence[Size]) -> Mapping[str, Sequence[str]]:
         self._aws.right_account()
@@ -270,12 +283,15 @@ class AwsCompute:
     # -- making -------------------------------------------------------------------------------------------------------
 
     def ensure_image(self, key: Key, *, source: str) -> Image:
-        if (made := self._image_named(key.name)) is not None:
-            return self._ours(made, source)
+        # Asked for without a look whether it is there: EC2 itself refuses a second image of a name.
         self._aws.right_account()
-        instance = self._instance(source)
-        if why := self._owner(instance) or unlike(instance):
-            raise Refused(why)
+        try:
+            instance = self._of_ours(source)
+        except (NotFound, Refused):
+            if (made := self._image_named(key.name)) is not None:
+                return self._ours(made, source)
+            raise
+        disk = sum(self._disks([instance]).values())
         tags = tag_list({**key.tags, MANAGED: "1", NAME: key.name, MADE_OF: source})
         specs = [{"ResourceType": kind, "Tags": tags} for kind in ("image", "snapshot")]
         try:
@@ -290,8 +306,24 @@ class AwsCompute:
                 raise NotYetVisible(f"the image {key.name} exists and does not show yet", code=error.code) from None
             return self._ours(made, source)
         self._unseen[answer["ImageId"]] = time.monotonic()
-        disk = sum(self._disks([instance]).values())
         return Image(id=answer["ImageId"], name=key.name, state="pending", disk=disk, tags=tags_of({"Tags": tags}))
+
+    def _of_ours(self, id: str) -> Raw:
+        """One that may be replaced: nobody else would fight over it, and a clone can have all that it has."""
+        instance: Raw = self._lately("instance", id, lambda: self._instance(id))
+        if why := self._owner(instance) or unlike(instance):
+            raise Refused(why)
+        return instance
+
+    def _lately(self, what: str, id: str, ask: Callable[[], Any]) -> Any:
+        """What was read of it a moment ago is enough for another look at what it is like, or for another try."""
+        until, known = self._known.get((what, id), (0.0, None))
+        if until < time.monotonic():
+            known = ask()
+            if len(self._known) >= MANY:
+                self._known.clear()
+            self._known[what, id] = (time.monotonic() + MOMENT, known)
+        return known
 
     def _image_named(self, name: str) -> Raw | None:
         return self._one("name", name)
@@ -318,28 +350,29 @@ class AwsCompute:
 
     def ensure_server(self, key: Key, *, image: str, like: str, size: Size) -> Server:
         made_of = " ".join(filter(None, (image, like, size.type, str(size.disk), size.subnet)))
-        if (made := self._instance_of(key)) is not None:
-            return self._adopted(made, made_of)
+        # Asked for without a look whether it is there: EC2 itself answers with what this token has made.
         self._aws.right_account()
-        request = self._request(key, image=image, like=like, size=size, made_of=made_of)
         try:
+            request = self._request(key, image=image, like=like, size=size, made_of=made_of)
             answer = self._aws.write("ec2", "run_instances", ClientToken=key.token, **request)
-        except Conflict as error:
-            # A was changed between two tries of the same key: what the first try made is it.
-            made = self._instance_of(key)
-            if made is None:
+        except (Conflict, NoCapacity, NotFound, QuotaExceeded, Refused) as error:
+            # A, or the image, was changed between two tries of the same key: what the first try made is it.
+            if (made := self._instance_of(key)) is not None:
+                return self._adopted(made, made_of)
+            if isinstance(error, Conflict):
                 raise NotYetVisible("the server of this key exists and does not show yet", code=error.code) from None
-            return self._adopted(made, made_of)
+            raise
         instance = answer["Instances"][0]
         self._unseen[instance["InstanceId"]] = time.monotonic()
-        return self._adopted(instance, made_of)
+        disk = sum(each["Ebs"]["VolumeSize"] for each in request["BlockDeviceMappings"]) * GIB
+        return self._adopted(instance, made_of, disks={instance["InstanceId"]: disk})
 
     def _instance_of(self, key: Key) -> Raw | None:
         return self._one("client-token", key.token)
 
-    def _adopted(self, instance: Raw, made_of: str) -> Server:
+    def _adopted(self, instance: Raw, made_of: str, *, disks: Mapping[str, int] | None = None) -> Server:
         id = instance["InstanceId"]
-        server = self._servers([instance])[id]
+        server = self._servers([instance], disks)[id]
         if server.tags.get(MADE_OF) != made_of:
             raise Conflict(f"{id} was made by the same key of {server.tags.get(MADE_OF)!r}, not of {made_of!r}")
         if server.state == "terminated":
@@ -348,30 +381,30 @@ class AwsCompute:
 
     def _request(self, key: Key, *, image: str, like: str, size: Size, made_of: str) -> dict[str, Any]:
         old, found, kind, template = self._fitting(image=image, like=like, size=size)
+        volumes: Sequence[Raw] = self._lately("volumes", like, lambda: self._volumes_of([like])[like])
         return launch_request(
             template=template,
             image=found,
-            volumes={at["Device"]: each for each in self._volumes_of([like])[like] for at in each["Attachments"]},
+            volumes={at["Device"]: each for each in volumes for at in each["Attachments"]},
             kind=kind,
             size=size,
             tags={**key.tags, MANAGED: "1", NAME: key.name, MADE_OF: made_of},
             old_tags=tags_of(old),
             leave_tags=self._leave,
             user_data=self._user_data == "keep",
+            rate=self._rate,
         )
 
     def _fitting(self, *, image: str, like: str, size: Size) -> tuple[Raw, Raw, Raw, Raw]:
         """A, the image, the new type and what GetLaunchTemplateData says of A. `Refused` if they do not go together."""
-        old = self._instance(like)
-        found = self._one("image-id", image) if _IMAGE.fullmatch(image) else None
+        old = self._of_ours(like)
+        found = self._available.get(image) or (self._one("image-id", image) if _IMAGE.fullmatch(image) else None)
         if found is None:
             raise NotFound(f"there is no image {image} in {self._aws.lane}")
         if size.disk < disk_of(found):
             raise Refused(f"the image {image} needs {disk_of(found) // GIB} GiB of disk, the size has less")
-        if why := self._owner(old) or unlike(old):
-            raise Refused(why)
         kind = self._type(size.type)
-        template = self._aws.read("ec2", "get_launch_template_data", InstanceId=like)["LaunchTemplateData"]
+        template: Raw = self._lately("template", like, lambda: self._read_template(like))
         problems = [
             *(each for each in [too_small(kind, size)] if each),
             *misfits(old, self._type(old["InstanceType"]), kind, template),
@@ -379,6 +412,11 @@ class AwsCompute:
         if problems:
             raise Refused(f"{like} cannot become a {size.type}: {'; '.join(problems)}")
         return old, found, kind, template
+
+    def _read_template(self, id: str) -> Raw:
+        """One instance a call."""
+        told = self._aws.read("ec2", "get_launch_template_data", InstanceId=id)
+        return dict(told["LaunchTemplateData"])
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -501,6 +539,10 @@ class AwsCompute:
             filters = [{"Name": filter, "Values": list(values[start : start + BATCH])}]
             for image in self._aws.pages("ec2", "describe_images", "Images", Owners=["self"], Filters=filters):
                 self._unseen.pop(image["ImageId"], None)
+                if image["State"] == "available":
+                    if len(self._available) >= MANY:
+                        self._available.clear()
+                    self._available[image["ImageId"]] = image
                 yield image
 
     def _attached_volumes(self, instances: Collection[str]) -> Mapping[str, Sequence[Raw]]:
@@ -518,10 +560,15 @@ class AwsCompute:
         if time.monotonic() - self._unseen.get(id, float("-inf")) < LAG:
             raise NotYetVisible(f"{id} was made a moment ago and does not show yet")
 
-    def _servers(self, instances: Sequence[Raw] | Iterator[Raw]) -> dict[str, Server]:
+    def _servers(
+        self, instances: Sequence[Raw] | Iterator[Raw], disks: Mapping[str, int] | None = None, *, checks: bool = True
+    ) -> dict[str, Server]:
+        """`disks`: bytes of all volumes of each; looked up where it is not told. `checks`: one runs when its status
+        checks say so."""
         found = list(instances)
         self._load_types({each["InstanceType"] for each in found})
-        disks, ready = self._disks(found), self._readiness(found)
+        disks = self._disks(found) if disks is None else disks
+        ready = self._readiness(found) if checks else {}
         made: dict[str, Server] = {}
         for instance in found:
             id, tags = instance["InstanceId"], tags_of(instance)
@@ -565,13 +612,17 @@ class AwsCompute:
             for each in instances
             if each["State"]["Name"] == "running"
         }
-        young = [id for id, age in ages.items() if age < CHECKED]
+        now = time.monotonic()
+        boots = {each["InstanceId"]: (each["InstanceId"], each["LaunchTime"]) for each in instances}
+        young = [id for id, age in ages.items() if age < CHECKED and self._passed.get(boots[id], 0.0) < now]
         told: dict[str, tuple[ServerState, str]] = {}
         for start in range(0, len(young), BATCH):
             told |= dict.fromkeys(young[start : start + BATCH], ("pending", "its status checks have not been made"))
             for status in self._statuses(young[start : start + BATCH]):
                 id = status["InstanceId"]
                 told[id] = _checked(status, ages[id])
+                if told[id][0] == "running":
+                    self._passed[boots[id]] = now + PASSED
         return told
 
     def _statuses(self, ids: Sequence[str]) -> Sequence[Raw]:
@@ -666,6 +717,15 @@ def compare(instance: Raw, given: Given | None) -> None:
     for name, value in (given or {}).items():
         if tags.get(name) != value:
             raise GuardRefused(f"{instance['InstanceId']}: {name} is {tags.get(name)!r}: that was decided before")
+
+
+def _rate(said: object) -> int | None:
+    """MiB/s at which a volume is filled from its snapshot, where that is said (EC2's API reference, EbsBlockDevice)."""
+    if said is None:
+        return None
+    if isinstance(said, bool) or not isinstance(said, int) or not 100 <= said <= 300:
+        raise Refused(f"provider settings: volume_initialization_rate is 100 to 300 (MiB/s), not {said!r}")
+    return said
 
 
 def _said(instance: Raw) -> str:

@@ -150,10 +150,12 @@ def launch_request(
     old_tags: Mapping[str, str],
     leave_tags: Sequence[str],
     user_data: bool,
+    rate: int | None = None,
 ) -> dict[str, Any]:
     """The RunInstances call, but for its token, that makes of the image an instance like the one of which `template`
     and `volumes` (by device) were read. It has no protection of its own and takes its volumes with it when it ends, so
-    that it can be taken back. `Size.disk` beyond what the image has goes to the root volume."""
+    that it can be taken back. `Size.disk` beyond what the image has goes to the root volume. `rate`: MiB/s at which its
+    volumes are filled from their snapshots; EBS' own, as they are read, where there is none."""
     common = carried(old_tags, leave_tags)
     request: dict[str, Any] = {
         "ImageId": image["ImageId"],
@@ -163,7 +165,7 @@ def launch_request(
         "DisableApiTermination": False,
         "DisableApiStop": False,
         "NetworkInterfaces": _interfaces(template.get("NetworkInterfaces") or (), size.subnet),
-        "BlockDeviceMappings": _mappings(image, volumes, size),
+        "BlockDeviceMappings": _mappings(image, volumes, size, rate),
         "TagSpecifications": [
             {"ResourceType": "instance", "Tags": tag_list({**common, **tags})},
             {"ResourceType": "volume", "Tags": tag_list({**common, **tags})},
@@ -223,7 +225,9 @@ def _interfaces(found: Sequence[Mapping[str, Any]], subnet: str) -> list[dict[st
     return made
 
 
-def _mappings(image: Mapping[str, Any], volumes: Mapping[str, Mapping[str, Any]], size: Size) -> list[dict[str, Any]]:
+def _mappings(
+    image: Mapping[str, Any], volumes: Mapping[str, Mapping[str, Any]], size: Size, rate: int | None
+) -> list[dict[str, Any]]:
     """One for each volume of the image, at least as large, with the kind and the key that A's volume has."""
     found = [each for each in image.get("BlockDeviceMappings") or () if "Ebs" in each]
     spare = size.disk // GIB - disk_of(image) // GIB
@@ -244,5 +248,7 @@ def _mappings(image: Mapping[str, Any], volumes: Mapping[str, Mapping[str, Any]]
             wanted["Encrypted"] = True
             if old.get("KmsKeyId"):
                 wanted["KmsKeyId"] = old["KmsKeyId"]
+        if rate is not None and ebs.get("SnapshotId"):
+            wanted["VolumeInitializationRate"] = rate
         made.append({"DeviceName": device, "Ebs": wanted})
     return made

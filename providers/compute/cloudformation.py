@@ -68,14 +68,14 @@ class CloudFormationCompute(AwsCompute):
 
     # -- looks --------------------------------------------------------------------------------------------------------
 
-    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
+    def servers(self, ids: Sequence[str], *, protection: bool = False) -> Mapping[str, Server]:
         names = [id for id in dict.fromkeys(ids) if STACK_NAME.fullmatch(id)]
-        found = dict(super().servers([id for id in ids if id not in names]))
+        found = dict(super().servers([id for id in ids if id not in names], protection=protection))
         for start in range(0, len(names), self.caps.batch):
             found |= self._in_stacks(names[start : start + self.caps.batch])
-        if len(names) == len(set(ids)) == 1 and (instance := self._stacks.known(names[0])) and found:
-            seen = self._with_protection(replace(found[names[0]], id=instance))
-            found = {names[0]: replace(seen, id=names[0])}
+        for name in names if protection else ():
+            if name in found and (instance := self._stacks.known(name)):
+                found[name] = replace(self._with_protection(replace(found[name], id=instance)), id=name)
         return found
 
     def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]:

@@ -177,7 +177,7 @@ class FakeCompute:
     def caps(self) -> Caps:
         return Caps()
 
-    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
+    def servers(self, ids: Sequence[str], *, protection: bool = False) -> Mapping[str, Server]:  # noqa: ARG002
         return {id: thing for id, thing in self._look("servers", ids).items() if isinstance(thing, Server)}
 
     def images(self, ids: Sequence[str]) -> Mapping[str, Image]:

@@ -32,7 +32,7 @@ class LocalCompute:
             ),
         )
 
-    def servers(self, ids: Sequence[str]) -> Mapping[str, Server]:
+    def servers(self, ids: Sequence[str], *, protection: bool = False) -> Mapping[str, Server]:  # noqa: ARG002
         return {found["id"]: _server(found) for found in self._client.servers(ids)}
 
     def images(self, ids: Sequence[str]) -> Mapping[str, Image]:

@@ -17,6 +17,7 @@ from providers.guest import Facts, PathFacts
 from providers.guest.quiesce import Hook, quiesce_script, release_script, word_of
 from providers.rights import Rights
 
+POLL = 5.0  # seconds between looks: an agent takes about one to answer, and SendCommand is limited
 BATCH = 50  # ids that one SendCommand takes
 PATIENCE = 8.0  # seconds in which an agent that is online has usually answered; who has not is asked again later
 ORDER_SECONDS = 30  # for a whole quiesce script; its watchdog is no part of it
@@ -61,11 +62,11 @@ class AwsGuest:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._aws = aws({name: value for name, value in settings.items() if name in SETTINGS})
         self._lock = threading.Lock()
-        self._rounds: dict[tuple[str, ...], Rounds[Facts | None]] = {}  # by the paths that are looked at
+        self._rounds: dict[tuple[str, ...], Rounds[str, Facts | None]] = {}  # by the paths that are looked at
 
     @property
     def caps(self) -> Caps:
-        return Caps(batch=BATCH)
+        return Caps(batch=BATCH, poll=POLL)
 
     def facts(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
         wanted = [id for id in dict.fromkeys(ids) if id.startswith("i-")]

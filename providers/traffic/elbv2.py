@@ -18,14 +18,14 @@ import ipaddress
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from providers import Caps, Finding
 from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
 from providers.clients.rounds import Rounds
-from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Transient
+from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Throttled, Transient
 from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
 from providers.traffic.elbv2_look import (
@@ -50,9 +50,33 @@ from providers.traffic.elbv2_look import (
 BATCH = 200  # values of one filter of DescribeInstances
 POLL = 5  # seconds between looks: a balancer checks its targets every 5 to 300 s
 TRIES = 3  # an advance is read and decided anew when an answer was lost
-FRESH = 60.0  # seconds for which a group, and who has no name, is remembered
+GROUP = 300.0  # seconds for which what a group is like is remembered
+FRESH = 60.0  # seconds for which it is who has no name
 NAMED = 3600.0  # seconds for which a name is: it changes only while it is noted how far its instance has come
+BY_ADDRESS = "private-ip-address"
 _OURS = SETTINGS | {"pools", "poll"}
+_Said = MemberView | ProviderError  # what became of one of those that were asked for together
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Coming:
+    """One that is to serve in that pool."""
+
+    pool: str
+    member: Member
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Going:
+    """One that is to leave it."""
+
+    pool: str
+    name: str
+    guard: Guard
+
+
+Q = TypeVar("Q", _Coming, _Going)
+T = TypeVar("T")
 
 
 class Elbv2Traffic:
@@ -81,6 +105,9 @@ class Elbv2Traffic:
         # What threads want to know at the same moment is asked once: a target's health by group, a note by place.
         self._healths = Rounds(lambda arns: {arn: self._asked_health(arn) for arn in arns})
         self._notes = Rounds(self._asked_notes)
+        # What they want to be changed in a pool, too: one look, and one call, are for all of them.
+        self._comings: Rounds[_Coming, _Said] = Rounds(lambda asked: self._by_pool(asked, self._add))
+        self._goings: Rounds[_Going, _Said] = Rounds(lambda asked: self._by_pool(asked, self._remove))
 
     @property
     def caps(self) -> Caps:
@@ -88,6 +115,7 @@ class Elbv2Traffic:
             batch=BATCH,
             counts_sessions=False,
             restores_at_once=False,
+            decides_together=True,
             poll=self._poll,
             notes=(
                 "ELBv2 cannot deregister under a condition: who is healthy is looked at right before and right after, "
@@ -131,7 +159,7 @@ class Elbv2Traffic:
             each.id: each.address
             for vpc in networks
             for some in _batched(sorted(set(addresses)))
-            for each in self._described(vpc, "private-ip-address", some)
+            for each in self._described(vpc, BY_ADDRESS, some)
         }
         found: dict[str, list[str]] = {}
         for raw in self._aws.pages("elbv2", "describe_target_groups", "TargetGroups"):
@@ -207,7 +235,7 @@ class Elbv2Traffic:
         now = time.monotonic()
         with self._lock:
             known = {id for id in ids if self._instances.get((group.vpc, id), (0.0, None))[0] > now}
-        by = "private-ip-address" if group.by_address else "instance-id"
+        by = BY_ADDRESS if group.by_address else "instance-id"
         for some in _batched(sorted(set(ids) - known)):
             for instance in self._described(group.vpc, by, some):
                 self._remember(group.vpc, instance)
@@ -250,11 +278,11 @@ class Elbv2Traffic:
         ]
         return Look(pool=pool, group=group, port=port, targets=tuple(targets), now=self._clock())
 
-    def _again(self, look: Look, changed: Target) -> Look:
-        """The group once more, right after one of its targets was changed: who is called how, and what is noted of
+    def _again(self, look: Look, changed: Iterable[Target]) -> Look:
+        """The group once more, right after these of its targets were changed: who is called how, and what is noted of
         them, is as before. One call."""
         told = {each["Target"]["Id"]: each for each in self._health(look.group.arn) if _at(each, look)}
-        known = {**{each.id: each for each in look.targets}, changed.id: changed}
+        known = {each.id: each for each in (*look.targets, *changed)}
         targets = [
             with_health(known[id], told.get(id, {}))
             if id in known
@@ -268,7 +296,7 @@ class Elbv2Traffic:
         until, group = self._groups.get(backend, (0.0, None))
         if group is None or until <= now:
             group = self._load(backend)
-            self._groups[backend] = (now + FRESH, group)
+            self._groups[backend] = (now + GROUP, group)
         return group
 
     def _load(self, backend: str) -> Group:
@@ -302,77 +330,121 @@ class Elbv2Traffic:
 
     def add(self, pool: str, member: Member) -> MemberView:
         _valid(member.name)
-        address = _address(member)
-        return self._advance(lambda: self._add(self._look(pool), replace(member, address=address)))
+        self._where(pool)
+        return _said(self._comings, _Coming(pool=pool, member=replace(member, address=_address(member))))
 
     restore = add
 
-    def _add(self, look: Look, member: Member) -> MemberView:
+    def _add(self, look: Look, asked: Sequence[_Coming]) -> dict[_Coming, _Said]:
+        """All of them, of one pool."""
+        said: dict[_Coming, _Said] = {}
+        ready: dict[_Coming, Target] = {}
+        new: list[_Coming] = []
+        for each in asked:
+            try:
+                target = _place_of(look, each.member)
+            except ProviderError as error:
+                said[each] = error
+                continue
+            if target is None or not target.registered:
+                new.append(each)
+            elif target.reason in HOPELESS:
+                why = f"{each.member.name} is {target.state} in target group {look.group.name}: {target.detail}"
+                said[each] = Refused(why)
+            else:
+                ready[each] = target
+        if new:
+            look, come = self._bring(look, new, said)
+            ready |= come
+        return {**said, **self._settle(look, ready)}
+
+    def _bring(
+        self, look: Look, asked: Sequence[_Coming], said: dict[_Coming, _Said]
+    ) -> tuple[Look, dict[_Coming, Target]]:
+        """Noted and registered, all those that can be: the group as it is then, and them in it. What is to be said of
+        the others goes into `said`."""
         group, place = look.group, place_of(look.group, look.port)
-        if member.port != look.port:
-            raise Conflict(f"{member.name} has port {member.port}, pool {look.pool} has {look.port}")
-        target = look.find(member.name)
-        there = next((each for each in look.targets if each.address == member.address), None)
-        if target is not None and target.address != member.address:
-            raise Conflict(f"{member.name} of target group {group.name} is {target.address}, not {member.address}")
-        if there is not None and there.name != member.name:
-            raise Conflict(f"{member.address} of target group {group.name} is {there.name}, not {member.name}")
-        if target is not None and target.registered:
-            if target.reason in HOPELESS:
-                raise Refused(f"{member.name} is {target.state} in target group {group.name}: {target.detail}")
-            return self._settle(look, target)
-        instance = next(self._described(group.vpc, "private-ip-address", [member.address]), None)
-        if instance is None or instance.state != "running":
-            why = f"no instance has the address {member.address}" if instance is None else f"it is {instance.state}"
-            return MemberView(name=member.name, address="", port=0, state="absent", detail=why)
-        refuse_if_hopeless(group, instance)
-        tags = self._name(group, instance, member.name)
-        known = replace(instance, member=tags.get(MEMBER, instance.member))
-        comes_back = target is not None and target.state == "draining" and target.mark != "joining"
-        if comes_back:  # what it was serving goes on
-            self._unmark(instance.id, place)
-        else:
-            self._tag(instance.id, {**tags, place: "joining"})
-        self._remember(group.vpc, known)
-        id = instance.address if group.by_address else instance.id
-        changed = target_of(id, look.port, {}, known, "" if comes_back else "joining")
-        self._registers(group, changed)
-        after = self._again(look, changed)
-        now = after.find(member.name)
-        if now is None or not now.registered:
-            raise Transient(f"{member.name} was registered in {group.name}, and is not there", ambiguous=True)
-        return self._settle(after, now)
+        come: dict[_Coming, Target] = {}
+        back: list[str] = []
+        notes: dict[str, Mapping[str, str]] = {}
+        for each, instance in self._standing(group, asked, said).items():
+            target = look.find(each.member.name)
+            name = {MEMBER: each.member.name} if _called(group, instance) != each.member.name else {}
+            comes_back = target is not None and target.state == "draining" and target.mark != "joining"
+            if comes_back:  # what it was serving goes on
+                back.append(instance.id)
+            else:
+                notes[instance.id] = {**name, place: "joining"}
+            known = replace(instance, member=name.get(MEMBER, instance.member))
+            self._remember(group.vpc, known)
+            id = instance.address if group.by_address else instance.id
+            come[each] = target_of(id, look.port, {}, known, "" if comes_back else "joining")
+        if not come:
+            return look, {}
+        self._unmark(back, place)
+        self._tag(notes)
+        self._registers(group, come.values())
+        after = self._again(look, come.values())
+        there = {each: after.find(each.member.name) for each in come}
+        if lost := [each.member.name for each, target in there.items() if target is None or not target.registered]:
+            raise Transient(f"{listed(lost)}: registered in {group.name}, and not there", ambiguous=True)
+        return after, {each: target for each, target in there.items() if target is not None}
 
-    def _settle(self, look: Look, target: Target) -> MemberView:
-        """What is noted of one that is registered, brought up to date."""
+    def _standing(self, group: Group, asked: Sequence[_Coming], said: dict[_Coming, _Said]) -> dict[_Coming, Instance]:
+        """The instances that run at these addresses and may have these names."""
+        wanted = sorted({each.member.address for each in asked})
+        at = {one.address: one for some in _batched(wanted) for one in self._described(group.vpc, BY_ADDRESS, some)}
+        found: dict[_Coming, Instance] = {}
+        for each in asked:
+            name, address = each.member.name, each.member.address
+            instance = at.get(address)
+            if instance is None or instance.state != "running":
+                why = f"no instance has the address {address}" if instance is None else f"it is {instance.state}"
+                said[each] = MemberView(name=name, address="", port=0, state="absent", detail=why)
+                continue
+            try:
+                refuse_if_hopeless(group, instance)
+            except Refused as error:
+                said[each] = error
+                continue
+            found[each] = instance
+        unnamed = {each.member.name for each, instance in found.items() if _called(group, instance) != each.member.name}
+        others: dict[str, list[str]] = {}
+        for some in _batched(sorted(unnamed)):
+            for one in self._described(group.vpc, f"tag:{MEMBER}", some):
+                others.setdefault(one.member, []).append(one.id)
+        for each, instance in list(found.items()):
+            name = each.member.name
+            why = ""
+            if name in unnamed and instance.member:
+                why = f"{instance.id} is {instance.member} already, not {name}: remove its tag {MEMBER} if it is not"
+            elif rest := [id for id in others.get(name, ()) if id != instance.id]:
+                why = f"{name} is the instance {listed(rest)}, not {instance.id}"
+            if why:
+                del found[each]
+                said[each] = Conflict(why)
+        return found
+
+    def _settle(self, look: Look, ready: Mapping[_Coming, Target]) -> dict[_Coming, _Said]:
+        """What is noted of those that are registered, brought up to date."""
         place = place_of(look.group, look.port)
-        ready = target.state == "healthy" and target.mark in ("joining", "warming") and target.until <= look.now
-        if ready and target.mark == "joining" and look.group.warm:
-            until = float(round(look.now + look.group.warm))
-            self._tag(target.instance, {place: f"warming {until:.0f}"})
-            target = replace(target, mark="warming", until=until)
-        elif ready or target.mark == "leaving":
-            self._unmark(target.instance, place)
-            target = replace(target, mark="", until=0.0)
-        return look.with_target(target).view(target.name)
+        warming: list[Target] = []
+        served: list[Target] = []
+        for target in ready.values():
+            due = target.state == "healthy" and target.mark in ("joining", "warming") and target.until <= look.now
+            if due and target.mark == "joining" and look.group.warm:
+                until = float(round(look.now + look.group.warm))
+                warming.append(replace(target, mark="warming", until=until))
+            elif due or target.mark == "leaving":
+                served.append(replace(target, mark="", until=0.0))
+        self._tag({target.instance: {place: f"warming {target.until:.0f}"} for target in warming})
+        self._unmark([target.instance for target in served], place)
+        for target in (*warming, *served):
+            look = look.with_target(target)
+        return {each: look.view(target.name) for each, target in ready.items()}
 
-    def _name(self, group: Group, instance: Instance, name: str) -> Mapping[str, str]:
-        """The tags by which the instance has this name; none where it has it already, or is called so without one."""
-        mine = instance.member or (instance.address if group.by_address else instance.id)
-        if mine == name:
-            return {}
-        if instance.member:
-            raise Conflict(
-                f"{instance.id} is {instance.member} already, not {name}: remove its tag {MEMBER} if it is not"
-            )
-        others = [each.id for each in self._described(group.vpc, f"tag:{MEMBER}", [name]) if each.id != instance.id]
-        if others:
-            raise Conflict(f"{name} is the instance {listed(others)}, not {instance.id}")
-        return {MEMBER: name}
-
-    def _registers(self, group: Group, target: Target) -> None:
-        targets = [{"Id": target.id, "Port": target.port}]
-        self._aws.write("elbv2", "register_targets", TargetGroupArn=group.arn, Targets=targets)
+    def _registers(self, group: Group, targets: Iterable[Target]) -> None:
+        self._aws.write("elbv2", "register_targets", TargetGroupArn=group.arn, Targets=_listed_once(targets))
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -380,56 +452,89 @@ class Elbv2Traffic:
         """As promised; the balancer ends what still runs when the deregistration delay is over, and not before: `cut`
         waits for it all the same."""
         _valid(name)
-        return self._advance(lambda: self._remove(self._look(pool), name, guard))
+        self._where(pool)
+        return _said(self._goings, _Going(pool=pool, name=name, guard=guard))
 
-    def _remove(self, look: Look, name: str, guard: Guard) -> MemberView:
-        target, place = look.find(name), place_of(look.group, look.port)
-        view = look.view(name)
-        if target is None or view.state == "absent":
-            if target is not None:
-                self._unmark(target.instance, place)  # it was taken back before it had served
-            return view
-        if not target.never_served:
-            look.refuse_unless(guard, target)
-        if not target.registered:
+    def _remove(self, look: Look, asked: Sequence[_Going]) -> dict[_Going, _Said]:
+        """All of them, of one pool. Each is decided as if those before it had left already."""
+        place = place_of(look.group, look.port)
+        said: dict[_Going, _Said] = {}
+        leaving: dict[_Going, Target] = {}
+        over: list[str] = []
+        for each in asked:
+            try:
+                target, view = look.find(each.name), look.view(each.name)
+                if target is None or view.state == "absent":
+                    said[each] = view
+                    over += [target.instance] if target is not None else []  # it was taken back before it had served
+                    continue
+                if not target.never_served:
+                    look.refuse_unless(each.guard, target, besides={one.id for one in leaving.values()})
+            except ProviderError as error:
+                said[each] = error
+                continue
+            if target.registered:
+                leaving[each] = target if target.never_served else replace(target, mark="leaving", until=0.0)
+                continue
+            said[each] = view
             if view.actionable:
-                self._unmark(target.instance, place)
-                return MemberView(name=name, address="", port=0, state="absent")
-            return view
-        if not target.never_served and target.instance:
-            self._tag(target.instance, {place: "leaving"})
-            target = replace(target, mark="leaving", until=0.0)
-        return self._deregister(look, target, guard)
+                over.append(target.instance)
+                said[each] = MemberView(name=each.name, address="", port=0, state="absent")
+        self._unmark(over, place)
+        noted = [target for target in leaving.values() if target.mark == "leaving" and target.instance]
+        self._tag({target.instance: {place: "leaving"} for target in noted})
+        return {**said, **(self._deregister(look, leaving) if leaving else {})}
 
-    def _deregister(self, look: Look, target: Target, guard: Guard) -> MemberView:
+    def _deregister(self, look: Look, leaving: Mapping[_Going, Target]) -> dict[_Going, _Said]:
         """Out, and looked at right afterwards: the others may have fallen between the look and the call, or we may have
-        stood still there. Then it is registered again."""
+        stood still there. Then those who relied on them are registered again."""
         group, lost = look.group, None
         try:
-            targets = [{"Id": target.id, "Port": target.port}]
+            targets = _listed_once(leaving.values())
             self._aws.write("elbv2", "deregister_targets", TargetGroupArn=group.arn, Targets=targets)
         except Transient as error:
             if not error.ambiguous:
                 raise
             lost = error  # what is there now says whether it happened
-        after = self._again(look, target)
-        now = after.find(target.name)
-        if now is not None and now.registered:
-            why = f"{target.name} was deregistered from {group.name}, and is still there"
+        after = self._again(look, leaving.values())
+        there = {each: after.find(each.name) for each in leaving}
+        if still := [each.name for each, target in there.items() if target is not None and target.registered]:
+            why = f"{listed(still)}: deregistered from {group.name}, and still there"
             raise lost or Transient(why, ambiguous=True)
-        if not target.never_served:
+        said: dict[_Going, _Said] = {}
+        again: list[Target] = []
+        for each, target in leaving.items():
             try:
-                after.refuse_unless(guard, target)
-            except GuardRefused:
-                self._registers(group, target)
-                if target.instance:
-                    self._unmark(target.instance, place_of(group, look.port))
-                raise
-        return after.view(target.name)
+                if not target.never_served:
+                    after.refuse_unless(each.guard, target)
+                said[each] = after.view(each.name)
+            except GuardRefused as error:
+                again.append(target)
+                said[each] = error
+        if again:
+            self._registers(group, again)
+            self._unmark([target.instance for target in again], place_of(group, look.port))
+        return said
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    def _advance(self, act: Callable[[], MemberView]) -> MemberView:
+    def _by_pool(self, asked: Collection[Q], act: Callable[[Look, Sequence[Q]], Mapping[Q, _Said]]) -> dict[Q, _Said]:
+        """What threads of this process want to be changed at the same moment, decided on one look at each pool."""
+        said: dict[Q, _Said] = {}
+        for pool in sorted({each.pool for each in asked}):
+            said |= self._together([each for each in asked if each.pool == pool], act)
+        return said
+
+    def _together(self, asked: Sequence[Q], act: Callable[[Look, Sequence[Q]], Mapping[Q, _Said]]) -> dict[Q, _Said]:
+        """What is wrong with one is not to hold up the others: where all were refused, each is asked for alone."""
+        try:
+            return dict(self._advance(lambda: act(self._look(asked[0].pool), asked)))
+        except ProviderError as error:
+            if len(asked) == 1 or isinstance(error, (Throttled, Transient)):
+                return dict.fromkeys(asked, error)
+        return {each: said for one in asked for each, said in self._together([one], act).items()}
+
+    def _advance(self, act: Callable[[], T]) -> T:
         """An answer that was lost says nothing: what is there now says whether it happened."""
         trouble: ProviderError = Busy("never tried")
         for _ in range(TRIES):
@@ -441,12 +546,18 @@ class Elbv2Traffic:
                 trouble = error
         raise trouble
 
-    def _tag(self, instance: str, tags: Mapping[str, str]) -> None:
-        told = [{"Key": key, "Value": value} for key, value in tags.items()]
-        self._aws.write("ec2", "create_tags", Resources=[instance], Tags=told)
+    def _tag(self, notes: Mapping[str, Mapping[str, str]]) -> None:
+        """By instance. Those of which the same is noted take one call."""
+        alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for instance, tags in notes.items():
+            alike.setdefault(tuple(sorted(tags.items())), []).append(instance)
+        for told, instances in alike.items():
+            pairs = [{"Key": key, "Value": value} for key, value in told]
+            self._aws.write("ec2", "create_tags", Resources=sorted(instances), Tags=pairs)
 
-    def _unmark(self, instance: str, place: str) -> None:
-        self._aws.write("ec2", "delete_tags", Resources=[instance], Tags=[{"Key": place}])
+    def _unmark(self, instances: Collection[str], place: str) -> None:
+        if known := sorted(filter(None, instances)):
+            self._aws.write("ec2", "delete_tags", Resources=known, Tags=[{"Key": place}])
 
     # -- a doctor's questions -----------------------------------------------------------------------------------------
 
@@ -517,6 +628,36 @@ class Elbv2Traffic:
             detail="; ".join(said),
             fix="" if group.delay > 0 else "give it a deregistration delay as long as your longest request",
         )
+
+
+def _said(rounds: Rounds[Q, _Said], asked: Q) -> MemberView:
+    said = rounds([asked])[asked]
+    if isinstance(said, ProviderError):
+        raise said
+    return said
+
+
+def _place_of(look: Look, member: Member) -> Target | None:
+    """The target that this member is, if it is one. `Conflict` where it cannot be."""
+    group = look.group
+    if member.port != look.port:
+        raise Conflict(f"{member.name} has port {member.port}, pool {look.pool} has {look.port}")
+    target = look.find(member.name)
+    there = next((each for each in look.targets if each.address == member.address), None)
+    if target is not None and target.address != member.address:
+        raise Conflict(f"{member.name} of target group {group.name} is {target.address}, not {member.address}")
+    if there is not None and there.name != member.name:
+        raise Conflict(f"{member.address} of target group {group.name} is {there.name}, not {member.name}")
+    return target
+
+
+def _listed_once(targets: Iterable[Target]) -> Sequence[Raw]:
+    return [{"Id": id, "Port": port} for id, port in dict.fromkeys((each.id, each.port) for each in targets)]
+
+
+def _called(group: Group, instance: Instance) -> str:
+    """The name that the instance has as a member: its own, or the one that its target is called by without one."""
+    return instance.member or (instance.address if group.by_address else instance.id)
 
 
 def _at(told: Raw, look: Look) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -167,9 +167,9 @@ class Look:
             case _:
                 return replace(view, state="down")
 
-    def refuse_unless(self, guard: Guard, leaving: Target) -> None:
-        """By what the balancer finds healthy, apart from the one that leaves."""
-        others = {one.name for one in self.targets if one.serves and one.id != leaving.id}
+    def refuse_unless(self, guard: Guard, leaving: Target, *, besides: Collection[str] = ()) -> None:
+        """By what the balancer finds healthy, apart from the one that leaves, and those targets that leave with it."""
+        others = {one.name for one in self.targets if one.serves and one.id != leaving.id and one.id not in besides}
         missing = [self.view(name) for name in guard.serving if name not in others]
         why = ""
         if missing:

@@ -239,7 +239,7 @@ def test_a_call_that_was_decided_before_the_tags_changed_is_refused(
     ):
         with pytest.raises(GuardRefused):
             call()
-    found = compute.servers([server])[server]
+    found = compute.servers([server], protection=True)[server]
     assert (found.state, found.protected, found.tags["phase"]) == ("running", False, "before")
     compute.stop(server, given={"phase": "before", "other": None})
     compute_world.settle(server, "stopped")
@@ -248,7 +248,7 @@ def test_a_call_that_was_decided_before_the_tags_changed_is_refused(
         compute.start(server, given=given)
     compute.tag(server, {"phase": None}, given={"phase": "before"})
     compute.protect(server, True, given={"phase": None})
-    assert compute.servers([server])[server].protected
+    assert compute.servers([server], protection=True)[server].protected
     compute.start(server, given={"phase": None})
     compute_world.settle(server, "running")
     compute.protect(server, False)

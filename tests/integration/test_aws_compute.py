@@ -37,7 +37,7 @@ class Stage:
         self.compute = self.anew()
         self.wire = wire(cloud)
 
-    def anew(self, **settings: str) -> AwsCompute:
+    def anew(self, **settings: Any) -> AwsCompute:
         """As another process sees it: with no memory of what this one did."""
         return AwsCompute({"region": REGION, "endpoint": self.cloud.url, **settings})
 
@@ -132,6 +132,22 @@ def test_a_clone_has_all_that_the_old_server_had(stage: Stage) -> None:
         "kubernetes.io/cluster/a": None,
         "consul-join": None,
     }
+
+
+def test_volumes_are_filled_at_the_rate_that_is_wanted(stage: Stage) -> None:
+    old = stage.server()
+    image = stage.image(old)
+    rates = {}
+    for said in ({}, {"volume_initialization_rate": 200}):
+        made = stage.anew(**said).ensure_server(new_key(), image=image, like=old, size=SMALL)
+        told = stage.wire.read(
+            "ec2", "describe_volumes", Filters=[{"Name": "attachment.instance-id", "Values": [made.id]}]
+        )
+        rates[len(said)] = [each.get("VolumeInitializationRate") for each in told["Volumes"]]
+    assert rates == {0: [None], 1: [200]}
+    for wrong in (99, 301, "200", True):
+        with pytest.raises(errors.Refused, match="100 to 300"):
+            stage.anew(volume_initialization_rate=wrong)
 
 
 def test_user_data_stays_behind_where_that_is_wanted(stage: Stage) -> None:

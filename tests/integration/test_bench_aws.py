@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.aws import crowded
+from benchmarks.aws import POLL, crowded
+from tasks.step import next_look
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -33,15 +34,17 @@ def test_a_small_rollout_with_a_tenth_of_all_answers_faulty_ends_and_leaves_noth
 
 
 def look(at: float, waiting: int, lane: str = "a") -> dict[str, object]:
-    return {"at": at, "lane": lane, "kind": "image", "waiting": waiting}
+    """So many seconds after an interval has begun in that lane."""
+    return {"at": next_look(lane, POLL, 1000.0) + at, "lane": lane, "kind": "image", "waiting": waiting}
 
 
 @pytest.mark.parametrize(
     ("looks", "early"),
     [
-        ([look(0, 100), look(5, 100)], 0),
-        ([look(0, 100), look(1, 100), look(5, 100)], 0),  # two hundred wait
+        ([look(0, 100), look(POLL, 100)], 0),
+        ([look(0, 100), look(1, 100), look(POLL, 100)], 0),  # two hundred wait
         ([look(0, 50), look(1, 50)], 1),
+        ([look(1, 50), look(POLL, 50)], 0),  # one late, and the next in time
         ([look(0, 50), look(1, 50, "b")], 0),
     ],
 )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from providers.clients import rounds
 from providers.errors import (
     Conflict,
     GuardRefused,
     NotFound,
+    ProviderError,
     QuotaExceeded,
     Refused,
     Throttled,
@@ -335,6 +340,92 @@ def test_many_are_looked_at_in_two_calls_a_look(stage: Stage) -> None:
         assert [views["api", id].state for id in ids] == ["absent"] * 12
     made = Counter(stage.cloud.calls) - before
     assert made == {"elbv2:DescribeTargetHealth": 6, "ec2:DescribeInstances": 3}
+
+
+def gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a worker that has much to do."""
+    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=99, coming=0, patience=9.0))
+    monkeypatch.setattr(rounds, "PAUSE", 0.5)
+
+
+def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
+    """What becomes of that many threads that act at the same moment: what each hears, or is refused with."""
+    start = threading.Barrier(count)
+
+    def one(number: int) -> Any:
+        start.wait(30)
+        try:
+            return act(number)
+        except ProviderError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def test_those_who_come_at_the_same_moment_are_one_call_and_so_are_those_who_leave(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = stage.serving(), [stage.server() for _ in range(6)]
+    members = [stage.member(f"web-{number}.g2", id) for number, id in enumerate(new)]
+    gathers(monkeypatch)
+    before = Counter(stage.cloud.calls)
+    at_once(6, lambda number: stage.traffic.add("web", members[number]))
+    stage.until(lambda: all(stage.view(member.name).state == "serving" for member in members))
+    at_once(6, lambda number: stage.traffic.add("web", members[number]))
+    made = Counter(stage.cloud.calls) - before
+    assert (made["elbv2:RegisterTargets"], made["ec2:CreateTags"], made["ec2:DeleteTags"]) == (1, 6, 1)
+    assert {state for _, state in stage.targets()} == {"healthy"}
+    assert all(stage.tags(id) == {"changeover:member": member.name} for id, member in zip(new, members, strict=True))
+
+    before = Counter(stage.cloud.calls)
+    guard = Guard(min_healthy=2, serving=tuple(old))
+    gone = at_once(6, lambda number: stage.traffic.remove("web", members[number].name, guard=guard, cut=False))
+    assert {view.state for view in gone} == {"draining"}
+    stage.until(lambda: all(stage.view(member.name).state == "leaving" for member in members))
+    at_once(6, lambda number: stage.traffic.remove("web", members[number].name, guard=guard, cut=False))
+    made = Counter(stage.cloud.calls) - before
+    assert (made["elbv2:DeregisterTargets"], made["ec2:CreateTags"], made["ec2:DeleteTags"]) == (1, 1, 1)
+    assert sorted(id for id, _ in stage.targets()) == sorted(old)
+
+
+def test_of_those_who_leave_at_the_same_moment_no_more_go_than_may(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = stage.serving(5)
+    gathers(monkeypatch)
+    told = at_once(5, lambda number: stage.traffic.remove("web", ids[number], guard=Guard(min_healthy=3), cut=False))
+    refused = [one for one in told if isinstance(one, GuardRefused)]
+    assert len(refused) == 3 and "only 2 others are healthy" in str(refused[0])
+    assert [state for _, state in stage.targets() if state != "draining"] == ["healthy"] * 3
+
+
+def test_one_who_cannot_come_or_leave_holds_up_none_of_the_others(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = stage.serving(3)
+    new = [stage.server() for _ in range(3)]
+    members = [stage.member(f"web-{number}.g2", id) for number, id in enumerate(new)]
+    members.append(Member(name="web-9.g2", address="127.66.99.99", port=PORT))
+    members.append(Member(name="web-8.g2", address=address_of(stage.cloud, second), port=PORT))
+    gathers(monkeypatch)
+    real = stage.traffic._aws.write
+
+    def write(service: str, operation: str, **params: Any) -> Any:
+        """EC2 refuses a call of several for one of them."""
+        if operation == "create_tags" and new[0] in params["Resources"]:
+            raise Unauthorized("not that one", code="UnauthorizedOperation")
+        return real(service, operation, **params)
+
+    monkeypatch.setattr(stage.traffic._aws, "write", write)
+    told = at_once(5, lambda number: stage.traffic.add("web", members[number]))
+    assert [type(one) for one in told] == [Unauthorized, MemberView, MemberView, MemberView, Conflict]
+    assert told[3].state == "absent"
+    stage.until(lambda: {state for _, state in stage.targets()} == {"healthy"})
+    assert {id for id, _ in stage.targets()} >= {new[1], new[2]}
+    guard = Guard(min_healthy=1)
+    told = at_once(2, lambda number: stage.traffic.remove("web", [first, "web-7"][number], guard=guard, cut=False))
+    assert [one.state for one in told] == ["draining", "absent"]
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,23 @@ def a_kind_of_volume_takes_only_what_it_knows(sim: Sim) -> None:
 
 
 @check
+def a_volume_is_initialized_at_a_rate_that_there_is_and_tells_it(sim: Sim) -> None:
+    image = sim.image(sim.running(), "to-be-read")
+
+    def at(rate: int) -> str:
+        return sim.launch(
+            ImageId=image,
+            BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeInitializationRate": rate}}],
+        )
+
+    with refused("InvalidParameterValue"):
+        at(301)
+    filters = [{"Name": "attachment.instance-id", "Values": [at(200)]}]
+    (found,) = sim.client("ec2").describe_volumes(Filters=filters)["Volumes"]
+    assert found["VolumeInitializationRate"] == 200
+
+
+@check
 def a_stopped_instance_may_find_no_room(sim: Sim) -> None:
     id = sim.running()
     sim.client("ec2").stop_instances(InstanceIds=[id])

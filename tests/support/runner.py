@@ -103,6 +103,7 @@ class Runner:
     rollout: str = "r1"
     patrols: list[str] = field(default_factory=list)
     patrolling: bool = False  # whether the pools are looked after
+    find: Callable[[Any, str, Mapping[str, Any]], Any] = _fake
 
     def __post_init__(self) -> None:
         self.world = World(
@@ -114,7 +115,7 @@ class Runner:
             monotonic=self.clock,
             spread=lambda: 0.5,
             crash=lambda point: self.crash(point),  # noqa: PLW0108 - tests replace it later
-            find=_fake,
+            find=self.find,
         )
         self.coordinator = Coordinator(
             store=self.store,

@@ -77,12 +77,14 @@ def test_a_good_file_is_read_whole() -> None:
 
 
 def test_ports_and_clock_inside_are_read_and_plans_without_them_keep_their_hash() -> None:
-    said = GOOD.replace("guest: {disk_free: 10MiB,", "guest: {disk_free: 10MiB, listening: [8080], clock: 2s,")
+    more = "listening: [8080], listening_like_old: true, clock: 2s"
+    said = GOOD.replace("guest: {disk_free: 10MiB,", f"guest: {{disk_free: 10MiB, {more},")
     fleet = fleet_file.read(said, name="fleet.yaml")
-    assert (fleet.checks.guest.listening, fleet.checks.guest.clock) == ((8080,), 2.0)
+    guest = fleet.checks.guest
+    assert (guest.listening, guest.listening_like_old, guest.clock) == ((8080,), True, 2.0)
     assert Fleet.model_validate_json(json.dumps(fleet.canonical())) == fleet
     bare = fleet_file.read(GOOD, name="fleet.yaml").canonical()["checks"]["guest"]
-    assert not {"listening", "clock"} & bare.keys()
+    assert not {"listening", "listening_like_old", "clock"} & bare.keys()
 
 
 def test_a_quiesce_hook_is_two_commands_and_a_time() -> None:

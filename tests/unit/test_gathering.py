@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from providers.clients import rounds
 from providers.compute import Image, Server, Size
-from providers.errors import Throttled
-from tasks.gathering import Gathering
+from providers.errors import Busy, Throttled
+from tasks.gathering import Crowd, Gathering, SharedTurn
 from tasks.world import World
 from tests.support.runner import running
 
@@ -168,3 +170,75 @@ def test_those_who_have_no_tag_in_common_do_not_ask_for_the_whole_account() -> N
     heard = together(4, lambda number: sorted(thing.id for thing in both.inventory(asked[number])))
     assert heard == [["i-a", "m-a"], [], ["i-b"], ["i-a", "m-a"]]
     assert {} not in cloud.asked
+
+
+def test_who_comes_to_a_provider_within_a_moment_is_one_call_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[int]] = []
+
+    def ask(numbers: Collection[int]) -> dict[int, int]:
+        asked.append(set(numbers))
+        return {number: -number for number in numbers}
+
+    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=8, coming=1, patience=30.0))
+    questions: rounds.Rounds[int, int] = rounds.Rounds(ask)
+    assert together(8, lambda number: questions([number])) == [{number: -number} for number in range(8)]
+    assert asked == [set(range(8))]
+
+
+@pytest.mark.parametrize("coming", [0, 1], ids=["since all others are in calls", "who may come and do not"])
+def test_those_who_do_not_come_are_not_waited_for_long(monkeypatch: pytest.MonkeyPatch, coming: int) -> None:
+    crowd = SimpleNamespace(busy=8, coming=coming, patience=0.1 if coming else 60.0)
+    monkeypatch.setattr(rounds._Process, "crowd", crowd)
+    monkeypatch.setattr(rounds, "PAUSE", 0.01)
+    questions: rounds.Rounds[int, int] = rounds.Rounds(lambda numbers: dict.fromkeys(numbers, 1))
+    assert questions([1]) == {1: 1}
+
+
+def test_one_who_is_at_work_counts_as_coming_but_for_its_calls() -> None:
+    crowd = Crowd()
+    with crowd.working():
+        with crowd.working(), crowd.asking():
+            assert (crowd.busy, crowd.coming) == (2, 1)
+        assert (crowd.busy, crowd.coming) == (1, 1)
+    assert (crowd.busy, crowd.coming) == (0, 0)
+
+
+def test_a_turn_that_several_have_is_taken_once_and_given_back_by_the_last() -> None:
+    turn, taken, given = SharedTurn(open=60.0), list[str](), list[str]()
+    for owner in ("one", "two", "three"):
+        assert turn.join(7, partial(taken.append, owner), owner=owner, patience=0.0)
+    assert taken == ["one"]
+    assert not turn.join(8, lambda: None, owner="another provider", patience=0.01)
+    for _ in range(3):
+        assert given == []
+        turn.leave(given.append)
+    assert given == ["one"]
+    assert turn.join(8, lambda: None, owner="another provider", patience=0.0)
+
+
+def test_a_turn_that_is_no_longer_young_is_joined_by_nobody() -> None:
+    turn, order = SharedTurn(open=0.0), list[str]()
+    assert turn.join(7, lambda: None, owner="one", patience=0.0)
+
+    def comes() -> None:
+        assert turn.join(7, lambda: order.append("taken"), owner="two", patience=30.0)
+
+    thread = threading.Thread(target=comes)
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+    order.append("left")
+    turn.leave(lambda first: order.append(f"{first} gives"))
+    thread.join(30)
+    assert order == ["left", "one gives", "taken"]
+
+
+def test_a_turn_that_could_not_be_taken_is_free_for_the_next() -> None:
+    turn = SharedTurn(open=60.0)
+
+    def refused() -> None:
+        raise Busy("another worker has it")
+
+    with pytest.raises(Busy):
+        turn.join(7, refused, owner="one", patience=0.0)
+    assert turn.join(7, lambda: None, owner="two", patience=0.0)
