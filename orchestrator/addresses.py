@@ -11,6 +11,7 @@ USER and PASSWORD are those of the server; what is neither letter nor digit in t
     ssl_ca_certs, ssl_certfile, ssl_keyfile                  files, PEM; without the first the system's authorities
     ssl_cert_reqs=required|none, ssl_check_hostname=true|false
     sentinel_username, sentinel_password                     where the sentinels want one too
+    kept_by=replicas                                         of the records: not by a file, as managed services do
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SCHEMES = {"redis": 6379, "rediss": 6379, "sentinel": 26379, "sentinels": 26379}
 # What Python's ssl takes time and again is made once by redis-py, from these.
 _TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _SENTINEL = ("sentinel_username", "sentinel_password")
+_KEPT = "kept_by"
 _ESCAPE = "with what is neither letter nor digit in USER and PASSWORD as %XX"
 SENTINEL_PATIENCE = 1.0  # seconds for one sentinel; the next is asked then
 
@@ -34,7 +36,8 @@ SENTINEL_PATIENCE = 1.0  # seconds for one sentinel; the next is asked then
 @dataclass(frozen=True, kw_only=True)
 class Address:
     """`hosts` are the server's, or the sentinels'; empty for a unix socket, which is at `path`. `master` is the name
-    that the sentinels know it by."""
+    that the sentinels know it by. `kept_by`: what keeps the records there, an append-only file unless it says
+    `replicas`."""
 
     hosts: tuple[tuple[str, int], ...] = ()
     path: str = ""
@@ -45,6 +48,7 @@ class Address:
     sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
     tls: Mapping[str, Any] | None = None
+    kept_by: str = ""
 
     def __post_init__(self) -> None:
         for password in (self.password, self.sentinel_password):
@@ -83,7 +87,8 @@ class Address:
         tls = {
             name: str(value).lower() if isinstance(value, bool) else value for name, value in (self.tls or {}).items()
         }
-        query = urlencode({**tls, **secret}, safe="/")
+        kept = {_KEPT: self.kept_by} if self.kept_by else {}
+        query = urlencode({**tls, **secret, **kept}, safe="/")
         middle = f"{quote(self.master, safe='')}/" if self.master else ""
         return f"{self._scheme}://{who}{self._told_hosts}/{middle}{self.database}" + (f"?{query}" if query else "")
 
@@ -157,10 +162,12 @@ def parse(url: str) -> Address:
         raise _wrong(url, "there is too much after the database's number")
     database = _number(url, options.pop("db", "") or (segments[0] if segments else "") or "0")
     tls = _tls(url, options) if scheme in ("rediss", "sentinels") else None
+    if (kept := options.pop(_KEPT, "")) not in ("", "replicas"):
+        raise _wrong(url, f"{_KEPT} is replicas, or is left out")
     if options:
         raise _wrong(url, f"the option {sorted(options)[0]} is unknown here")
     found = tuple(_host_and_port(url, host, SCHEMES[scheme]) for host in hosts.split(","))
-    return Address(hosts=found, database=database, tls=tls, **said)
+    return Address(hosts=found, database=database, tls=tls, kept_by=kept, **said)
 
 
 def with_database(url: str, number: int) -> str:

@@ -1,6 +1,7 @@
 """Whether a Redis would keep what it is told, as far as what it is told needs that.
 
-records     nothing may be lost: append-only file, nothing evicted
+records     nothing may be lost: append-only file (or at least a replica, where the address says that replicas keep
+            them: managed services have no file), nothing evicted
 messages    nothing evicted: a lost message costs time, and an evicted one is lost while its server is well
 results     nothing reads them for truth: they may be evicted and forgotten
 """
@@ -57,10 +58,13 @@ def check(client: Any, address: Address, role: Role) -> None:
             f"{who} would evict keys when it is full (maxmemory-policy {policy})",
             next="redis-cli CONFIG SET maxmemory-policy noeviction",
         )
-    if role == "records" and not int(info.get("aof_enabled", 0)):
+    by_replicas = bool(address.kept_by)
+    kept = int(info.get("aof_enabled", 0)) or (by_replicas and int(info.get("connected_slaves", 0)))
+    if role == "records" and not kept:
+        alone = ", and has no replica now" if by_replicas else ""
         raise UnsafeStore(
-            f"{who} keeps no append-only file: it would forget what it was told",
-            next="redis-cli CONFIG SET appendonly yes",
+            f"{who} keeps no append-only file{alone}: it would forget what it was told",
+            next="redis-cli INFO replication" if by_replicas else "redis-cli CONFIG SET appendonly yes",
         )
     if info.get("aof_last_write_status", "ok") != "ok":
         raise UnsafeStore(f"{who} cannot write its append-only file", next="redis-cli INFO persistence")

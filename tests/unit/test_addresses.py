@@ -17,6 +17,7 @@ KNOWN = {
     "rediss://h/0?ssl_ca_certs=/etc/ca.pem&ssl_check_hostname=false": Address(
         hosts=(("h", 6379),), tls={"ssl_ca_certs": "/etc/ca.pem", "ssl_check_hostname": False}
     ),
+    "rediss://cache.example/0?kept_by=replicas": Address(hosts=(("cache.example", 6379),), tls={}, kept_by="replicas"),
     "unix:///run/a b.sock?db=2": Address(path="/run/a b.sock", database=2),
     "unix://:pw@/run/x.sock": Address(path="/run/x.sock", password="pw"),
     "sentinel://a,b:7/shop": Address(hosts=(("a", 26379), ("b", 7)), master="shop"),
@@ -43,6 +44,7 @@ WRONG = (
     "redis://a,b/0",
     "redis://x?socket_timeout=secret",
     "redis://x?ssl_ca_certs=/ca",
+    "redis://x?kept_by=luck",
     "rediss://x?ssl_cert_reqs=perhaps",
     "rediss://x?ssl_check_hostname=perhaps",
     "unix://x/run/y.sock",

@@ -57,6 +57,7 @@ from orchestrator.store import (
     codec,
 )
 from orchestrator.store.connecting import plainly
+from orchestrator.store.health import check
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
 from tests.simulation.loss import bring_back, keep
@@ -2009,6 +2010,26 @@ def test_a_redis_that_would_lose_what_it_is_told_is_unsafe(
         put(good)
     store.check(dev=False)
     store.close()
+
+
+class Managed:
+    """A Redis of a managed service: it has no append-only file."""
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+
+    def info(self) -> dict[str, object]:
+        return {"redis_version": "7.1.0", "role": "master", "aof_enabled": 0, "connected_slaves": self._replicas}
+
+
+def test_where_replicas_keep_the_records_one_has_to_be_there_and_somebody_has_to_say_so() -> None:
+    silent, said = parse("redis://cache.example"), parse("redis://cache.example?kept_by=replicas")
+    check(Managed(replicas=1), said, "records")
+    check(Managed(replicas=0), silent, "messages")
+    with pytest.raises(UnsafeStore, match="no replica now"):
+        check(Managed(replicas=0), said, "records")
+    with pytest.raises(UnsafeStore, match="no append-only file: it would forget"):
+        check(Managed(replicas=1), silent, "records")
 
 
 def test_a_user_that_may_see_little_is_checked_by_what_it_may_see(strange: RunningValkey) -> None:
