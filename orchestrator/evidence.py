@@ -4,7 +4,7 @@ the audit log has. The same lines on a terminal and on a page; only their looks 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from orchestrator import words
 from orchestrator.store import AuditEntry
 
 Mood = Literal["", "good", "bad", "warn", "soft"]
+_SIZES = ("memory", "disk", "disk_total", "disk_used", "memory_total", "memory_used")
 _TOLD = ("step", "why", "reason", "attempt", "notes")  # in the event's own line already, or a step's scratch
 
 
@@ -63,9 +64,23 @@ def lines(detail: Mapping[str, Any]) -> list[Line]:
             found += [_member(view) for view in value]
         elif key == "differences" and isinstance(value, Sequence):
             found += [_difference(str(line)) for line in value]
+        elif isinstance(value, Mapping):
+            found += [_line((f"{key}:", "soft")), *(line for pair in value.items() for line in _inside(*pair))]
         else:
             found.append(_line((f"{key}: ", "soft"), (_known(key, value), "")))
     return found
+
+
+def _inside(key: str, value: Any) -> Iterator[Line]:
+    """One fact of several; where it is a list of things, each of them."""
+    if value in (None, "", [], {}):
+        return
+    if isinstance(value, list | tuple) and all(isinstance(each, Mapping) for each in value):
+        for each in value:
+            told = "  ".join(_known(name, part) for name, part in each.items() if part not in (None, ""))
+            yield _line((f"{key}: ", "soft"), (told, ""), deep=True)
+    else:
+        yield _line((f"{key}: ", "soft"), (_known(key, value), ""), deep=True)
 
 
 def _probe(answer: Mapping[str, Any]) -> list[Line]:
@@ -107,7 +122,7 @@ def _known(key: str, value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if key in ("at", "since", "retain_until"):
             return words.moment(value)
-        if key in ("memory", "disk"):
+        if key in _SIZES:
             from orchestrator.domain.plan import human
 
             return human(int(value))

@@ -68,11 +68,11 @@ def listen(port: int, *, address: str = LOOPBACK, place: str = "--flower-port") 
     return listener
 
 
-def is_healthy(port: int, *, timeout: float = 0.3) -> bool:
-    """Whether Flower answers its health check within that many seconds."""
+def is_healthy(port: int, *, path: str = "/healthcheck", timeout: float = 0.3) -> bool:
+    """Whether Flower, or whatever has its health check at that path, answers it within that many seconds."""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=timeout) as asking:
-            asking.sendall(f"GET /healthcheck HTTP/1.0\r\nHost: {LOOPBACK}\r\n\r\n".encode())
+            asking.sendall(f"GET {path} HTTP/1.0\r\nHost: {LOOPBACK}\r\n\r\n".encode())
             return asking.recv(64).split(b" ")[1:2] == [b"200"]
     except OSError:
         return False

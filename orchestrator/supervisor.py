@@ -1,4 +1,4 @@
-"""Keeps Valkey, workers, the coordinator and Flower running, and ends them in order.
+"""Keeps Valkey, workers, the coordinator, Flower and the fleet page running, and ends them in order.
 
 No threads: whoever owns a `Supervisor` calls `step` from the main thread, as often as it wants what died to come back.
 Everything it starts is ended by the kernel should it be killed itself.
@@ -71,6 +71,8 @@ def start(
     coordinator: bool = True,
     with_flower: bool = True,
     flower_port: int = 0,
+    with_page: bool = False,
+    page_port: int = 0,
     say: Say = lambda _: None,
 ) -> Supervisor:
     """Redis answers and is safe, and everything else has been started; `wait_ready` waits for it.
@@ -81,7 +83,12 @@ def start(
     """
     supervisor = Supervisor(settings, say=say)
     try:
-        supervisor.open(workers=workers, coordinator=coordinator, with_flower=with_flower, flower_port=flower_port)
+        supervisor.open(
+            workers=workers,
+            coordinator=coordinator,
+            flower_port=flower_port if with_flower else None,
+            page_port=page_port if with_page else None,
+        )
     except BaseException:
         supervisor.stop(now=True)
         raise
@@ -89,7 +96,8 @@ def start(
 
 
 class Supervisor:
-    """`redis_url` and `flower_url` say where things are; `flower_credentials` is a file with `user:password`."""
+    """`redis_url`, `flower_url` and `page_url` say where things are; `flower_credentials` is a file with
+    `user:password`."""
 
     def __init__(self, settings: Settings, *, say: Say) -> None:
         self._say = say
@@ -102,7 +110,7 @@ class Supervisor:
         self._runs: dict[str, _Run] = {}
         self._unreleased: list[tuple[str, bool]] = []  # of whose leases, and whether it died by itself
         self._store: RedisStore | None = None
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._told = 0
         self._closed = False
         self._next_check = 0.0
@@ -111,11 +119,12 @@ class Supervisor:
         self.redis_url = settings.redis_url
         self.flower_url = ""
         self.flower_credentials: Path | None = None
+        self.page_url = ""
 
     # -- start -------------------------------------------------------------------------------------------------------
 
-    def open(self, *, workers: int, coordinator: bool, with_flower: bool, flower_port: int) -> None:
-        """See `start`."""
+    def open(self, *, workers: int, coordinator: bool, flower_port: int | None, page_port: int | None) -> None:
+        """See `start`. No port: it is not served."""
         former = self._folder.read_run()
         self._empty.mkdir(mode=0o700, exist_ok=True)
         if not self.redis_url:
@@ -129,8 +138,10 @@ class Supervisor:
             self._add(self._worker(number))
         if coordinator:
             self._add(self._coordinator())
-        if with_flower:
+        if flower_port is not None:
             self._add(self._flower(flower_port))
+        if page_port is not None:
+            self._add(self._page(page_port))
         self._write_run()
 
     def wait_ready(self, seconds: float = 120.0) -> None:
@@ -196,8 +207,8 @@ class Supervisor:
 
     def _flower(self, port: int) -> Part:
         files = flower.prepare(self._folder.path / "flower")
-        self._listener = flower.listen(port)
-        port = self._listener.getsockname()[1]
+        listener = self._listen(port, place="--flower-port")
+        port = listener.getsockname()[1]
         self.flower_url = f"http://{flower.LOOPBACK}:{port}"
         self.flower_credentials = files.credentials
         return Part(
@@ -205,8 +216,26 @@ class Supervisor:
             argv=flower.command(files),
             ready=lambda _: flower.is_healthy(port),
             grace=8,
-            inherit=self._listener.fileno(),
+            inherit=listener.fileno(),
         )
+
+    def _page(self, port: int) -> Part:
+        listener = self._listen(port, place="--page-port")
+        port = listener.getsockname()[1]
+        self.page_url = f"http://{flower.LOOPBACK}:{port}"
+        if not self.settings.flower_url:  # where people find it may be another address than here
+            self.settings = self.settings.model_copy(update={"flower_url": self.flower_url})
+        return Part(
+            name="page",
+            argv=_python("-m", "orchestrator.web"),
+            ready=lambda _: flower.is_healthy(port, path="/healthz"),
+            grace=12,  # those who follow events are given 10 s
+            inherit=listener.fileno(),
+        )
+
+    def _listen(self, port: int, *, place: str) -> socket.socket:
+        self._listeners.append(flower.listen(port, place=place))
+        return self._listeners[-1]
 
     def _take_over(self, former: Mapping[str, Any]) -> None:
         """What the workers of a killed `up` held is free: we have its lock, so they are dead."""
@@ -346,11 +375,11 @@ class Supervisor:
             return
         self._closed = True
         workers = [name for name in self._runs if self._is_worker(name)]
-        for names in (["coordinator"], ["flower"], workers, [VALKEY]):
+        for names in (["coordinator"], ["flower", "page"], workers, [VALKEY]):
             self._end([self._runs[name] for name in names if name in self._runs], now=now)
             self._release()
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         if self._store is not None:
             self._store.close()
         shutil.rmtree(self._sockets, ignore_errors=True)
@@ -382,7 +411,7 @@ class Supervisor:
         return VALKEY in self._runs
 
     def _is_worker(self, name: str) -> bool:
-        return name not in {VALKEY, "coordinator", "flower"}
+        return name not in {VALKEY, "coordinator", "flower", "page"}
 
     def _environment(self) -> dict[str, str]:
         """Addresses and secrets go this way: other users see every argument, and no environment."""
@@ -401,6 +430,7 @@ class Supervisor:
                 "result_url": self.settings.result_url,
                 "flower_url": self.flower_url,
                 "flower_credentials": str(self.flower_credentials or ""),
+                "page_url": self.page_url,
                 "logs": str(self._folder.path / "logs"),
                 "processes": dict(self.pids()),
             }

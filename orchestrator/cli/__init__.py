@@ -25,7 +25,7 @@ from orchestrator.errors import BadInput, ChangeoverError
 LATE = {
     "api": ("orchestrator.cli.api", "Serve the API and the fleet page here, to whoever has a token, until Ctrl-C."),
     "demo": ("orchestrator.cli.demo", "Replace a fleet of real servers under live traffic, here and now."),
-    "up": ("orchestrator.cli.up", "Run Redis, workers, the coordinator and Flower here until Ctrl-C."),
+    "up": ("orchestrator.cli.up", "Run Redis, workers, the coordinator, Flower and the fleet page here until Ctrl-C."),
     "down": ("orchestrator.cli.up", "End what `up` started here, and the local cloud."),
     "host": ("orchestrator.cli.up", "Run the small local cloud: server processes and HAProxy."),
     "hooks": ("orchestrator.cli.hooks", "Look after webhooks: check their file, list what came, carry it out again."),

@@ -13,13 +13,16 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.output import say
 from orchestrator.errors import BadInput, ChangeoverError, Unreachable, WaitTimeout
 from orchestrator.settings import Settings
+
+if TYPE_CHECKING:
+    from orchestrator.supervisor import Supervisor
 
 HOST_SOCKET, HOST_LOCK = "host.sock", "host.lock"
 _TOLD = 10  # servers that are named before they are stopped
@@ -30,12 +33,14 @@ def up(
     workers: Annotated[int, typer.Option(min=0, max=64, help="Worker processes.")] = 2,
     flower: Annotated[bool, typer.Option(help="Serve Flower, which shows every task.")] = True,
     flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Flower's port; 0: the system chooses.")] = 0,
+    page: Annotated[bool, typer.Option(help="Serve the API and the fleet page.")] = True,
+    page_port: Annotated[int, typer.Option(min=0, max=65535, help="Their port; 0: the system chooses.")] = 0,
 ) -> None:
-    """Run Redis, workers, the coordinator and Flower here until Ctrl-C.
+    """Run Redis, workers, the coordinator, Flower and the fleet page here until Ctrl-C.
 
     Servers and HAProxy belong to `changeover host`, and live on.
     """
-    from orchestrator.supervisor import Supervisor, start
+    from orchestrator.supervisor import start
 
     settings = Settings.load()
     told: list[int] = []
@@ -51,14 +56,22 @@ def up(
     for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(which, tell)
     try:
-        supervisor = start(settings, workers=workers, with_flower=flower, flower_port=flower_port, say=say)
+        supervisor = start(
+            settings,
+            workers=workers,
+            with_flower=flower,
+            flower_port=flower_port,
+            with_page=page,
+            page_port=page_port,
+            say=say,
+        )
     except KeyboardInterrupt:
         say("stopped before it was ready; nothing of it runs")
         return
     try:
         supervisor.wait_ready(_READY_WITHIN)
         if not supervisor.told:
-            _tell_where(supervisor.redis_url, supervisor.flower_url, supervisor.flower_credentials, settings)
+            _tell_where(supervisor, settings)
         supervisor.run()
         say("stopping: workers finish what they have in hand (Ctrl-C again: at once)")
     finally:
@@ -140,14 +153,33 @@ def _agreed(folder: Path, serving: str) -> bool:
     return typer.confirm("End it all? (--keep-host ends `up` alone)", default=False, err=True)
 
 
-def _tell_where(redis_url: str, flower_url: str, credentials: Path | None, settings: Settings) -> None:
+def _tell_where(supervisor: Supervisor, settings: Settings) -> None:
     from orchestrator.addresses import where
 
-    say(f"ready. Redis   {where(redis_url)}")
-    if flower_url:
-        say(f"       Flower  {flower_url}  user and password: {credentials}")
+    say(f"ready. Redis   {where(supervisor.redis_url)}")
+    if supervisor.page_url:
+        say(f"       Page    {supervisor.page_url}{_way_in(supervisor)}")
+    if supervisor.flower_url:
+        say(f"       Flower  {supervisor.flower_url}  user and password: {supervisor.flower_credentials}")
     say(f"       logs    {settings.state_dir / 'logs'}")
     say("       Ctrl-C stops it")
+
+
+def _way_in(supervisor: Supervisor) -> str:
+    """Whoever sees this terminal may decide as with any other command: a link by which their browser comes in, once. A
+    log may be read by others."""
+    from orchestrator.cli import session
+    from orchestrator.store.redis import RedisStore
+    from orchestrator.web import sessions
+
+    if not sys.stderr.isatty():
+        return "/  with a token: changeover token create NAME --scope read"
+    store = RedisStore(supervisor.redis_url, namespace=supervisor.settings.namespace, connections=2)
+    try:
+        _, path = sessions.invite(store, session.person(), ["admin"], actor=session.actor())
+    finally:
+        store.close()
+    return f"{path}  lets one browser in, once, within the hour"
 
 
 def _end_up(settings: Settings) -> None:

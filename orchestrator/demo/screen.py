@@ -43,8 +43,7 @@ class Screen:
         """What the supervisor has to say."""
         self.say(line)
 
-    def where(self, what: str, url: str, credentials: Path | None) -> None:
-        login = f" (user and password: {credentials})" if credentials else ""
+    def where(self, what: str, url: str, login: str) -> None:
         self.say(f"{what}: {url}{login}")
 
     def plan(self, plan: Plan) -> None:
@@ -110,11 +109,14 @@ class Screen:
         for problem in problems:
             out.print(Text(f"NOT AS IT SHOULD BE: {problem}", style="bold red"), soft_wrap=True)
 
-    def files(self, page: Path, data: Path, results: Path, flower: str) -> None:
+    def files(self, page: Path, data: Path, results: Path, fleet: str, flower: str) -> None:
         out = self._console
         out.print(f"\nReport  {page}\n        {data}", soft_wrap=True, highlight=False)
         out.print(f"Logs    {results / 'state' / 'logs'}", soft_wrap=True, highlight=False)
-        out.print(f"Flower  {flower} (while the demo runs; --keep leaves it up)", soft_wrap=True, highlight=False)
+        out.print(f"Fleet   {fleet}", soft_wrap=True, highlight=False)
+        out.print(
+            f"Flower  {flower} (both while the demo runs; --keep leaves them up)", soft_wrap=True, highlight=False
+        )
 
 
 def _words(u: Upgrade) -> str:

@@ -27,6 +27,7 @@ from orchestrator.settings import Settings
 from orchestrator.store import Row, Store
 from orchestrator.store.redis import RedisStore
 from orchestrator.supervisor import Supervisor, start
+from orchestrator.web import sessions
 
 BEFORE, AFTER = 5.0, 4.0  # seconds of traffic before and after
 READY = 90.0  # seconds for workers and Flower to start, on a busy machine
@@ -60,7 +61,7 @@ class Story:
             settings = Settings(
                 redis_url="", broker_url="", result_url="", state_dir=self.results / "state", lease=10.0
             )
-            supervisor = start(settings, workers=WORKERS, say=self.screen.aside)
+            supervisor = start(settings, workers=WORKERS, with_page=True, say=self.screen.aside)
             supervisor.wait_ready(READY)
             scene.mark("before")
             scene.send_users()
@@ -76,7 +77,10 @@ class Story:
         settings = supervisor.settings
         store: Store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=4)
         ask = operations.celery_asker(make_app(settings))
-        self.screen.where("Flower", supervisor.flower_url, supervisor.flower_credentials)
+        _, path = sessions.invite(store, "demo", ["read"], actor="changeover demo")
+        self.screen.where("Fleet page", f"{supervisor.page_url}{path}", " (the link lets one browser in, to look)")
+        credentials = f" (user and password: {supervisor.flower_credentials})"
+        self.screen.where("Flower", supervisor.flower_url, credentials)
         _linger(supervisor, BEFORE)
         fleet = load(scene.fleet_file())
         waiter = operations.Waiter(sleep=supervisor.step)
@@ -153,7 +157,7 @@ class Story:
             document["links"].append({"label": "calls to the cloud", "href": "calls.json"})
         page, data = html.write(document, self.results)
         self.screen.conclude(view, proof, document, problems, self.killed, calls)
-        self.screen.files(page, data, self.results, supervisor.flower_url)
+        self.screen.files(page, data, self.results, supervisor.page_url, supervisor.flower_url)
         return 1 if problems else 0
 
     def _problems(self, view: operations.View, scene: AnyScene) -> list[str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
@@ -53,6 +55,13 @@ def _put(store: Store, token: Token, seconds: float, *, link: bool) -> str:
         until = min(until, token.expires_at)
     store.put_session(_key(shown), Session(token=token.id, until=until, link=link))
     return shown
+
+
+def invite(store: Store, name: str, scopes: Collection[str], *, actor: str) -> tuple[Token, str]:
+    """A token that nobody is shown, and the path of an address by which one browser may come in with it."""
+    fit = re.sub(r"[^A-Za-z0-9._@-]+|^[._@-]+", "", name)[:60] or "somebody"
+    token, _ = tokens.create(store, fit, scopes, actor=actor, seconds=LINK_LASTS + LASTS)
+    return token, f"/login?link={link(store, token)}"
 
 
 def by_link(store: Store, shown: str) -> Token | None:

@@ -29,7 +29,7 @@ KINDS: Mapping[str, str] = {
     **{f"c{n}": step.replace("_", " ") for n, step in enumerate(STEPS)},
     "undo": "on its way back",
     "ok": "upgraded",
-    "aside": "set aside, old one serves",
+    "aside": "set aside",
     "back": "rolled back",
     "w": "not begun",
 }

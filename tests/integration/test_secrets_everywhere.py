@@ -55,7 +55,7 @@ def test_no_secret_is_found_anywhere_though_servers_fail_and_workers_die(
     hook.write_text(HOOK)
     with running_valkey("--requirepass", PASSWORD) as valkey:
         url = valkey.url.replace("unix://", f"unix://default:{PASSWORD}@").replace("?db=0", "")
-        with shop(tmp_path, servers=2, flower=True, redis_url=url) as whole:
+        with shop(tmp_path, servers=2, watched=True, redis_url=url) as whole:
             last = whole.scene.names[-1]
             old = next(s["address"] for s in whole.scene.host.servers() if s["id"] == whole.scene.ids[last])
             _plant(monkeypatch, hook=hook, key=key, fails_for=old)

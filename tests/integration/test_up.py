@@ -62,7 +62,7 @@ class Up:
     def __init__(self, state: Path, *, workers: int = 1, flower: bool = True) -> None:
         self.folder = StateFolder.open(state)
         self.errors = state / "up.stderr"
-        command = [str(CHANGEOVER), "up", "--workers", str(workers), "--flower" if flower else "--no-flower"]
+        command = [str(CHANGEOVER), "up", "--workers", str(workers), *([] if flower else ["--no-flower", "--no-page"])]
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
                 command,
@@ -134,7 +134,7 @@ def ask_flower(run: Mapping[str, Any], path: str, *, password: str = "") -> int:
 def test_up_runs_everything_and_sigterm_leaves_nothing(begin: Callable[..., Up], state: Path) -> None:
     up = begin(state).ready()
     run = up.run
-    assert set(run["processes"]) == {"valkey", "w1", "coordinator", "flower"}
+    assert set(run["processes"]) == {"valkey", "w1", "coordinator", "flower", "page"}
 
     store = RedisStore(run["redis_url"], connections=2)
     store.check(dev=False)
@@ -146,6 +146,9 @@ def test_up_runs_everything_and_sigterm_leaves_nothing(begin: Callable[..., Up],
     assert ask_flower(run, "/healthcheck") == 200
     assert ask_flower(run, "/tasks") == 401
     assert ask_flower(run, "/tasks", password=password) == 200
+    with urllib.request.urlopen(run["page_url"] + "/login", timeout=30) as page:
+        assert b"<h1>Sign in</h1>" in page.read()
+    until("no way in, in a log", lambda: f"Page    {run['page_url']}/  with a token" in up.errors.read_text())
     for private in (credentials, up.folder.run_file, credentials.with_name("flowerconfig.py")):
         assert stat.S_IMODE(private.stat().st_mode) == 0o600
     for pid in up.everything():
@@ -262,6 +265,8 @@ def test_a_port_that_is_taken_is_refused_and_nothing_stays(supervise: Callable[.
         port = taken.getsockname()[1]
         with pytest.raises(BadInput, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             supervise(with_flower=True, flower_port=port)
+        with pytest.raises(BadInput, match="--page-port"):
+            supervise(with_page=True, page_port=port)
     assert StateFolder(state).holder() is None
     assert not StateFolder(state).run_file.exists()
 

@@ -52,15 +52,15 @@ class Whole:
 
 
 @contextmanager
-def shop(tmp_path: Path, *, servers: int, flower: bool = False, **changes: Any) -> Iterator[Whole]:
-    """`changes` are settings of the control plane."""
+def shop(tmp_path: Path, *, servers: int, watched: bool = False, **changes: Any) -> Iterator[Whole]:
+    """`watched`: with Flower and the fleet page. `changes` are settings of the control plane."""
     scene = Scene(short=Path(tempfile.mkdtemp(prefix="co-")), out=tmp_path, pools={"web": servers}, rate=60)
     supervisor = None
     try:
         scene.build()
         given = {"redis_url": "", "broker_url": "", "result_url": "", "state_dir": tmp_path / "state"}
         settings = Settings(**{**given, "lease": 20.0, "concurrency": 4, **changes})
-        supervisor = start(settings, workers=2, with_flower=flower)
+        supervisor = start(settings, workers=2, with_flower=watched, with_page=watched)
         supervisor.wait_ready(90)
         scene.send_users()
         yield Whole(scene, supervisor)
