@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,12 +59,30 @@ class _Tail:
         return self.events[-1][0] if self.events else self.since
 
 
+@dataclass(kw_only=True)
+class Door:
+    """By which some came in to follow events: `key` says that it is the same for all of them, `still` whether it lets
+    them in, asked in a thread."""
+
+    key: str
+    still: Callable[[], bool]
+
+
+@dataclass(kw_only=True)
+class _Open:
+    door: Door
+    readers: int = 0
+    shut: bool = False
+    task: asyncio.Task[None] | None = None
+
+
 class Live:
     """Of one process and its event loop."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._tails: dict[tuple[str, Told], _Tail] = {}
+        self._doors: dict[str, _Open] = {}
         self._threads = ThreadPoolExecutor(MOST + 4, thread_name_prefix="live")
 
     def full(self, rollout: str, told: Told = told) -> bool:
@@ -73,9 +91,9 @@ class Live:
     async def _call(self, read: Callable[P, R], *args: P.args, **how: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(read, *args, **how))
 
-    async def follow(self, rollout: str, after: str, told: Told = told) -> AsyncGenerator[bytes, None]:
-        """Every event after that id, each once and in order, for as long as somebody listens. `told` writes them, once
-        for all that follow with the same."""
+    async def follow(self, rollout: str, after: str, door: Door, told: Told = told) -> AsyncGenerator[bytes, None]:
+        """Every event after that id, each once and in order, for as long as somebody listens and is let in. `told`
+        writes them, once for all that follow with the same."""
         key = (rollout, told)
         if key not in self._tails:
             since = await self._call(self._store.last_event, rollout)
@@ -84,26 +102,48 @@ class Live:
         tail.readers += 1
         if tail.task is None:
             tail.task = asyncio.create_task(self._grow(rollout, tail))
+        open = self._doors.setdefault(door.key, _Open(door=door))
+        open.readers += 1
+        if open.task is None:
+            open.task = asyncio.create_task(self._guard(open))
         try:
-            while True:
-                if found := await self._next(rollout, tail, after):
+            while not open.shut:
+                if (found := await self._next(rollout, tail, after, open)) and not open.shut:
                     yield b"".join(event for _, event in found)
                     after = found[-1][0]
         finally:
+            open.readers -= 1
+            if not open.readers and open.task is not None:
+                open.task.cancel()
+                if self._doors.get(door.key) is open:
+                    del self._doors[door.key]
             tail.readers -= 1
             if not tail.readers and tail.task is not None:
                 tail.task.cancel()
                 if self._tails.get(key) is tail:
                     del self._tails[key]
 
-    async def _next(self, rollout: str, tail: _Tail, after: str) -> Sequence[tuple[str, bytes]]:
+    async def _guard(self, open: _Open) -> None:
+        """Looks every `CHECKED_EVERY` seconds whether they are still let in, once for all that came in by the same
+        door, and sends them off if not."""
+        while not open.shut:
+            await asyncio.sleep(CHECKED_EVERY)
+            try:
+                open.shut = not await self._call(open.door.still)
+            except Exception as error:  # which is not to keep a door open that has been shut
+                log.warning("token unread", why=str(error))
+        for tail in list(self._tails.values()):
+            async with tail.news:
+                tail.news.notify_all()
+
+    async def _next(self, rollout: str, tail: _Tail, after: str, open: _Open) -> Sequence[tuple[str, bytes]]:
         if place(after) < place(tail.since):  # older than what is kept
             found = await self._read(rollout, after)
             if not found:  # the store has lost its end
                 await asyncio.sleep(AGAIN)
             return [(entry.id, tail.told(entry)) for entry in found]
         async with tail.news:
-            await tail.news.wait_for(lambda: place(tail.last) > place(after))
+            await tail.news.wait_for(lambda: open.shut or place(tail.last) > place(after))
         if place(after) < place(tail.since):
             return ()
         newer = list(takewhile(lambda each: place(each[0]) > place(after), reversed(tail.events)))
@@ -132,34 +172,3 @@ class Live:
             except ChangeoverError as error:
                 log.warning("events unread", rollout=rollout, why=error.message)
                 await asyncio.sleep(AGAIN)
-
-
-async def while_let_in(
-    events: AsyncGenerator[bytes, None], still: Callable[[], Awaitable[bool]]
-) -> AsyncGenerator[bytes, None]:
-    """The events, until whoever reads them is no longer let in: that is asked every `CHECKED_EVERY` seconds, and before
-    the next event then. As long as it cannot be known nothing is told."""
-    loop = asyncio.get_running_loop()
-    checked = loop.time()
-    coming: asyncio.Task[bytes] | None = None
-    try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(events))
-            await asyncio.wait({coming}, timeout=max(0.0, checked + CHECKED_EVERY - loop.time()))
-            if loop.time() - checked >= CHECKED_EVERY:
-                try:
-                    if not await still():
-                        return
-                except ChangeoverError as error:
-                    log.warning("token unread", why=error.message)
-                    await asyncio.sleep(AGAIN)
-                    continue
-                checked = loop.time()
-            if coming.done():
-                event, coming = coming.result(), None
-                yield event
-    finally:
-        if coming is not None:
-            coming.cancel()
-        else:
-            await events.aclose()

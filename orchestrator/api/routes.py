@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +32,7 @@ from orchestrator.api.callers import (
     refuse_fleet,
     refuse_part,
 )
-from orchestrator.api.live import Live, Told, told, while_let_in
+from orchestrator.api.live import Door, Live
 from orchestrator.api.once import once
 from orchestrator.api.problems import MEDIA, Problem
 from orchestrator.domain.fleet import Fleet
@@ -379,7 +380,8 @@ async def events(
     if STREAM in request.headers.get("accept", ""):
         if api.streams >= STREAMS or api.live.full(id):
             raise Problem("too-many-requests", f"{api.streams} streams of events are open here already")
-        return EventSourceResponse(stream(api, id, cursor, partial(_lets_in, api, who)), ping=15, send_timeout=30)
+        door = Door(key=who.token.id, still=partial(_lets_in, api, who))
+        return stream(api, api.live.follow(id, cursor, door))
     found = await anyio.to_thread.run_sync(partial(api.store.events, id, after=cursor, limit=limit))
     newest = found[-1].id if found else cursor
     body: documents.Events = {"events": [schema.event(entry) for entry in found], "next": newest}
@@ -393,16 +395,20 @@ def _lets_in(api: Api, who: Caller) -> bool:
     return found is not None and found.holds(api.store.now())
 
 
-async def stream(
-    api: Api, id: str, cursor: str, still: Callable[[], bool], told: Told = told
-) -> AsyncGenerator[bytes, None]:
-    """The events after that one, for as long as whoever reads them is `still` let in."""
-    api.streams += 1
-    try:
-        async for event in while_let_in(api.live.follow(id, cursor, told), partial(anyio.to_thread.run_sync, still)):
-            yield event
-    finally:
-        api.streams -= 1
+def stream(api: Api, events: AsyncGenerator[bytes, None]) -> Response:
+    """An answer that goes on for as long as they do."""
+
+    async def counted() -> AsyncGenerator[bytes, None]:
+        api.streams += 1
+        try:
+            async for event in events:
+                yield event
+        finally:
+            api.streams -= 1
+            await events.aclose()
+
+    # Many come in the same moment, after a cut: their pings are not to.
+    return EventSourceResponse(counted(), ping=12 + secrets.randbelow(7), send_timeout=30)
 
 
 @routes.get(

@@ -18,7 +18,6 @@ from urllib.parse import parse_qsl, quote, urlencode
 import anyio
 import structlog
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,6 +26,7 @@ from starlette.routing import Route
 
 from orchestrator import evidence, operations, tokens, words
 from orchestrator.api import bodies
+from orchestrator.api.live import Door
 from orchestrator.api.problems import KINDS, Problem, problem_of
 from orchestrator.api.routes import STREAMS, Api, EventId, slowly, stream, visible
 from orchestrator.domain.rollout import Rollout
@@ -320,8 +320,8 @@ class Site:
             raise Problem("bad-input", "after: the id of an event")
         if self.api.streams >= STREAMS or self.api.live.full(r.id, telling.told):
             raise Problem("too-many-requests", f"{self.api.streams} streams of events are open here already")
-        still = partial(sessions.still, self.store, asked.who.key)
-        return EventSourceResponse(stream(self.api, r.id, after, still, telling.told), ping=15, send_timeout=30)
+        door = Door(key=asked.who.key, still=partial(sessions.still, self.store, asked.who.key))
+        return stream(self.api, self.api.live.follow(r.id, after, door, telling.told))
 
     async def report(self, request: Request, form: Form) -> Response:
         asked = await anyio.to_thread.run_sync(self._let_in, request, form)
