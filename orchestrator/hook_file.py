@@ -36,7 +36,7 @@ class Hooks:
     def about(self, rule: Rule) -> str:
         """The fleet that a rule is for."""
         if rule.start is None:
-            return rule.stop.fleet if rule.stop is not None else ""
+            return rule.decides.fleet if rule.decides is not None else ""
         return rule.start.fleet or self.fleets[rule.start.fleet_file or ""]
 
     def fleet_of(self, start: Start, put: Mapping[str, Plain]) -> Fleet:

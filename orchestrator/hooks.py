@@ -19,7 +19,8 @@ import structlog
 from orchestrator import operations
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.fleet import Fleet
-from orchestrator.domain.hooks import Missing, Plain, Pointer, Rule, Start, Stop, at, fitting, too_old
+from orchestrator.domain.hooks import Approve, Missing, Plain, Pointer, Rule, Start, Stop, Verb, at, fitting, too_old
+from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.signatures import Signed, verified
 from orchestrator.errors import (
     BadInput,
@@ -137,7 +138,7 @@ def _carried_out(store: Store, ask: Asker, hooks: Hooks, d: Delivery, waiter: Wa
         return replace(d, verb="", fleet="").ended("ignored", "no rule of this hook fits it any more")
     d = replace(d, verb=rule.verb, fleet=hooks.about(rule))
     if rule.start is None:
-        return _stop(store, d, rule, payload)
+        return _decide(store, d, rule, payload)
     d = replace(d, rollout=d.rollout or operations.new_id("r", d.asked_at))
     agreed, fleet = None, None
     if rule.start.plan is not None:
@@ -171,24 +172,32 @@ def _actor(d: Delivery) -> str:
     return f"webhook {d.hook} ({d.id})"
 
 
-def _stop(store: Store, d: Delivery, rule: Rule, payload: Any) -> Delivery:
-    """Pauses or aborts; and what was to be started before it and has not been, is not."""
-    stop = rule.stop
-    assert stop is not None, "a rule starts or stops"
-    only = None if stop.rollout is None else str(_value(payload, stop.rollout))
-    called_off: list[str] = []
-    for other in store.due_deliveries() if only is None else ():
+def _decide(store: Store, d: Delivery, rule: Rule, payload: Any) -> Delivery:
+    """Approves, pauses or aborts; and what was to be started before a pause or an abort, and has not been, is not."""
+    asked = rule.decides
+    assert asked is not None, "a rule starts something or decides about it"
+    only = None if asked.rollout is None else str(_value(payload, asked.rollout))
+    told: list[str] = []
+    for other in store.due_deliveries() if only is None and rule.approve is None else ():
         if other.verb != "start" or other.fleet != d.fleet or (other.asked_at, other.id) >= (d.asked_at, d.id):
             continue
         ended = other.ended("ignored", f"called off: {rule.verb} was asked for after it, by {d.id}")
         if other.in_hand > store.now() or store.change_delivery(other, ended) is None:
             return d.behind(f"waits for the start of {other.id}", store.now())
-        called_off.append(f"{other.id} was called off")
-    told = called_off + [_stopped(store, d, rule, one.id, _why(payload, stop, d)) for one in _under_way(store, d, only)]
-    return d.ended("done", "; ".join(told) or f"no rollout of {d.fleet} is under way")
+        told.append(f"{other.id} was called off")
+    done = 0
+    for one in _under_way(store, d, only):
+        try:
+            told.append(_decided(store, d, asked, rule.verb, one.id, payload))
+            done += 1
+        except IllegalTransition as error:
+            told.append(error.message)
+    if not told:
+        told.append(f"no rollout of {d.fleet} is under way")
+    return d.ended("done" if done or rule.approve is None else "failed", "; ".join(told))
 
 
-def _under_way(store: Store, d: Delivery, only: str | None) -> list[Any]:
+def _under_way(store: Store, d: Delivery, only: str | None) -> list[Rollout]:
     if only is None:
         return [each for each in store.open_rollouts() if each.fleet == d.fleet and not each.ended]
     found = store.rollout(only)
@@ -197,13 +206,15 @@ def _under_way(store: Store, d: Delivery, only: str | None) -> list[Any]:
     return [found]
 
 
-def _stopped(store: Store, d: Delivery, rule: Rule, id: str, why: str) -> str:
-    act = operations.pause if rule.verb == "pause" else operations.abort
-    try:
-        done = act(store, id, actor=_actor(d), why=why)
-    except IllegalTransition as error:
-        return error.message
-    return f"rollout {id} is {done.rollout.state}"
+def _decided(store: Store, d: Delivery, asked: Approve | Stop, verb: Verb, id: str, payload: Any) -> str:
+    """Raises `IllegalTransition`."""
+    if isinstance(asked, Approve):
+        who = d.hook if asked.who is None else str(_value(payload, asked.who))
+        found = operations.approve(store, id, who=_one_line(who), actor=_actor(d))
+    else:
+        act = operations.pause if verb == "pause" else operations.abort
+        found = act(store, id, actor=_actor(d), why=_why(payload, asked, d))
+    return f"rollout {id} is {found.rollout.state.replace('_', ' ')}"
 
 
 def _why(payload: Any, stop: Stop, d: Delivery) -> str:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from orchestrator.domain.fleet import Line, Model, Name
 from orchestrator.domain.signatures import Scheme
 
-Verb = Literal["start", "pause", "abort"]
+Verb = Literal["start", "approve", "pause", "abort"]
 Event = Literal["deployment", "workflow_run", "release"]
 Plain = str | int | float | bool | None
 # Where GitHub says in the payload, which is signed, when it happened: its signature has no time of its own.
@@ -83,28 +83,40 @@ class Stop(Model):
     why: Pointer | None = None
 
 
+class Approve(Model):
+    """The wave that waits for it, of every rollout of that fleet or of the one that the payload says. `who`: where the
+    payload says whose yes it is; else it is the hook's, by its name."""
+
+    fleet: Name
+    rollout: Pointer | None = None
+    who: Pointer | None = None
+
+
 class Rule(Model):
     """If everything of `when` is so, that is done. `event`: of GitHub's."""
 
     event: Event | None = None
     when: Annotated[Mapping[Pointer, Compared], Field(max_length=20)] = {}
     start: Start | None = None
+    approve: Approve | None = None
     pause: Stop | None = None
     abort: Stop | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Rule:
-        if sum(asked is not None for asked in (self.start, self.pause, self.abort)) != 1:
-            raise ValueError("say one of start, pause and abort")
+        if sum(asked is not None for asked in (self.start, self.approve, self.pause, self.abort)) != 1:
+            raise ValueError("say one of start, approve, pause and abort")
         return self
 
     @property
     def verb(self) -> Verb:
-        return "start" if self.start is not None else "pause" if self.pause is not None else "abort"
+        verbs: tuple[Verb, ...] = ("start", "approve", "pause", "abort")
+        return next(verb for verb in verbs if getattr(self, verb) is not None)
 
     @property
-    def stop(self) -> Stop | None:
-        return self.pause or self.abort
+    def decides(self) -> Approve | Stop | None:
+        """What is decided about rollouts that are there."""
+        return self.approve or self.pause or self.abort
 
 
 class Hook(Model):

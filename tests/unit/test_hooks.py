@@ -18,10 +18,12 @@ import pytest
 from orchestrator import hook_file, hooks, operations
 from orchestrator.domain.delivery import GIVE_UP, IN_HAND, Delivery
 from orchestrator.domain.hooks import Hook, HookFile, at, fitting, too_old
+from orchestrator.domain.rollout import Become, decide
 from orchestrator.domain.signatures import SHORTEST_KEY, WINDOW, Signed, standard, standard_key, verified
 from orchestrator.errors import BadInput, Conflict, NotFound, Unreachable
 from orchestrator.hook_file import Hooks
 from orchestrator.operations import Waiter
+from orchestrator.store import Entry
 from orchestrator.store.memory import MemoryStore
 from tests.unit.test_cli import Place, place
 from tests.unit.test_operations import FLEET, Clock, World
@@ -46,6 +48,10 @@ hooks:
         abort: {fleet: shop, why: /data/reason}
       - when: {/type: release.doubted}
         pause: {fleet: shop, rollout: /data/rollout}
+      - when: {/type: release.agreed}
+        approve: {fleet: shop, who: /data/who}
+      - when: {/type: release.tested}
+        approve: {fleet: shop}
   code:
     scheme: github
     secrets: [github.secret]
@@ -185,7 +191,7 @@ def test_a_hook_file_is_read_with_its_secrets_and_fleets(tmp_path: Path) -> None
         ("scheme: standard", "scheme: slack", "hooks.yaml:4: hooks.releases.scheme", "standard or github"),
         ("[release.secret, older.secret]", "[]", "hooks.yaml:5: hooks.releases.secrets", "at least 1"),
         ("older.secret]", "gone.secret]", "hooks.yaml:5: hooks.releases.secrets[1]", "cannot be read"),
-        ("[github.secret]", "[github.secret, empty]", "hooks.yaml:17: hooks.code.secrets[1]", "cannot be read"),
+        ("[github.secret]", "[github.secret, empty]", "hooks.yaml:21: hooks.code.secrets[1]", "cannot be read"),
         ("[release.secret,", "[github.secret,", "hooks.yaml:5: hooks.releases.secrets[0]", "whsec_"),
         ("shop.yaml, set", "shpo.yaml, set", "hooks.releases.rules[0].start.fleet_file", "no such file"),
         ("target.size.disk", "target.size.dsik", "hooks.releases.rules[0].start.set", "nothing in a fleet file"),
@@ -220,7 +226,7 @@ def test_each_fault_of_a_hook_file_is_told_with_its_place(
 
 def test_two_verbs_in_one_rule_are_refused(tmp_path: Path) -> None:
     text = FILE.replace("pause: {fleet: shop, rollout", "abort: {fleet: shop}\n        pause: {fleet: shop, rollout")
-    with pytest.raises(BadInput, match=r"one of start, pause and abort"):
+    with pytest.raises(BadInput, match=r"one of start, approve, pause and abort"):
         hook_file.load(written(tmp_path, text))
 
 
@@ -454,6 +460,31 @@ def test_a_pause_of_one_rollout_is_only_of_one_of_its_fleet(desk: Desk) -> None:
     desk.came({"type": "release.doubted", "data": {"rollout": rollout.id}})
     desk.carry()
     assert operations.find(desk.store, rollout.id).state == "paused"
+
+
+def test_a_wave_is_approved_by_the_hook_or_by_whom_the_payload_names(desk: Desk, tmp_path: Path) -> None:
+    asks = "  waves: [1, rest]\n  approvals: [{before: 1, count: 2, by: [anna, releases]}]\n"
+    (tmp_path / "shop.yaml").write_text(FLEET.replace("  waves: [1, rest]\n", asks))
+    early = desk.came({"type": "release.tested"})
+    desk.carry()
+    assert (desk.now(early).state, desk.now(early).why) == ("failed", "no rollout of shop is under way")
+    desk.came(READY)
+    desk.carry()
+    (rollout,) = desk.store.rollouts()
+    (become,) = decide(rollout, [r.upgrade for r in desk.store.rows(rollout.id)], failed_before_swap=0, now=NOW)
+    assert isinstance(become, Become)
+    desk.store.change(rollout, become.rollout, entry=Entry(event=become.event, actor="c"))
+    for who, state, rolls in (
+        ({"who": "eve"}, "failed", "awaiting_approval"),
+        ({}, "failed", "awaiting_approval"),
+        ({"who": "anna"}, "done", "awaiting_approval"),
+        ({"who": "anna"}, "done", "awaiting_approval"),
+        (None, "done", "running"),
+    ):
+        payload = {"type": "release.tested"} if who is None else {"type": "release.agreed", "data": who}
+        asked = desk.came(payload)
+        desk.carry()
+        assert (desk.now(asked).state, operations.find(desk.store, rollout.id).state) == (state, rolls), who
 
 
 def test_an_abort_without_a_rollout_says_so(desk: Desk) -> None:
