@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from orchestrator import dispatch, garbage
 from orchestrator.dispatch import Sender
 from orchestrator.domain.membership import look_every
+from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, decide, may_begin
 from orchestrator.domain.upgrade import Admitted, TurnedBack
 from orchestrator.errors import ChangeoverError, Conflict, Unreachable, UnsafeStore
@@ -27,6 +28,7 @@ from orchestrator.settings import Settings
 from orchestrator.store import Entry, Row, Store, Tally
 
 if TYPE_CHECKING:
+    from orchestrator.domain.receivers import Receiver
     from orchestrator.lanes import Reach
 
 log = structlog.get_logger()
@@ -39,6 +41,7 @@ STALE = 5.0  # seconds after which a rollout is read again though no count of it
 OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begun is sent again
 SCAN_EVERY = 300.0  # seconds between two searches for what nobody accounts for
 MEND_EVERY = 30.0  # seconds between two looks whether the agendas agree with the records
+STRANGE = 3600.0  # seconds after which what only receivers follow that nobody knows is given up
 PUT_OFF = 30.0  # seconds after which a due record that cannot be read is tried again
 _AWAY = (Unreachable, OperationalError, OSError)  # Redis or the broker: the whole sweep waits for it
 
@@ -59,6 +62,12 @@ class Patroller(Protocol):
     """Sends one message that asks a worker to look after the pools of a rollout."""
 
     def __call__(self, rollout: str, ticket: str, /) -> None: ...
+
+
+class Notifier(Protocol):
+    """Sends one message that asks a worker to tell a receiver what has happened in a rollout."""
+
+    def __call__(self, receiver: str, rollout: str, /) -> None: ...
 
 
 def _nobody(_rollout: str, _ticket: str, /) -> None: ...
@@ -87,6 +96,8 @@ class Coordinator:
     grace: float
     scan: Scanner | None = None
     patrol: Patroller = _nobody
+    notify: Notifier = _nobody
+    receivers: Mapping[str, Receiver] = field(default_factory=dict)
     name: str = field(default_factory=lambda: f"coordinator-{uuid.uuid4().hex[:6]}")
     _views: dict[str, _View] = field(default_factory=dict)
     _left_alone: dict[str, str] = field(default_factory=dict)
@@ -97,6 +108,8 @@ class Coordinator:
     def tick(self) -> None:
         """Do everything that is due now, once."""
         open_now = self.store.open_rollouts()
+        if self.receivers:
+            self._notify(open_now)
         for rollout in open_now:
             with self._alone(rollout.id):
                 self._advance(rollout)
@@ -133,6 +146,28 @@ class Coordinator:
         self._reopen_at = self.monotonic() + MEND_EVERY
         for id in self.store.reopen():
             log.warning("mended", rollout=id, what="it was not among the open rollouts")
+
+    def _notify(self, open_now: Sequence[Rollout]) -> None:
+        """Every log that is open is followed by all who want to know of it, and to its end."""
+        feeds = {feed.name: feed for feed in self.store.feeds()}
+        still = {rollout.id for rollout in open_now}
+        for name, receiver in self.receivers.items():
+            for rollout in open_now:
+                fresh = Feed(receiver=name, rollout=rollout.id)
+                if receiver.sees(rollout.fleet) and fresh.name not in feeds:
+                    self.store.change_feed(None, fresh)
+        now = self.store.now()
+        for feed in feeds.values():
+            if feed.due > now:
+                continue
+            if feed.receiver not in self.receivers:  # others may know it, if they have a newer file
+                if feed.rollout not in still and now - feed.due > STRANGE:
+                    self.store.change_feed(feed, None)
+            elif not feed.behind(self.store.last_event(feed.rollout)):
+                if feed.rollout not in still:
+                    self.store.change_feed(feed, None)
+            elif self.store.change_feed(feed, feed.taken(now)) is not None:
+                self.notify(feed.receiver, feed.rollout)
 
     def _search(self) -> None:
         """One of all coordinators, once in a while, sends a search to every lane."""
@@ -245,7 +280,7 @@ class Coordinator:
             case Become(rollout=to, event=event):
                 entry = Entry(event=event, actor=self.name, detail={"why": to.why, "wave": to.wave})
                 if self.store.change(rollout, to, entry=entry) is not None:
-                    log.info("rollout", rollout=rollout.id, was=rollout.state, now=to.state, why=to.why)
+                    log.info("rollout", rollout=rollout.id, tells=event, was=rollout.state, now=to.state, why=to.why)
 
     def _admit(self, rollout: Rollout, row: Row, now: float) -> None:
         to = row.upgrade.after(Admitted(at=now))
@@ -303,6 +338,14 @@ def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     return groups
 
 
+def _receivers(settings: Settings) -> Mapping[str, Receiver]:
+    if settings.notify is None:
+        return {}
+    from orchestrator.hook_file import named_receivers  # with the fleet file's model
+
+    return named_receivers(settings.notify)
+
+
 def run(settings: Settings, stop: threading.Event) -> None:
     """The loop of `changeover coordinator`, until `stop`. It outlives an absent Redis. Raises `UnsafeStore` when at its
     start Redis would lose what it is told."""
@@ -328,12 +371,18 @@ def run(settings: Settings, stop: threading.Event) -> None:
         id = f"patrol:{rollout}:{ticket}"
         app.send_task("tasks.patrol", kwargs={"rollout": rollout}, task_id=id, priority=0, ignore_result=True)
 
+    def notify(receiver: str, rollout: str) -> None:
+        kwargs = {"receiver": receiver, "rollout": rollout}
+        app.send_task("tasks.notify", kwargs=kwargs, priority=6, ignore_result=True)
+
     coordinator = Coordinator(
         store=store,
         publish=celery_sender(app),
         observe=observe,
         scan=scan,
         patrol=patrol,
+        notify=notify,
+        receivers=_receivers(settings),
         monotonic=time.monotonic,
         grace=settings.grace,
     )

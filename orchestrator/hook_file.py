@@ -1,4 +1,5 @@
-"""Reads the hook file, the secrets and the fleet files that it names, or says what is wrong and where."""
+"""Reads the files of webhooks, of those that come in and of those that go out, with the secrets and fleet files that
+they name; or says what is wrong and where."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from orchestrator import fleet_file, secrets
 from orchestrator.domain import signatures
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.hooks import Hook, HookFile, Plain, Rule, Start
+from orchestrator.domain.receivers import NotifyFile, Receiver
 from orchestrator.errors import BadInput
 
 NEXT = "mend the file; changeover hooks check FILE"
@@ -45,6 +47,52 @@ class Hooks:
         return fleet_file.read(fleet_file.text_of(path), name=path.name, put=put)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownReceiver:
+    """Somebody who is told, with the keys by which it knows us, and the file of certificates that it is known by."""
+
+    receiver: Receiver
+    keys: tuple[bytes, ...] = field(repr=False)
+    ca: str = ""
+
+    def headers(self, id: str, body: bytes, *, now: float) -> dict[str, str]:
+        """As Standard Webhooks sign, by every key."""
+        at = str(int(now))
+        return {
+            "Content-Type": "application/json",
+            "webhook-id": id,
+            "webhook-timestamp": at,
+            "webhook-signature": " ".join(signatures.standard(id, at, body, key) for key in self.keys),
+        }
+
+
+def receivers(path: str | Path) -> dict[str, KnownReceiver]:
+    """Who is told, with their secrets. Raises `BadInput` with the line of what is wrong."""
+    path = Path(path)
+    text, found = _receivers(path)
+    known = {}
+    for name, receiver in found.items():
+        keys = []
+        for n, file in enumerate(receiver.secrets):
+            try:
+                keys.append(signatures.standard_key(_secret(path.parent / file)))
+            except ValueError as error:
+                raise _bad(text, path, ("receivers", name, "secrets", n), f"{file} {error}") from None
+        ca = str(path.parent / receiver.ca) if receiver.ca else ""
+        known[name] = KnownReceiver(receiver=receiver, keys=tuple(keys), ca=ca)
+    return known
+
+
+def named_receivers(path: str | Path) -> Mapping[str, Receiver]:
+    """Who is told, for those who have no business with the secrets. Raises `BadInput`."""
+    return _receivers(Path(path))[1]
+
+
+def _receivers(path: Path) -> tuple[str, Mapping[str, Receiver]]:
+    text = fleet_file.text_of(path)
+    return text, fleet_file.read_as(NotifyFile, text, name=path.name).receivers
+
+
 def load(path: str | Path) -> Hooks:
     """Raises `BadInput` with the line of what is wrong."""
     path = Path(path)
@@ -69,13 +117,19 @@ def load(path: str | Path) -> Hooks:
 
 def _key(hook: Hook, file: Path) -> bytes:
     """Raises ValueError."""
+    secret = _secret(file)
+    return signatures.standard_key(secret) if hook.scheme == "standard" else signatures.github_key(secret)
+
+
+def _secret(file: Path) -> str:
+    """Raises ValueError."""
     try:
         with file.open("rb") as opened:
             secret = opened.read(_LONGEST).decode().strip()
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
     secrets.remember(secret)
-    return signatures.standard_key(secret) if hook.scheme == "standard" else signatures.github_key(secret)
+    return secret
 
 
 def _check(text: str, path: Path, at: Sequence[str | int], start: Start, fleets: dict[str, str]) -> None:

@@ -32,6 +32,8 @@ Times are seconds of the epoch, or null. Schemas `changeover/v1/...`:
     delivery    delivery
     redelivered delivery, changed, confirmed, next
     hooks       (of `hooks check`) hooks [{name, scheme, secrets (how many), rules [{event, when, verb, fleet}]}]
+    receivers   (of `hooks check --outgoing`) receivers [{name, url, secrets (how many), events, fleets}]
+    outbox      feeds [{receiver, rollout, cursor, behind, told, left, attempts, failing, why, due}]
     health      ok
     readiness   ready, workers, why
     version     version
@@ -48,6 +50,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import documents, words
 from orchestrator.domain.budget import Bucket
 from orchestrator.domain.delivery import Delivery
+from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
 from orchestrator.domain.upgrade import Upgrade
@@ -265,3 +268,18 @@ def delivery(d: Delivery) -> documents.Delivery:
 
 def redelivered(d: Delivery, *, changed: bool, confirmed: bool | None) -> documents.Redelivered:
     return {"delivery": delivery(d), "changed": changed, "confirmed": confirmed, "next": "changeover hooks list"}
+
+
+def feed(f: Feed, *, behind: bool) -> dict[str, Any]:
+    return {
+        "receiver": f.receiver,
+        "rollout": f.rollout,
+        "cursor": f.cursor,
+        "behind": behind,
+        "told": f.told,
+        "left": f.left,
+        "attempts": f.attempts,
+        "failing": f.failing,
+        "why": f.why,
+        "due": f.due,
+    }

@@ -6,9 +6,9 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.addresses import with_database, with_password
 from orchestrator.errors import BadInput, Unreachable
@@ -30,6 +30,10 @@ class Urls:
     results: str = field(repr=False)
 
 
+# Processes that are started for somebody may be somewhere else.
+File = Annotated[Path, AfterValidator(Path.absolute)]
+
+
 class Settings(BaseModel):
     """What is not given is read from the environment, as `CHANGEOVER_` and the name in capitals, or from the file that
     the same name with `_FILE` says, as secrets are given to containers and services. `CHANGEOVER_REDIS_PASSWORD`, given
@@ -40,9 +44,9 @@ class Settings(BaseModel):
     worker owns an upgrade without renewing, `grace` how many a message may be on its way before it is sent again,
     `late` after how many a call has taken effect or never will. What nobody accounts for is believed after
     `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. A worker ends itself after `stall` seconds in which
-    messages waited and it took none. `hooks` is the file of the webhooks that the API takes, `flower_url` where people
-    find Flower, for links on the fleet page. `dev` lets Redis be one that forgets. Where there is a `url`, commands ask
-    the API there under `token`, and not Redis."""
+    messages waited and it took none. `hooks` is the file of the webhooks that the API takes, `notify` of those that
+    workers send; `flower_url` where people find Flower, for links on the fleet page. `dev` lets Redis be one that
+    forgets. Where there is a `url`, commands ask the API there under `token`, and not Redis."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -59,8 +63,9 @@ class Settings(BaseModel):
     stall: float = Field(default=60.0, gt=0.1, le=3600)
     concurrency: int = Field(default=16, ge=1, le=256)
     queue: str = Field(default="changeover", pattern=r"^[a-z0-9.-]{1,60}$")
-    hooks: Path | None = None
     flower_url: str = Field(default="", pattern=r"^((https?:/)?/[^\s]*)?$")
+    hooks: File | None = None
+    notify: File | None = None
     dev: bool = False
     url: str = ""
     token: str = Field(default="", repr=False)

@@ -17,6 +17,7 @@ from orchestrator.errors import ChangeoverError
 from tasks import (
     create_image,
     drain_old,
+    notify,
     observe,
     orphans,
     patrol,
@@ -96,6 +97,11 @@ def register(app: Celery, world: World) -> None:
     def look_after(*, rollout: str) -> Mapping[str, Any]:
         with _unspoken():
             return patrol.run(world, rollout=rollout)
+
+    @app.task(name="tasks.notify", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
+    def tell(*, receiver: str, rollout: str) -> Mapping[str, Any]:
+        with _unspoken():
+            return notify.run(world, receiver=receiver, rollout=rollout)
 
     @app.task(name="tasks.scan", ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
     def scan(*, lane: str) -> Mapping[str, Any]:

@@ -1,9 +1,9 @@
-"""`hooks check`, `hooks secret`, `hooks list` and `hooks redeliver`: what comes in by webhooks."""
+"""`hooks check`, `hooks secret`, `hooks list`, `hooks redeliver` and `hooks outbox`: webhooks, in and out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,18 +13,21 @@ from orchestrator.cli.output import Format, Output
 hooks = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Look after webhooks that come in: docs/webhooks.md. The API takes them: changeover api --hooks FILE.",
+    help="Look after webhooks, docs/webhooks.md. The API takes them (changeover api --hooks FILE), workers send them.",
 )
 
 
 @hooks.command()
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The hook file.", show_default=False)],
+    outgoing: Annotated[bool, typer.Option("--outgoing", help="It is the file of webhooks that go out.")] = False,
     form: Output = Format.text,
 ) -> int:
     """Say what a hook file would do, or what is wrong with it, its secrets or its fleet files."""
     from orchestrator import hook_file
 
+    if outgoing:
+        return _check_outgoing(file, form)
     found = hook_file.load(file)
     told = [
         {
@@ -46,6 +49,49 @@ def check(
         for rule in known.hook.rules:
             conditions = [rule.event or "", *(f"{where} is {wanted!r}" for where, wanted in rule.when.items())]
             output.tell(f"  {rule.verb} {found.about(rule)}   if {', '.join(filter(None, conditions))}")
+    return 0
+
+
+def _check_outgoing(file: Path, form: Format) -> int:
+    from orchestrator import hook_file
+
+    known = hook_file.receivers(file)
+    told: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "url": each.receiver.url,
+            "secrets": len(each.keys),
+            "events": each.receiver.events or "usual",
+            "fleets": each.receiver.fleets,
+        }
+        for name, each in known.items()
+    ]
+    if form is Format.json:
+        output.emit("receivers", {"receivers": told})
+        return 0
+    for each in told:
+        events = each["events"] if isinstance(each["events"], str) else ", ".join(each["events"])
+        output.tell(f"{each['name']}   {each['url']}   {events} of {', '.join(each['fleets']) or 'all fleets'}")
+    return 0
+
+
+@hooks.command()
+def outbox(form: Output = Format.text) -> int:
+    """Say how far each receiver of webhooks has been told, of each rollout that is followed."""
+    from orchestrator import schema
+
+    with session.opened() as s:
+        feeds = [(feed, feed.behind(s.store.last_event(feed.rollout))) for feed in s.store.feeds()]
+    if form is Format.json:
+        output.emit("outbox", {"feeds": [schema.feed(feed, behind=behind) for feed, behind in feeds]})
+        return 0
+    if not feeds:
+        output.say("Nobody is being told of anything.\nNext: docs/webhooks.md says how CHANGEOVER_NOTIFY names who is")
+    for feed, behind in feeds:
+        left = f", {feed.left} left out" if feed.left else ""
+        why = f": {feed.why}" if feed.why else ""
+        state = f"fails, {feed.attempts} times in a row" if feed.attempts else "is behind" if behind else "knows all"
+        output.tell(f"{feed.receiver}  {feed.rollout}  {feed.told} told{left}, {state}{why}")
     return 0
 
 

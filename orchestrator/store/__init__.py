@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from orchestrator.domain.budget import Bucket, Limit
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
+from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import Direction, Upgrade
@@ -276,6 +277,15 @@ class Store(Protocol):
     def change_delivery(self, was: Delivery, now: Delivery) -> Delivery | None:
         """`now` is stored, with a greater version, and due as it says, if the stored version is still `was.version`;
         else None."""
+        ...
+
+    def feeds(self) -> Sequence[Feed]:
+        """Of every receiver through every log that it follows, in the order of their names."""
+        ...
+
+    def change_feed(self, was: Feed | None, now: Feed | None) -> Feed | None:
+        """`now` is stored, with a greater version, if the stored version is still `was.version`, or where `was` is None
+        if there is none yet; else None. Without `now` there is none any more."""
         ...
 
     # -- upgrades -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from orchestrator import secrets
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
+from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import FIRST, SCHEMA, Upgrade
@@ -179,3 +180,4 @@ SIGHTING = Codec(Sighting)
 TOKEN = Codec(Token)
 DELIVERY = Codec(Delivery)
 SESSION = Codec(Session)
+FEED = Codec(Feed)

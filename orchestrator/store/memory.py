@@ -15,6 +15,7 @@ from typing import Any, Literal
 from orchestrator.domain.budget import Bucket, Limit, fresh
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
+from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import GOING, Rollout
 from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import Direction, Upgrade
@@ -49,6 +50,7 @@ from orchestrator.store.shapes import (
     check_goes_on,
     counted,
     due_at,
+    feed_name,
     fenced,
     frozen_text,
     handed_on,
@@ -122,6 +124,7 @@ class MemoryStore:
         self._sessions: dict[str, Session] = {}
         self._once: dict[str, _Asked] = {}
         self._nonces: dict[str, tuple[str, float]] = {}
+        self._feeds: dict[str, Feed] = {}
         self._deliveries: dict[str, tuple[Delivery, bytes]] = {}
         self._workers: dict[str, tuple[bytes, float]] = {}
         self._ignored: dict[str, int] = {}
@@ -349,6 +352,22 @@ class MemoryStore:
                 return None
             after = replace(now, version=_version_after(was.version, self.now()))
             return self._keep_delivery(after, stored[1])
+
+    def feeds(self) -> Sequence[Feed]:
+        with self._lock:
+            return sorted(self._feeds.values(), key=lambda feed: feed.name)
+
+    def change_feed(self, was: Feed | None, now: Feed | None) -> Feed | None:
+        with self._lock:
+            name = feed_name(was, now)
+            there = self._feeds.get(name)
+            if (None if there is None else there.version) != (None if was is None else was.version):
+                return None
+            if now is None:
+                return self._feeds.pop(name, None)
+            version = _version_after(0 if was is None else was.version, self.now())
+            self._feeds[name] = codec.FEED.load(codec.FEED.dump(replace(now, version=version)), key=name)
+            return self._feeds[name]
 
     # -- upgrades -------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     delivery:<id>           hash     of a webhook: the delivery, version, payload; `nonce:<once>` is the id that it got
     deliveries              zset by arrival: the log; `deliveries_due`: those that wait
     session:<key>           string   a browser that is let in, as long as it is
+    outbox                  hash     <receiver>/<rollout> -> how far it has been told; beside it <...>:version
     document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; counts, users: hashes
 """
 
@@ -47,6 +48,7 @@ from orchestrator.domain import budget
 from orchestrator.domain.budget import Bucket, Limit
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
+from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Session, Token
 from orchestrator.domain.upgrade import SCHEMA, Direction, Upgrade
@@ -80,6 +82,7 @@ from orchestrator.store.shapes import (
     check_goes_on,
     counted,
     due_at,
+    feed_name,
     fenced,
     frozen_text,
     handed_on,
@@ -420,6 +423,26 @@ class RedisStore:
                 if doc is not None:
                     found.append(replace(codec.DELIVERY.load(doc, key=key), version=_int(version, key)))
         return found
+
+    def feeds(self) -> Sequence[Feed]:
+        key = self._key("outbox")
+        with self._told:
+            stored = self._redis.hgetall(key)
+        found = []
+        for name, doc in sorted(stored.items()):
+            if not name.endswith(b":version"):
+                with self._unreadable(f"{key} {name.decode()}", skip=True):
+                    version = _int(stored.get(name + b":version"), key)
+                    found.append(replace(codec.FEED.load(doc, key=key), version=version))
+        return found
+
+    def change_feed(self, was: Feed | None, now: Feed | None) -> Feed | None:
+        asked = {"name": feed_name(was, now), "was": "" if was is None else str(was.version), "gone": now is None}
+        doc = b"" if now is None else codec.FEED.dump(replace(now, version=0))
+        version = self._run("change_feed", asked, doc)
+        if version is None:
+            return None
+        return was if now is None else replace(now, version=int(version))
 
     # -- upgrades -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Rollout, is_id
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import BadInput, Fenced, Locked, NotFound
@@ -113,6 +114,14 @@ def fenced(claim: Claim, why: str) -> Fenced:
 
 def locked(server: str, rollout: str) -> Locked:
     return Locked(f"{server} belongs to rollout {rollout}", next=f"changeover show {rollout}")
+
+
+def feed_name(was: Feed | None, now: Feed | None) -> str:
+    """Of the one that both are of. Raises ValueError."""
+    names = {feed.name for feed in (was, now) if feed is not None}
+    if len(names) != 1:
+        raise ValueError(f"a feed is changed into itself alone, not {', '.join(sorted(names)) or 'from none to none'}")
+    return names.pop()
 
 
 def no_delivery(id: str) -> NotFound:

@@ -116,7 +116,7 @@ def _left(deadline: float, late: type[httpcore2.TimeoutException]) -> float:
 def _ask(target: tuple[str, int], request: Request) -> Answer:
     """One request on one new connection."""
     site = rules.site(request)
-    context = _trust(request.ca) if site.scheme == "https" else None
+    context = trust(request.ca) if site.scheme == "https" else None
     started = time.monotonic()
     pin = Pin(host=site.host, port=site.port, target=target, deadline=started + request.timeout)
     url = httpcore2.URL(scheme=site.scheme, host=site.host, port=site.port, target=site.target)
@@ -145,7 +145,7 @@ def _ask(target: tuple[str, int], request: Request) -> Answer:
     return answer.without(request.secrets)
 
 
-def _trust(ca: str) -> ssl.SSLContext:
+def trust(ca: str) -> ssl.SSLContext:
     """Verifies the chain and the name, always."""
     if not ca:
         return httpcore2.default_ssl_context()

@@ -67,7 +67,7 @@ def endpoint(address: str, port: int, allowed: frozenset[int] | None) -> tuple[s
         ip = ipaddress.ip_address(address)
     except ValueError:
         raise Refused(f"address {address!r} is not an IP address; a probe never resolves names") from None
-    for candidate in (ip, *_embedded(ip)):
+    for candidate in (ip, *embedded(ip)):
         if candidate in (_METADATA_4 if isinstance(candidate, _IPv4) else _METADATA_6):
             raise Refused(f"address {address} belongs to the cloud's metadata service and is never asked")
         if candidate.is_multicast or (candidate == ip and candidate.is_unspecified):
@@ -78,7 +78,7 @@ def endpoint(address: str, port: int, allowed: frozenset[int] | None) -> tuple[s
     return str(ip), port
 
 
-def _embedded(ip: _IPv4 | _IPv6) -> list[_IPv4]:
+def embedded(ip: _IPv4 | _IPv6) -> list[_IPv4]:
     if isinstance(ip, _IPv4):
         return []
     bits, last = int(ip), _IPv4(int(ip) & 0xFFFFFFFF)

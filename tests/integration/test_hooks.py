@@ -22,13 +22,17 @@ import yaml
 from orchestrator import hook_file
 from orchestrator.api.problems import KINDS, MEDIA, PREFIX
 from orchestrator.api.routes import Api
-from orchestrator.domain.signatures import standard
+from orchestrator.domain.signatures import standard, standard_key, verified
 from orchestrator.hooks import Carrier
 from tests.integration.test_api_command import as_file, serving
 from tests.support.api import Served, listening, served
 from tests.support.control_plane import control_plane
 from tests.support.redis_servers import wait_for
-from tests.unit.test_hooks import KEYS, NOW, READY, SHARED, STAMP, written
+from tests.unit.test_hooks import KEYS, NOW, READY, SECRET, SHARED, STAMP, written
+from tests.unit.test_notify import Receiver, receiver
+from tests.unit.test_notify import written as to_be_told
+
+__all__ = ["receiver"]  # a fixture
 
 PAGE = Path(__file__).parents[2] / "docs" / "webhooks.md"
 CHANGEOVER = [sys.executable, "-P", "-c", "import sys; from orchestrator.cli import main; sys.exit(main())"]
@@ -206,15 +210,15 @@ def test_the_log_is_paged_filtered_and_carried_out_again_by_who_may(api: Served)
     assert part.post(f"/v1/deliveries/{ids[0]}:redeliver").status_code == 403
 
 
-def test_the_page_holds_by_curl_and_openssl(tmp_path: Path) -> None:
+def test_the_page_holds_by_curl_and_openssl_and_what_begins_is_told(tmp_path: Path, receiver: Receiver) -> None:
     if shutil.which("curl") is None or shutil.which("openssl") is None:
         pytest.skip("no curl or no openssl is installed")
     page = PAGE.read_text()
-    file, workflow = (part.partition("```")[0] for part in page.split("```yaml\n")[1:])
+    file, workflow, _ = (part.partition("```")[0] for part in page.split("```yaml\n")[1:])
     (script,) = (part.partition("```")[0] for part in page.split("```sh\n")[1:])
     (job,) = yaml.safe_load(workflow)["jobs"].values()
     (step,) = job["steps"]
-    with control_plane(tmp_path, workers=1) as plane:
+    with control_plane(tmp_path, workers=1, notify=to_be_told(tmp_path, receiver.url)) as plane:
         run = plane.fleet(servers=2)
         secret = subprocess.run([*CHANGEOVER, "hooks", "secret"], capture_output=True, text=True, check=True).stdout
         (tmp_path / "releases.secret").write_text(secret)
@@ -240,8 +244,12 @@ def test_the_page_holds_by_curl_and_openssl(tmp_path: Path) -> None:
             begun = bash(script.replace("http://127.0.0.1:8088", where))
             again = bash(step["run"], URL=where, SECRET=secret.strip(), ID="release-17")
             wait_for("the rollout", lambda: len(plane.store.rollouts()) == 1, seconds=60)
+            plane.until("its being told", lambda: bool(receiver.heard))
         assert (begun["again"], again["again"], again["delivery"]) == (False, True, begun["delivery"])
         (rollout,) = plane.store.rollouts()
+        headers, told = receiver.heard[0]
+        assert verified("standard", headers, told, [standard_key(SECRET)], now=time.time()) is not None
+        assert (receiver.events()[0], json.loads(told)["data"]["rollout"]) == ("created", rollout.id)
         assert rollout.created_by == f"webhook releases ({begun['delivery']})"
         spec = plane.store.document("spec", rollout.id)
         assert spec is not None and spec["plan"]["fleet"]["target"]["size"]["disk"] == f"{2 << 30}B"

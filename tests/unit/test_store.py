@@ -20,6 +20,7 @@ from orchestrator.addresses import parse
 from orchestrator.domain.budget import Limit
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
+from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Rollout, aborting, paused
 from orchestrator.domain.steps import STEPS
 from orchestrator.domain.token import Session, Token
@@ -1680,6 +1681,41 @@ def test_a_delivery_that_cannot_be_read_hides_no_other(redis_site: Site) -> None
     assert [d.id for d in store.deliveries()] == [d.id for d in store.due_deliveries()] == ["d2"]
     with pytest.raises(UnsafeStore):
         store.delivery("d1")
+
+
+def test_a_feed_moves_on_for_one_who_has_seen_it_as_it_is(site: Site) -> None:
+    fresh = Feed(receiver="chat", rollout="r1")
+    first = site.store.change_feed(None, fresh)
+    assert first is not None
+    assert site.store.change_feed(None, fresh) is None, "it is there already"
+    second = site.store.change_feed(first, first.past("5-1", told=1, due=START))
+    assert second is not None and (second.cursor, second.told) == ("5-1", 1) and second.version > first.version
+    assert site.store.change_feed(first, replace(first, due=9.0)) is None, "it was changed meanwhile"
+    assert site.store.change_feed(first, None) is None
+    other = site.store.change_feed(None, Feed(receiver="a", rollout="r1"))
+    assert site.store.feeds() == [other, second]
+    assert site.store.change_feed(second, None) is not None
+    assert site.store.feeds() == [other]
+    assert site.store.change_feed(second, second) is None, "it is gone"
+    for wrong in ((None, None), (second, other)):
+        with pytest.raises(ValueError, match="a feed is changed into itself alone"):
+            site.store.change_feed(*wrong)
+
+
+def test_of_many_that_move_a_feed_on_at_once_one_has_done_it(site: Site) -> None:
+    seen = site.store.change_feed(None, Feed(receiver="chat", rollout="r1"))
+    assert seen is not None
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: site.store.change_feed(seen, replace(seen, told=n)), range(24)))
+    assert sum(changed is not None for changed in found) == 1
+
+
+def test_a_feed_that_cannot_be_read_hides_no_other(redis_site: Site) -> None:
+    store = cast(RedisStore, redis_site.store)
+    for name in ("a", "b"):
+        store.change_feed(None, Feed(receiver=name, rollout="r1"))
+    store._redis.hset(store._key("outbox"), "a/r1", b"{}")
+    assert [feed.receiver for feed in store.feeds()] == ["b"]
 
 
 def test_a_ledger_keeps_the_last_word_about_a_key(site: Site) -> None:
