@@ -4,14 +4,14 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help demo demo-aws test check format lock bench chaos clean setup validators
+.PHONY: help demo demo-aws test check format lock bench chaos clean setup validators audit
 
 help:
 	@echo "make demo    replace a fleet of real servers under live traffic, here, in a minute and a half"
 	@echo "make demo-aws   the same on twenty instances of a simulated AWS, in two accounts"
 	@echo "make test    the tests; TESTS=tests/unit for some   make check   lint, format, types, layers, dead code"
 	@echo "make setup   .venv, and nothing else; the others begin with it"
-	@echo "make bench   the benchmarks   make lock    renew the requirement locks"
+	@echo "make bench   the benchmarks   make lock    renew the requirement locks   make audit   known holes in what they name"
 	@echo "make chaos   a hundred servers replaced while everything is killed; SEED=1 SERVERS=100"
 
 setup: $(STAMP)
@@ -51,6 +51,13 @@ check: $(STAMP)
 	@$(BIN)/vulture
 	@$(BIN)/hadolint deploy/Dockerfile
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+
+# Asks PyPI itself, where it can be reached, for what is known of each version that we ship or build with: not part of
+# `check`, which needs no network. A version of which nothing can be told fails too.
+audit: .validators/.stamp
+	@failed=; for lock in requirements/*.txt; do echo $$lock; \
+		.validators/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r $$lock || failed=1; \
+	done; test -z "$$failed"
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
