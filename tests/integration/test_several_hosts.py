@@ -160,11 +160,11 @@ def in_mid_swap(site: Site, id: str, *, called: int) -> Row:
             found[:] = [row for row in site.store.rows(id) if row.owner and row.upgrade.step == "swap"]
         return bool(found)
 
-    wait_for("a swap", caught, seconds=60)
+    wait_for("a swap", caught, seconds=90, every=0.05)
     return found[0]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_host_that_is_cut_off_in_mid_swap_costs_no_server_and_no_request(tmp_path: Path) -> None:
     with site(tmp_path) as s:
         _, token = tokens.create(s.store, "ci", ["read", "run"], actor="test")
@@ -193,10 +193,10 @@ def test_a_host_that_is_cut_off_in_mid_swap_costs_no_server_and_no_request(tmp_p
             assert now is not None
             return now.upgrade.has_begun("drain_old") or now.upgrade.state == "upgraded"
 
-        wait_for("the swap by others", taken_over, seconds=90)
+        wait_for("the swap by others", taken_over, seconds=90, every=0.2)
         s.wires[cut].heal()
 
-        wait_for("the end", lambda: operations.view(s.store, id).rollout.ended, seconds=90)
+        wait_for("the end", lambda: operations.view(s.store, id).rollout.ended, seconds=120, every=0.2)
         wait_for("the workers of both hosts", lambda: len(s.store.workers()) == len(s.far), seconds=60)
         time.sleep(1)  # for users to meet what was left behind
         users.stop()
