@@ -46,7 +46,6 @@ BATCH = 100  # ids that one DescribeInstanceStatus takes, and half of what a fil
 MANAGED, DISPOSABLE = "changeover:managed", "changeover:disposable"
 NAME, MADE_OF = "changeover:name", "changeover:made-of"
 CHECKED = 3600.0  # seconds after a start in which the status checks decide whether an instance runs
-PASSED = 120.0  # seconds for which checks that were passed are believed to be: AWS makes them every minute
 GRACE = 300.0  # seconds after a start in which a failed check is not believed
 LAG = 120.0  # seconds in which a thing that we made may not show yet
 FRESH = 300.0  # seconds for which the size of a volume is remembered
@@ -94,7 +93,6 @@ class AwsCompute:
         self._available: dict[str, Raw] = {}  # images that are whole, and will not change any more
         # Of an instance that is to be replaced, until when it is believed: its description, template and volumes.
         self._known: dict[tuple[str, str], tuple[float, Any]] = {}
-        self._passed: dict[tuple[str, Any], float] = {}  # (instance, its start) -> until when its checks are passed
         self._unseen: dict[str, float] = {}  # what this process made and no look has shown yet, and when
         # What threads want to know of one thing each at the same moment is one call for all of them.
         self._one_by: Mapping[str, Rounds[str, Raw | None]] = {
@@ -612,17 +610,13 @@ class AwsCompute:
             for each in instances
             if each["State"]["Name"] == "running"
         }
-        now = time.monotonic()
-        boots = {each["InstanceId"]: (each["InstanceId"], each["LaunchTime"]) for each in instances}
-        young = [id for id, age in ages.items() if age < CHECKED and self._passed.get(boots[id], 0.0) < now]
+        young = [id for id, age in ages.items() if age < CHECKED]
         told: dict[str, tuple[ServerState, str]] = {}
         for start in range(0, len(young), BATCH):
             told |= dict.fromkeys(young[start : start + BATCH], ("pending", "its status checks have not been made"))
             for status in self._statuses(young[start : start + BATCH]):
                 id = status["InstanceId"]
                 told[id] = _checked(status, ages[id])
-                if told[id][0] == "running":
-                    self._passed[boots[id]] = now + PASSED
         return told
 
     def _statuses(self, ids: Sequence[str]) -> Sequence[Raw]:

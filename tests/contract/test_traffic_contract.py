@@ -93,7 +93,7 @@ class HAProxyWorld:
         assert visit.answer()[0] == 200
 
     def pass_time(self) -> None:
-        time.sleep(0.01)
+        time.sleep(0.05)
 
     def close(self) -> None:
         for visit in self._visits:
@@ -199,7 +199,7 @@ class NamesWorld:
     def request(self) -> None: ...
 
     def pass_time(self) -> None:
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -288,7 +288,7 @@ class TargetGroupWorld:
     def request(self) -> None: ...
 
     def pass_time(self) -> None:
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager

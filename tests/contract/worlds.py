@@ -152,7 +152,7 @@ class AwsWorld:
             if id in found and found[id].state == state:
                 return
             assert time.monotonic() < end, f"{id} is {found.get(id)}"
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def lose_next_answer(self) -> None:
         self._cloud.troubles.add(Fault(service="*", after=True, drop=True, writes=True))

@@ -52,7 +52,7 @@ class Stage:
         end = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < end, "it never came"
-            time.sleep(0.01)
+            time.sleep(0.05)
         return found
 
     def server(self, **more: Any) -> str:
@@ -284,7 +284,7 @@ def again(call: Any) -> Any:
         try:
             return call()
         except (Transient, Throttled, errors.NotYetVisible):
-            time.sleep(0.02)
+            time.sleep(0.05)
     raise AssertionError("it never got through")
 
 

@@ -40,7 +40,7 @@ class Stage:
         end = time.monotonic() + 30
         while not (found := true()):
             assert time.monotonic() < end, "it never came"
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found
 
     def facts(self, *ids: str, paths: tuple[str, ...] = ()) -> Any:
@@ -140,7 +140,7 @@ def test_many_are_asked_in_three_calls_a_batch(stage: Stage, monkeypatch: pytest
         end = time.monotonic() + 60
         while any(set(command.ids) - set(command.said) for command in commands.values()):
             assert time.monotonic() < end
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     stepped = SimpleNamespace(sleep=until_all_have_said, monotonic=time.monotonic, time=time.time)
     monkeypatch.setattr("providers.guest.aws.time", stepped)

@@ -57,7 +57,7 @@ class Stage:
         end = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < end, "it never came"
-            time.sleep(0.01)
+            time.sleep(0.05)
         return found
 
     def old(self, **tags: str) -> str:

@@ -45,7 +45,7 @@ class Stage:
         end = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < end, "it never came"
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found
 
     def member(self, name: str, id: str, **more: Any) -> Member:

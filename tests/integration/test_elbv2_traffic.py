@@ -78,7 +78,7 @@ class Stage:
         end = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < end, "it never came"
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found
 
     def tags(self, id: str) -> dict[str, str]:
@@ -381,7 +381,7 @@ def test_those_who_come_at_the_same_moment_are_one_call_and_so_are_those_who_lea
     before = Counter(stage.cloud.calls)
     guard = Guard(min_healthy=2, serving=tuple(old))
     gone = at_once(6, lambda number: stage.traffic.remove("web", members[number].name, guard=guard, cut=False))
-    assert {view.state for view in gone} == {"draining"}
+    assert {view.state for view in gone} <= {"draining", "leaving"}
     stage.until(lambda: all(stage.view(member.name).state == "leaving" for member in members))
     at_once(6, lambda number: stage.traffic.remove("web", members[number].name, guard=guard, cut=False))
     made = Counter(stage.cloud.calls) - before
@@ -425,7 +425,7 @@ def test_one_who_cannot_come_or_leave_holds_up_none_of_the_others(
     assert {id for id, _ in stage.targets()} >= {new[1], new[2]}
     guard = Guard(min_healthy=1)
     told = at_once(2, lambda number: stage.traffic.remove("web", [first, "web-7"][number], guard=guard, cut=False))
-    assert [one.state for one in told] == ["draining", "absent"]
+    assert told[0].state in ("draining", "leaving") and told[1].state == "absent"
 
 
 @pytest.mark.parametrize(

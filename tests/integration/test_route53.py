@@ -82,7 +82,7 @@ def test_twenty_swaps_at_once_are_few_changes_and_nothing_of_a_stranger_is_lost(
         while not stop.is_set():
             zone.put(f"theirs-{theirs[0]}", "A", 60, C)
             theirs[0] += 1
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def swap(number: int) -> None:
         traffic = traffic_of(zone, *dict.fromkeys(pools))

@@ -58,7 +58,7 @@ class Sim:
         end = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < end, "it never came"
-            time.sleep(0.01)
+            time.sleep(0.05)
         return found
 
     def running(self, **more: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from providers.clients.aws import Aws, place_of
 from providers.errors import Busy
@@ -42,9 +43,15 @@ def credentials() -> Iterator[None]:
                 os.environ[name] = value
 
 
+_wires: WeakKeyDictionary[SimCloud, Aws] = WeakKeyDictionary()
+
+
 def wire(cloud: SimCloud, **more: str) -> Aws:
-    """Calls as an operator makes them, beside the product."""
-    return Aws(place_of({"region": REGION, "endpoint": cloud.url, **more}))
+    """Calls as an operator makes them, beside the product. One of a cloud, since each client takes its time to make."""
+    if more or cloud not in _wires:
+        made = Aws(place_of({"region": REGION, "endpoint": cloud.url, **more}))
+        return made if more else _wires.setdefault(cloud, made)
+    return _wires[cloud]
 
 
 def launch(cloud: SimCloud, network: Network, *, tags: Mapping[str, str] | None = None, **more: Any) -> str:
@@ -115,7 +122,7 @@ def register(cloud: SimCloud, group: str, id: str, *, port: int = PORT) -> None:
             wire(cloud).write("elbv2", "register_targets", TargetGroupArn=group, Targets=[{"Id": id, "Port": port}])
         except Busy:
             assert time.monotonic() < end, f"{id} does not run"
-            time.sleep(0.02)
+            time.sleep(0.05)
         else:
             return
 
@@ -128,7 +135,7 @@ def elastic_ip(cloud: SimCloud, id: str, *, member: str = "") -> tuple[str, str]
     end = time.monotonic() + 20
     while not (told := ec2.read("ec2", "describe_instance_status", InstanceIds=[id])["InstanceStatuses"]):
         assert time.monotonic() < end, f"{id} does not run: {told}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     ec2.write("ec2", "associate_address", AllocationId=made["AllocationId"], InstanceId=id)
     if member:
         tag = {"Key": f"changeover:member:{member}", "Value": f"{id} {address_of(cloud, id)} told 1.000"}
