@@ -31,7 +31,7 @@ from orchestrator.api.problems import KINDS, Problem, problem_of
 from orchestrator.api.routes import STREAMS, Api, EventId, slowly, stream, visible
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
-from orchestrator.errors import ChangeoverError, Conflict, NotFound
+from orchestrator.errors import ChangeoverError, Conflict, NotFound, Unreachable, UnsafeStore
 from orchestrator.operations import View
 from orchestrator.store import Store
 from orchestrator.web import actions, sessions, telling
@@ -41,6 +41,7 @@ from orchestrator.web.sessions import Visitor
 FORM_MOST = 8192  # bytes
 SHOWN = 50  # rollouts on one page
 FRESH = 1.0  # seconds for which a rollout that was read is shown to others too
+AT_ONCE = 8  # pages that are made at a time, so that programs need not wait for those of large rollouts
 _VIEWS = 20  # rollouts that are kept for that
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SERVER = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
@@ -66,6 +67,7 @@ DID: Mapping[str, str] = {
     "unfreeze": "No longer frozen.",
     "nothing": "There was nothing left to do: it was so already.",
 }
+GOES_ON = "every site goes on serving as it is; nothing was left half done"
 log = structlog.get_logger(__name__)
 Form = Mapping[str, str]
 
@@ -106,6 +108,9 @@ class Site:
     _views: dict[str, tuple[float, View]] = field(default_factory=dict)
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self._threads = anyio.CapacityLimiter(AT_ONCE)
+
     def routes(self) -> list[Route]:
         return [
             self._page("/", self.rollouts),
@@ -117,6 +122,7 @@ class Site:
             self._page("/rollouts/{id}/top", self.top),
             self._page("/rollouts/{id}/servers/{server}", self.server),
             Route("/rollouts/{id}/live", self._guarded(self.live)),
+            Route("/rollouts/{id}/timeline", self._guarded(self.timeline)),
             Route("/rollouts/{id}/report", self._guarded(self.report)),
             self._page("/rollouts/{id}/{verb}", self.verb, post=True),
             Route("/page/{name}", self.asset),
@@ -133,7 +139,7 @@ class Site:
             def work() -> Response:
                 return show(self._let_in(request, form))
 
-            return await anyio.to_thread.run_sync(work)
+            return await anyio.to_thread.run_sync(work, limiter=self._threads)
 
         return Route(path, self._guarded(answer), methods=["GET", "POST"] if post else ["GET"])
 
@@ -161,7 +167,10 @@ class Site:
 
     def _let_in(self, request: Request, form: Form) -> Asked:
         """Raises `Out`, or `Problem` for a form that our page has not made, and for whoever asks too often."""
-        who = sessions.visitor(self.store, request)
+        try:
+            who = sessions.visitor(self.store, request)
+        except (Unreachable, UnsafeStore):  # where it is, not everybody is told
+            raise Problem("unreachable", "Redis does not answer", traffic=GOES_ON, next="changeover up") from None
         if who is None:
             raise Out
         if wait := self.api.pace.wait(who.caller.token.id):
@@ -226,6 +235,7 @@ class Site:
             )
             for r, tally in found
         ]
+        shown.sort(key=lambda each: not (each.needs or (each.users is not None and each.users.failed)))
         lost = {} if token.fleets else {what: why for what, why in unread.items() if "/" not in what}
         return self._html(
             asked,
@@ -322,6 +332,20 @@ class Site:
             raise Problem("too-many-requests", f"{self.api.streams} streams of events are open here already")
         door = Door(key=asked.who.key, still=partial(sessions.still, self.store, asked.who.key))
         return stream(self.api, self.api.live.follow(r.id, after, door, telling.told))
+
+    async def timeline(self, request: Request, form: Form) -> Response:
+        asked = await anyio.to_thread.run_sync(self._let_in, request, form)
+
+        def work() -> Response:
+            from orchestrator.report.picture import draw
+            from orchestrator.report.telling import tell
+
+            r = self._visible(asked)
+            view, entries = self._view(r), operations.events(self.store, r.id)
+            told = tell(r, view.upgrades, entries, self.store.document("spec", r.id), now=self.store.now())
+            return self._html(asked, "timeline", rollout=r, picture=draw(told), summary=told["summary"])
+
+        return await slowly(self.api, work)
 
     async def report(self, request: Request, form: Form) -> Response:
         asked = await anyio.to_thread.run_sync(self._let_in, request, form)

@@ -17,6 +17,7 @@ from orchestrator import operations, tokens
 from orchestrator.api import live
 from orchestrator.api.routes import Api
 from orchestrator.domain.upgrade import Ailed, Held, Upgrade
+from orchestrator.errors import Unreachable
 from orchestrator.store import Entry, Users
 from orchestrator.web import sessions, telling
 from orchestrator.web.site import assets
@@ -226,6 +227,16 @@ def test_pages_that_are_not_there_say_so_and_the_apis_addresses_stay_the_apis(ap
     assert browser.http.get(f"/v1/rollouts/{id}").status_code == 401, "a cookie is no token for programs"
 
 
+def test_where_redis_is_is_not_told_to_everybody(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_key: str) -> None:
+        raise Unreachable("Redis at 10.0.0.5:6379 does not answer")
+
+    monkeypatch.setattr(api.store, "session", away)
+    answer = Browser(api).get("/", headers={"Cookie": f"{sessions.COOKIE}=x"})
+    assert answer.status_code == 503 and "10.0.0.5" not in answer.text
+    assert "every site goes on serving" in answer.text and "retry-after" in answer.headers
+
+
 # -- what they see -----------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +246,7 @@ def test_nothing_is_shown_of_fleets_that_the_token_may_not_see(api: Served) -> N
     browser = inside(api, fleets=("shop",))
     listed = browser.see("/")
     assert shop in listed and blog not in listed and "blog" not in listed and "held" not in listed
-    for path in ("", "/top", "/live", "/report", "/pause", "/servers/blog-1"):
+    for path in ("", "/top", "/live", "/report", "/timeline", "/pause", "/servers/blog-1"):
         answer = browser.get(f"/rollouts/{blog}{path}")
         assert answer.status_code == 404 and "blog-1 " not in answer.text, path
 
@@ -257,7 +268,10 @@ def test_the_page_says_first_whether_users_are_hurt_and_what_needs_a_person(api:
         "No user request failed",
     ):
         assert said in text
-    assert "1 rollout needs you" in browser.see("/")
+    api.clock.now += 60
+    newer = api.applied(BLOG)
+    listed = browser.see("/")
+    assert "1 rollout needs you" in listed and listed.index(id) < listed.index(newer), "what needs somebody is first"
     api.store.put_users(id, Users(requests=12000, failed=7, at=api.clock.now))
     assert "<h1>7 user requests failed</h1>" in browser.see(f"/rollouts/{id}")
     assert "<h1>7 user requests failed</h1>" in browser.see("/")
@@ -337,6 +351,27 @@ def test_a_servers_page_tells_its_story_with_the_evidence_and_leads_to_its_tasks
     assert "its turn has not come" in inside(api).see(f"/rollouts/{id}/servers/web-3")
 
 
+def test_the_timeline_draws_every_server_whether_few_or_thousands(api: Served) -> None:
+    id, browser = api.applied(), inside(api)
+    assert "Timeline</a>" in browser.see(f"/rollouts/{id}")
+    for n, server in enumerate(("web-1", "web-2", "web-3")):
+        for event, detail in (("Began", {"step": "swap"}), ("Finished", {"step": "swap"})):
+            api.clock.now += 10 * (n + 1)
+            api.store.note(id, Entry(event=event, actor="w1", detail=detail), server=server)
+    operations.pause(api.store, id, actor="x", why="a <look>")
+    text = browser.see(f"/rollouts/{id}/timeline")
+    (strokes,) = re.findall(r'<path class="s4" stroke-width="14.04" d="([^"]*)"/>', text)
+    starts = [float(each) for each in re.findall(r"M([\d.]+) ", strokes)]
+    assert len(starts) == 3 and starts == sorted(starts)
+    assert f'href="/rollouts/{id}/servers/web-3"' in text and "paused: a &lt;look&gt;" in text
+    names = "\n".join(f"  - {{name: w{n}, pools: [web]}}" for n in range(2000))
+    many = api.applied(re.sub(r"(?s)  - \{name: web-1.*?web-3[^\n]*", names, FLEET))
+    for n in range(0, 2000, 40):
+        api.store.note(many, Entry(event="Began", actor="w1", detail={"step": "provision"}), server=f"w{n}")
+    drawn = browser.see(f"/rollouts/{many}/timeline")
+    assert len(re.findall(r"M[\d.]+ [\d.]+h", drawn)) == 50 and "/servers/w40" not in drawn
+
+
 def test_the_report_is_a_file_that_runs_nothing(api: Served) -> None:
     id = api.applied()
     answer = inside(api).get(f"/rollouts/{id}/report")
@@ -364,9 +399,8 @@ def test_older_rollouts_are_on_further_pages_and_open_ones_first(api: Served, mo
 
 
 def buttons(text: str) -> set[str]:
-    return set(re.findall(r'<a class="button[^"]*" href="/(?:rollouts/[^/"]+/)?([a-z]+)(?:\?[^"]*)?">', text)) - {
-        "report"
-    }
+    found = re.findall(r'<a class="button[^"]*" href="/(?:rollouts/[^/"]+/)?([a-z]+)(?:\?[^"]*)?">', text)
+    return set(found) - {"timeline"}
 
 
 def test_there_are_buttons_for_what_the_token_may_and_the_state_allows(api: Served) -> None:
