@@ -6,13 +6,20 @@ through the log of a rollout is a feed; what is behind its cursor has been told.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 IN_HAND = 60.0  # seconds that a worker has for its turn, since its last word
+AGAIN = 10.0  # seconds until a gate that says "wait" is asked again
 LONGEST_PAUSE = 3600.0  # seconds between two attempts
 GIVE_UP = 86400.0  # seconds after which an event is left out, so that those behind it are told
+
+GateAnswer = Literal["continue", "wait", "pause", "abort"]
+GATE_ANSWERS: tuple[GateAnswer, ...] = get_args(GateAnswer)
+# What a gate is asked by: before a wave, and after one; and the state in which its answer still counts.
+GATES: Mapping[str, str] = {"approval asked": "awaiting_approval", "baking": "baking"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,10 @@ class Feed:
             self, cursor=cursor, told=self.told + told, due=due, attempts=0, failing=None, why="" if told else self.why
         )
 
+    def waiting(self, why: str, now: float) -> Feed:
+        """A gate has it wait: it is asked the same again."""
+        return replace(self, due=now + AGAIN, attempts=0, failing=None, why=why)
+
     def failed(self, cursor: str, why: str, now: float) -> Feed:
         """`cursor`: the entry that was not told. It is tried again, and left out when that has lasted too long."""
         since = now if self.failing is None else self.failing
@@ -56,6 +67,19 @@ class Feed:
             return replace(self, cursor=cursor, left=self.left + 1, due=now, attempts=0, failing=None, why=told)
         pause = min(LONGEST_PAUSE, 2.0 ** min(self.attempts + 1, 20))
         return replace(self, attempts=self.attempts + 1, failing=since, why=why, due=now + pause)
+
+
+def gate_answer(body: bytes) -> tuple[GateAnswer, str] | None:
+    """What a gate says, such as `{"answer": "continue", "why": "all is well"}`, and its reason; None: no such thing."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or said.get("answer") not in GATE_ANSWERS:
+        return None
+    why = said.get("why", "")
+    told = "".join(c if c.isprintable() else " " for c in why) if isinstance(why, str) else ""
+    return cast(GateAnswer, said["answer"]), " ".join(told.split())[:300]
 
 
 def place(id: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from orchestrator.domain.events import EVENTS, USUAL
 from orchestrator.domain.fleet import Line, Model, Name
+from orchestrator.domain.outbox import GATES
 
 
 def _url(value: str) -> str:
@@ -33,7 +34,7 @@ def _network(value: str) -> str:
 class Receiver(Model):
     """`secrets` are files, each with one; it is signed by all of them. `events`: which; without it those that a person
     wants to know. `fleets`: only of these. `networks`: private ones in which its address may be, by HTTP too. `ca`: a
-    file of certificates to trust instead of the system's."""
+    file of certificates to trust instead of the system's. `gate`: what it answers about a wave is followed."""
 
     url: Annotated[Line, AfterValidator(_url)]
     secrets: Annotated[tuple[Line, ...], Field(min_length=1, max_length=4)]
@@ -41,12 +42,17 @@ class Receiver(Model):
     fleets: Annotated[tuple[Name, ...], Field(max_length=1000)] = ()
     networks: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Field(max_length=20)] = ()
     ca: Line | None = None
+    gate: bool = False
 
     def sees(self, fleet: str) -> bool:
         return not self.fleets or fleet in self.fleets
 
     def wants(self, event: str) -> bool:
-        return self.events == "every" or event in (USUAL if self.events is None else self.events)
+        return (
+            (self.gate and event in GATES)
+            or self.events == "every"
+            or event in (USUAL if self.events is None else self.events)
+        )
 
 
 class NotifyFile(Model):

@@ -214,7 +214,7 @@ def test_the_page_holds_by_curl_and_openssl_and_what_begins_is_told(tmp_path: Pa
     if shutil.which("curl") is None or shutil.which("openssl") is None:
         pytest.skip("no curl or no openssl is installed")
     page = PAGE.read_text()
-    file, workflow, _ = (part.partition("```")[0] for part in page.split("```yaml\n")[1:])
+    file, workflow, *_ = (part.partition("```")[0] for part in page.split("```yaml\n")[1:])
     (script,) = (part.partition("```")[0] for part in page.split("```sh\n")[1:])
     (job,) = yaml.safe_load(workflow)["jobs"].values()
     (step,) = job["steps"]

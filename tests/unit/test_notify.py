@@ -7,7 +7,8 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,10 +19,12 @@ import trustme
 
 from orchestrator import hook_file, operations
 from orchestrator.domain.events import BOOKS, EVENTS, ROLLOUT, SERVER, USUAL
-from orchestrator.domain.outbox import GIVE_UP, IN_HAND, Feed
+from orchestrator.domain.outbox import AGAIN, GIVE_UP, IN_HAND, Feed
+from orchestrator.domain.rollout import Approval
 from orchestrator.domain.signatures import standard_key, verified
 from orchestrator.domain.upgrade import Event, Looked
 from orchestrator.errors import BadInput
+from orchestrator.store import Entry
 from providers import webhook
 from providers.errors import Refused, Transient
 from tasks import notify
@@ -42,6 +45,7 @@ class Receiver:
 
     heard: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    says: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
 
     def events(self) -> list[str]:
@@ -55,14 +59,16 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            status = found.answers.pop(0) if found.answers else 204
+            status = found.answers.pop(0) if found.answers else 200
             if status < 300:
                 found.heard.append(({name.lower(): value for name, value in self.headers.items()}, body))
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", found.url + "/elsewhere")
-            self.send_header("Content-Length", "0")
+            said = found.says.get(json.loads(body)["type"], b"")
+            self.send_header("Content-Length", str(len(said)))
             self.end_headers()
+            self.wfile.write(said)
 
         def log_message(self, format: str, *args: Any) -> None: ...
 
@@ -258,6 +264,100 @@ def test_a_message_of_what_nobody_follows_is_ignored() -> None:
         assert "ignored" in notify.run(runner.world, receiver="chat", rollout="r9")
 
 
+# -- gates -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def gated(folder: Path, receiver: Receiver, **rollout: Any) -> Iterator[Runner]:
+    """A rollout of one wave that waits for the yes of the receiver."""
+    with running(["web-1", "web-2"]) as runner:
+        was = runner.record()
+        asks = replace(was, approvals=(Approval(wave=0, **{"by": ("chat",), **rollout}),))
+        assert runner.store.change(was, asks, entry=Entry(event="created", actor="test")) is not None
+        _know(runner, written(folder, receiver.url, "    gate: true\n    events: []\n"))
+        runner.coordinator.tick()
+        assert runner.record().state == "awaiting_approval"
+        yield runner
+
+
+def says(answer: str, why: str = "") -> bytes:
+    return json.dumps({"answer": answer, "why": why}).encode()
+
+
+def test_a_gate_that_says_continue_has_said_yes(tmp_path: Path, receiver: Receiver) -> None:
+    receiver.says["approval asked"] = says("continue")
+    with gated(tmp_path, receiver) as runner:
+        runner.finish()
+        assert runner.record().state == "succeeded"
+        (yes,) = [e for e in operations.events(runner.store, runner.rollout) if e.event == "approved"]
+        assert yes.actor.startswith("webhook chat (")
+    assert receiver.events() == ["approval asked"]
+
+
+def test_a_gate_that_says_wait_is_asked_again_until_it_says_something_else(tmp_path: Path, receiver: Receiver) -> None:
+    receiver.says["approval asked"] = says("wait", "errors are up")
+    with gated(tmp_path, receiver) as runner:
+        for _ in range(3):
+            (feed,) = settled(runner, seconds=AGAIN + 1)
+            assert feed.why == "it says wait: errors are up"
+        assert runner.record().state == "awaiting_approval" and len(receiver.heard) == 3
+        receiver.says["approval asked"] = says("continue")
+        settled(runner, seconds=AGAIN + 1)
+        assert runner.record().state == "running"
+
+
+@pytest.mark.parametrize(("answer", "state"), [("pause", "paused"), ("abort", "aborted")])
+def test_a_gate_that_says_no_stops_it_for_its_reason(
+    tmp_path: Path, receiver: Receiver, answer: str, state: str
+) -> None:
+    receiver.says["approval asked"] = says(answer, "errors\nare up")
+    with gated(tmp_path, receiver) as runner:
+        settled(runner)
+        assert (runner.record().state, runner.record().why) == (state, "errors are up")
+
+
+def test_a_gate_whose_yes_is_not_asked_for_changes_nothing(tmp_path: Path, receiver: Receiver) -> None:
+    receiver.says["approval asked"] = says("continue")
+    with gated(tmp_path, receiver, by=("anna",)) as runner:
+        (feed,) = settled(runner)
+        assert runner.record().state == "awaiting_approval" and feed.told == 1
+
+
+def test_a_gate_that_is_too_late_changes_nothing(tmp_path: Path, receiver: Receiver) -> None:
+    receiver.says["approval asked"] = says("abort")
+    receiver.answers = [503]
+    with gated(tmp_path, receiver) as runner:
+        settled(runner)
+        operations.approve(runner.store, runner.rollout, who="chat", actor="somebody")
+        settled(runner, seconds=5)
+        assert len(receiver.heard) == 1 and runner.record().state == "running"
+
+
+@pytest.mark.parametrize("said", [b"", b"yes", b"[]", b'{"answer": "go"}', b'{"answer": ["continue"]}', b"[" * 9999])
+def test_an_answer_that_is_none_is_asked_for_again(tmp_path: Path, receiver: Receiver, said: bytes) -> None:
+    receiver.says["approval asked"] = said
+    with gated(tmp_path, receiver) as runner:
+        (feed,) = settled(runner)
+        assert feed.attempts == 1 and "it is a gate" in feed.why
+        assert runner.record().state == "awaiting_approval"
+
+
+def test_a_gate_decides_after_a_wave_too_while_it_bakes(tmp_path: Path, receiver: Receiver) -> None:
+    receiver.says["baking"] = says("wait")
+    with running(["web-1", "web-2"]) as runner:
+        _know(runner, written(tmp_path, receiver.url, "    gate: true\n    events: []\n"))
+        was = runner.record()
+        assert (
+            runner.store.change(was, replace(was, bake=600.0), entry=Entry(event="created", actor="test")) is not None
+        )
+        runner.until(lambda: runner.record().state == "baking")
+        settled(runner)
+        assert runner.record().state == "baking" and receiver.events() == ["baking"]
+        receiver.says["baking"] = says("pause", "errors are up")
+        settled(runner, seconds=AGAIN + 1)
+        assert (runner.record().state, runner.record().why) == ("paused", "errors are up")
+
+
 # -- where something may go --------------------------------------------------------------------------------------------
 
 
@@ -332,7 +432,7 @@ def test_it_goes_to_the_address_that_was_looked_at_and_to_no_other(receiver: Rec
 
     url = receiver.url.replace("127.0.0.1", "rebinding.example")
     answer = webhook.post(url, b'{"type": "x"}', {}, networks=LOOPBACK, resolver=resolver)
-    assert (answer.status, asked) == (204, ["rebinding.example"])
+    assert (answer.status, asked) == (200, ["rebinding.example"])
     assert receiver.heard[0][0]["host"].startswith("rebinding.example:")
 
 
@@ -459,11 +559,15 @@ def test_the_sample_on_the_page_is_what_is_told(site: Runner, receiver: Receiver
         assert list(one) == list(sample) and list(one["data"]) == list(sample["data"])
 
 
-def test_the_notify_file_on_the_page_is_one(tmp_path: Path) -> None:
-    text = next(part for part in PAGE.read_text().split("```yaml\n") if "receivers:" in part).partition("```")[0]
-    (tmp_path / "chat.secret").write_text(SECRET)
-    (tmp_path / "notify.yaml").write_text(text)
-    assert list(hook_file.receivers(tmp_path / "notify.yaml")) == ["chat"]
+def test_the_notify_files_on_the_page_are_some(tmp_path: Path) -> None:
+    names = []
+    for part in PAGE.read_text().split("```yaml\n")[1:]:
+        if "receivers:" in part:
+            for secret in ("chat.secret", "canary.secret"):
+                (tmp_path / secret).write_text(SECRET)
+            (tmp_path / "notify.yaml").write_text(part.partition("```")[0])
+            names += hook_file.receivers(tmp_path / "notify.yaml")
+    assert names == ["chat", "canary"]
 
 
 # -- at the command line ---------------------------------------------------------------------------------------------
