@@ -28,7 +28,7 @@ from tests.support.redis_servers import wait_for
 from tests.support.runner import fleet_file
 from tests.support.users import Users
 
-pytestmark = pytest.mark.debian
+pytestmark = [pytest.mark.debian, pytest.mark.first]
 HUB = "10.90.0.1"  # Redis, the API, and the cloud's own address
 BLOCK = "10.91"  # of the cloud's machines and balancers
 PORT, USERS, API = 8080, 8090, 8088
