@@ -32,7 +32,7 @@ CALLS = 16  # a server, in all: what is wanted
 BATCH = 100
 POLL = 15  # seconds between looks, as in the examples for EC2
 DELAY = 3  # seconds that a target drains
-TIMINGS = {"image": 2.0, "pending": 1.0, "checks": 2.0, "agent": 1.0, "registering": 0.5, "health": 5.0}
+TIMINGS = {"image": 2.0, "pending": 1.0, "checks": 2.0, "agent": 1.0, "registering": 0.5, "health": 10.0}
 RESOURCES = ("instance", "image", "snapshot", "volume", "address", "stack")
 
 
@@ -43,6 +43,7 @@ class Asked:
     faults: float
     workers: int
     max_in_flight: int
+    poll: int
     patience: float
 
 
@@ -75,6 +76,7 @@ def main() -> int:
     parser.add_argument("--faults", type=float, default=0.1, help="share of faulty answers")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-in-flight", type=int, default=100)
+    parser.add_argument("--poll", type=int, default=POLL, help="seconds between looks")
     parser.add_argument("--patience", type=float, default=3600.0, help="seconds")
     asked = Asked(**vars(parser.parse_args()))
     outcome = measure(asked)
@@ -165,7 +167,7 @@ def _fleet(made: Mapping[str, Any], asked: Asked) -> Fleet:
         ],
         "traffic": {
             "provider": "elbv2",
-            "settings": {**there, "region": REGION, "poll": POLL},
+            "settings": {**there, "region": REGION, "poll": asked.poll},
             "pools": {
                 f"web-{account[0]}": {
                     "backend": "shop",
@@ -184,7 +186,7 @@ def _fleet(made: Mapping[str, Any], asked: Asked) -> Fleet:
             "soak": "0s",
             "max_in_flight": asked.max_in_flight,
             "attempts": 50,
-            "poll": f"{POLL}s",
+            "poll": f"{asked.poll}s",
             "drain": {"deadline": "10m", "quiet": "0s"},
         },
     }
@@ -227,7 +229,7 @@ def report(outcome: Outcome) -> str:
     ]
     states = ", ".join(f"{count} {state}" for state, count in sorted(outcome.states.items()))
     reached = "reached" if outcome.each <= CALLS else "NOT REACHED"
-    early, most = crowded(outcome.looks)
+    early, most = crowded(outcome.looks, asked.poll)
     return "\n".join(
         [
             f"{n} servers in {asked.accounts} accounts, {asked.faults:.0%} of all answers faulty, {asked.workers} "
@@ -241,17 +243,17 @@ def report(outcome: Outcome) -> str:
             "",
             f"  {reached}: at most {CALLS} calls a server: {outcome.each:.1f}",
             f"  {len(outcome.looks)} looks for those that wait, of at most {most} at once; {early} more than one "
-            f"for each {BATCH} of a lane and kind in a poll interval of {POLL} s",
+            f"for each {BATCH} of a lane and kind in a poll interval of {asked.poll} s",
         ]
     )
 
 
-def crowded(looks: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+def crowded(looks: Sequence[Mapping[str, Any]], poll: float) -> tuple[int, int]:
     """How many looks were one too many in their poll interval, beyond ceil(waiting / 100) of their lane and kind, and
     how many waited at most. An interval is one of those in which all who wait in a lane are looked at together."""
     by: dict[tuple[str, str, float], list[int]] = defaultdict(list)
     for look in looks:
-        by[look["lane"], look["kind"], next_look(look["lane"], POLL, look["at"])].append(look["waiting"])
+        by[look["lane"], look["kind"], next_look(look["lane"], poll, look["at"])].append(look["waiting"])
     early = sum(max(0, len(waiting) - math.ceil(sum(waiting) / BATCH)) for waiting in by.values())
     return early, max((look["waiting"] for look in looks), default=0)
 

@@ -129,6 +129,7 @@ class Aws:
 
     @property
     def lane(self) -> str:
+        """Account and region, in the words of the fleet file."""
         return f"{self.place.account}/{self.place.region}"
 
     def read(self, service: str, operation: str, **params: Any) -> dict[str, Any]:

@@ -271,6 +271,7 @@ def server_from(text: object) -> Server:
 
 
 def name_in(zone: dns.name.Name, text: str) -> dns.name.Name:
+    """The name that is meant, relative to the zone unless it ends in a dot. `Refused` if it is none, or not in it."""
     try:
         name = dns.name.from_text(text, origin=zone)
     except dns.exception.DNSException as error:
@@ -281,6 +282,7 @@ def name_in(zone: dns.name.Name, text: str) -> dns.name.Name:
 
 
 def zone_name(text: str) -> dns.name.Name:
+    """`Refused` for what is no name."""
     try:
         return dns.name.from_text(text)
     except dns.exception.DNSException as error:

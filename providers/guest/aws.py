@@ -19,6 +19,8 @@ from providers.rights import Rights
 
 POLL = 5.0  # seconds between looks: an agent takes about one to answer, and SendCommand is limited
 BATCH = 50  # ids that one SendCommand takes
+LATELY = 600.0  # seconds for which an agent that was online is taken to be: SendCommand says if it is not
+MANY = 10_000  # agents that are remembered
 PATIENCE = 8.0  # seconds in which an agent that is online has usually answered; who has not is asked again later
 ORDER_SECONDS = 30  # for a whole quiesce script; its watchdog is no part of it
 END = "end-of-facts"
@@ -62,6 +64,7 @@ class AwsGuest:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._aws = aws({name: value for name, value in settings.items() if name in SETTINGS})
         self._lock = threading.Lock()
+        self._lately: dict[str, float] = {}  # whose agent was online, and until when that is believed
         self._rounds: dict[tuple[str, ...], Rounds[str, Facts | None]] = {}  # by the paths that are looked at
 
     @property
@@ -84,9 +87,12 @@ class AwsGuest:
     def _facts(self, wanted: Sequence[str], paths: Sequence[str]) -> Mapping[str, Facts]:
         found: dict[str, Facts] = {}
         for start in range(0, len(wanted), BATCH):
-            online = self._online(wanted[start : start + BATCH])
-            if online:
-                found |= self._ask(online, paths)
+            some = wanted[start : start + BATCH]
+            now = time.monotonic()
+            if all(self._lately.get(id, 0.0) > now for id in some) and (told := self._ask(some, paths)) is not None:
+                found |= told
+            elif online := self._online(some):
+                found |= self._ask(online, paths) or {}
         return found
 
     def quiesce(self, id: str, key: str, /, *, hook: Hook, by: float) -> None:
@@ -143,7 +149,11 @@ class AwsGuest:
 
     def _online(self, ids: Sequence[str]) -> list[str]:
         """Those whose agent answers: SendCommand refuses all of them for one whose does not."""
-        return [each["InstanceId"] for each in self._agents(ids) if each["PingStatus"] == "Online"]
+        found = [each["InstanceId"] for each in self._agents(ids) if each["PingStatus"] == "Online"]
+        if len(self._lately) > MANY:
+            self._lately.clear()
+        self._lately |= dict.fromkeys(found, time.monotonic() + LATELY)
+        return found
 
     def _agents(self, ids: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """Of at most `BATCH`: who never had an agent is left out."""
@@ -155,11 +165,12 @@ class AwsGuest:
             MaxResults=BATCH,
         )
 
-    def _ask(self, ids: Sequence[str], paths: Sequence[str]) -> dict[str, Facts]:
+    def _ask(self, ids: Sequence[str], paths: Sequence[str]) -> dict[str, Facts] | None:
+        """None if the agent of one of them has gone away."""
         asked = time.time()
         command = self._send(ids, script(paths), "changeover reads facts", 20)
         if command is None:
-            return {}
+            return None
         answers: dict[str, Facts] = {}
         over: set[str] = set()
         end = time.monotonic() + PATIENCE

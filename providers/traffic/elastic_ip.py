@@ -57,6 +57,7 @@ class Note:
 
     @property
     def text(self) -> str:
+        """The value of the tag."""
         return f"{self.instance} {self.address} " + ("joining" if self.told is None else f"told {self.told:.3f}")
 
 
@@ -97,6 +98,7 @@ class Look:
         return f"EC2 was told to lead {self.ip} to {told}, and does not show it yet" if since < LAG else ""
 
     def names(self) -> list[str]:
+        """All members: who is noted, and who has the address."""
         return sorted({*self.notes, *([self.holder] if self.instance else [])})
 
     def place(self, name: str) -> Place | None:
@@ -113,6 +115,7 @@ class Look:
         return None if gone else self.place(name)
 
     def view(self, name: str, ill: str) -> MemberView:
+        """`ill`: why it is not well, as its check says; empty if it is."""
         place = self.place(name)
         if place is None:
             return MemberView(name=name, address="", port=0, state="absent", detail=self.wrong)

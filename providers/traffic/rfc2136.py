@@ -32,6 +32,8 @@ _SETTINGS = frozenset({"zone", "primary", "servers", "key_name", "key_secret", "
 
 
 class Rfc2136Zone:
+    """`servers`: all that are authoritative, the primary first of all. `type`: `A` or `AAAA`."""
+
     def __init__(self, servers: Nameservers, *, type: str) -> None:
         self.servers, self.type = servers, type
 

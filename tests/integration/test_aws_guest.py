@@ -130,7 +130,7 @@ def test_an_agent_that_goes_away_under_the_question_spoils_nothing(
     assert set(stage.guest.facts([well], paths=())) == {well}
 
 
-def test_many_are_asked_in_three_calls_a_batch(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_are_asked_in_three_calls_a_batch_and_then_in_two(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [stage.server() for _ in range(7)]
     stage.facts(*ids)
     monkeypatch.setattr("providers.guest.aws.BATCH", 5)
@@ -144,11 +144,21 @@ def test_many_are_asked_in_three_calls_a_batch(stage: Stage, monkeypatch: pytest
 
     stepped = SimpleNamespace(sleep=until_all_have_said, monotonic=time.monotonic, time=time.time)
     monkeypatch.setattr("providers.guest.aws.time", stepped)
-    before = stage.cloud.calls.copy()
-    assert set(stage.guest.facts(ids, paths=())) == set(ids)
-    made = {name: count - before[name] for name, count in stage.cloud.calls.items() if count != before[name]}
-    assert made["ssm:DescribeInstanceInformation"] == made["ssm:SendCommand"] == 2
-    assert made["ssm:ListCommandInvocations"] <= 4
+    another = AwsGuest({"region": REGION, "endpoint": stage.cloud.url})
+    for online in (2, 0):
+        before = stage.cloud.calls.copy()
+        assert set(another.facts(ids, paths=())) == set(ids)
+        made = stage.cloud.calls - before
+        assert (made["ssm:DescribeInstanceInformation"], made["ssm:SendCommand"]) == (online, 2)
+        assert made["ssm:ListCommandInvocations"] <= 4
+
+
+def test_an_agent_that_has_gone_away_is_noticed_and_the_others_are_asked_all_the_same(stage: Stage) -> None:
+    well, off = stage.server(), stage.server()
+    stage.facts(well, off)
+    assert stage.cloud.machines is not None
+    stage.cloud.machines.stop(off)
+    assert set(stage.guest.facts([well, off], paths=())) == {well}
 
 
 def test_a_long_answer_is_read_to_its_end(stage: Stage) -> None:
