@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
@@ -63,6 +64,9 @@ from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
 from tests.simulation.loss import bring_back, keep
 from tests.support.valkey import RunningValkey, running_valkey
+
+# Where Debian's own Redis is there, all of it once more, on that.
+pytestmark = [pytest.mark.debian] if os.environ.get("CHANGEOVER_REQUIRE_ALL") else []
 
 START = 1_800_000_000.0
 LANE = "local/host"
