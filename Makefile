@@ -75,7 +75,7 @@ chaos: $(STAMP)
 lock: $(STAMP)
 	@echo "uv>=0.8" | $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header - -o requirements/uv.txt
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.txt --no-header
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra aws -c requirements/dev.txt pyproject.toml -o requirements/service.txt --no-header
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra aws --extra otel -c requirements/dev.txt pyproject.toml -o requirements/service.txt --no-header
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra local --extra simcloud -c requirements/dev.txt pyproject.toml -o requirements/demo.txt --no-header
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group validators -o requirements/validators.txt --no-header
 	@echo "setuptools>=77" | $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header -c requirements/dev.txt - -o requirements/build.txt

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-from orchestrator import secrets
+from orchestrator import secrets, tracing
 
 # Without the values of local variables, which hold URLs with passwords.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False, max_frames=12))
@@ -46,6 +46,7 @@ def configure(process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    tracing.configure(process)
 
 
 def _without_secrets(_logger: Any, _method: str, line: Any) -> str | Mapping[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrator import tracing
 from orchestrator.domain import rollout as decisions
 from orchestrator.domain.budget import Bucket
 from orchestrator.domain.orphans import Patience, Sighting
@@ -197,7 +198,9 @@ def apply(
     if agreed is not None and agreed.hash != fresh.hash:
         raise moved(agreed, fresh)
     refuse_blockers(fresh)
-    return create(store, fleet, fresh, actor=actor, id=id)
+    id = id or new_id("r", store.now())
+    with tracing.beginning(id, fleet=fleet.fleet, plan=fresh.id):
+        return create(store, fleet, fresh, actor=actor, id=id)
 
 
 def moved(agreed: Plan, fresh: Plan) -> PlanMoved:

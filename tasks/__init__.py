@@ -10,7 +10,7 @@ import structlog
 from celery import Celery
 from celery.exceptions import Retry
 
-from orchestrator import secrets
+from orchestrator import secrets, tracing
 from orchestrator.domain.steps import RETIRE, STEPS, task_name
 from orchestrator.domain.upgrade import FIRST, SCHEMA
 from orchestrator.errors import ChangeoverError
@@ -119,7 +119,7 @@ def _register_step(app: Celery, world: World, step: str, *, undo: bool) -> None:
         if (why := refused(self.request.get("schema"))) is not None:
             log.warning("message left alone", task=self.name, id=self.request.id, why=why)
             return _end(self, Ran(result={"ignored": why}, goes_on=False))
-        with _unspoken():
+        with _unspoken(), tracing.step(self.name, **said):
             ran = run(world, BODIES[step], step, undo=undo, **said)
         return _end(self, ran)
 
