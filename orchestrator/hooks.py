@@ -47,11 +47,11 @@ log = structlog.get_logger(__name__)
 
 def verify(store: Store, hooks: Hooks, name: str, headers: Mapping[str, str], body: bytes) -> Signed | None:
     """Who signed it, or None for whatever reason. `headers` in lower case, of those that came once."""
-    known = hooks.known.get(name)
+    known, now = hooks.known.get(name), store.now()
     if known is None:
-        verified("standard", headers, body, _NOBODY, now=0.0)
+        verified("standard", headers, body, _NOBODY, now=now)
         return None
-    return verified(known.hook.scheme, headers, body, known.keys, now=store.now())
+    return verified(known.hook.scheme, headers, body, known.keys, now=now)
 
 
 @dataclass(frozen=True, kw_only=True)
