@@ -118,6 +118,7 @@ class Scene(Surroundings):
             f"    {pool}: {{port: {PORT}, min_healthy: {max(1, count - 2)}}}" for pool, count in self.pools.items()
         )
         text = FLEET.format(
+            port=PORT,
             servers=servers,
             pools=pools,
             memory=BIG[0],
@@ -169,6 +170,7 @@ checks:
     memory_free: 64MiB
     permissions: [{{path: secret.key, mode: "0640"}}]
     like_old: [secret.key, site.py, release.json]
+    listening: [{port}]   # a machine that is busy takes its time to start it
   smoke:
     passes: 3
     every: 250ms
