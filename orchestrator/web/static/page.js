@@ -20,8 +20,9 @@
   let wanted = false;
 
   async function refresh() {
+    if (asking) return; // `wanted` stays, and it is asked again right after
     wanted = false;
-    if (asking || document.hidden) return;
+    if (document.hidden) return;
     const old = document.getElementById("top");
     const selected = getSelection();
     if (!selected.isCollapsed && old.contains(selected.anchorNode)) return; // somebody is copying a command
@@ -37,6 +38,7 @@
       if (!live) tell("Cut off, trying again", true);
     } finally {
       asking = false;
+      if (wanted) setTimeout(refresh, 1500);
     }
   }
 
