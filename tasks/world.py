@@ -495,8 +495,11 @@ def server_from(answer: Mapping[str, Any]) -> Server:
 
 
 def resolve(value: str) -> str:
-    """A reference to a secret becomes its value, at the moment of use; anything else stays as it is."""
+    """A reference to a secret becomes its value, at the moment of use; anything else stays as it is. Raises `Refused`,
+    also for what lets this worker itself in somewhere: whoever may write a fleet file does not get that."""
     kind, _, where = value.partition(":")
+    if (kind == "env" and _lets_us_in(where)) or (kind == "file" and _lets_us_in_from(where)):
+        raise Refused(f"{value} is this worker's own, and given to nobody")
     if kind == "env" and where:
         if where not in os.environ:
             raise Refused(f"the secret env:{where} is not set in this worker's environment")
@@ -509,6 +512,17 @@ def resolve(value: str) -> str:
         except ValueError:  # whose own words would hold the file's bytes
             raise Refused(f"the secret file:{where} is not UTF-8 text") from None
     return value
+
+
+def _lets_us_in(variable: str) -> bool:
+    return variable in Settings.variables() or variable.startswith("AWS_")
+
+
+def _lets_us_in_from(path: str) -> bool:
+    """Files that hold such a variable's value, and the kernel's, which show every variable."""
+    asked = Path(path).resolve()
+    ours = {Path(os.environ[f]).resolve() for f in Settings.variables() if f.endswith("_FILE") and os.environ.get(f)}
+    return asked in ours or asked.is_relative_to("/proc") or asked.is_relative_to("/sys")
 
 
 def _meant(value: Any) -> Any:

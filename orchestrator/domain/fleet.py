@@ -96,7 +96,18 @@ def _no_secrets(settings: Mapping[str, str | int]) -> Mapping[str, str | int]:
     return settings
 
 
-Settings = Annotated[Mapping[str, Line | int], AfterValidator(_no_secrets)]
+def _references_of_secrets_alone(settings: Mapping[str, str | int]) -> Mapping[str, str | int]:
+    """What is no secret is sent in the open, to whom the file says: a reference there would give away what it names."""
+    for name, value in settings.items():
+        refers = isinstance(value, str) and value.startswith(("env:", "file:"))
+        if refers and not (_SECRET.search(name) or name.startswith("parameters.")):
+            raise ValueError(f"{name} is no secret: write its value, not a reference to one")
+    return settings
+
+
+Settings = Annotated[
+    Mapping[str, Line | int], AfterValidator(_no_secrets), AfterValidator(_references_of_secrets_alone)
+]
 
 
 class Model(BaseModel):

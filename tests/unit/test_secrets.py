@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator import secrets
-from orchestrator.domain.fleet import Fleet, SyncHook
+from orchestrator.domain.fleet import Fleet, Provider, SyncHook
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import BadInput
 from orchestrator.settings import Settings
@@ -29,6 +29,33 @@ def test_a_reference_becomes_its_value(tmp_path: Path, monkeypatch: pytest.Monke
     assert resolve("env:TOKEN") == "from the environment"
     assert resolve(f"file:{tmp_path}/token") == "from a file"
     assert resolve("text/html") == "text/html"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("env:CHANGEOVER_REDIS_URL", "env:CHANGEOVER_REDIS_PASSWORD_FILE", "env:AWS_SECRET_ACCESS_KEY"),
+        *("file:{0}/redis", "file:{0}/x/../redis", "file:/proc/self/environ"),
+    ],
+)
+def test_what_lets_the_worker_itself_in_is_given_to_nobody(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "redis").write_text("redis://:hunter2@r/0")
+    (tmp_path / "x").mkdir()
+    monkeypatch.setenv("CHANGEOVER_REDIS_URL_FILE", str(tmp_path / "redis"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    with pytest.raises(Refused, match="is this worker's own"):
+        resolve(what.format(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["external_id", "endpoint", "zone", "profile"])
+def test_a_setting_that_is_no_secret_names_none(name: str) -> None:
+    """It would be sent in the open, to whom the file says."""
+    for value in ("env:HOME", "file:/etc/shadow"):
+        whole = {"name": "aws", "settings": {name: value}}
+        with pytest.raises(ValidationError, match=f"{name} is no secret: write its value"):
+            Provider.model_validate(whole)
 
 
 def test_a_secret_file_that_is_no_text_is_named_and_not_shown(tmp_path: Path) -> None:
