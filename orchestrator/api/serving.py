@@ -27,18 +27,23 @@ from orchestrator.store.redis import RedisStore
 
 CONNECTIONS = 160  # to Redis: a thread of each kind may want one
 HEAD_WITHIN = 10.0  # seconds from the first byte of a request, or a connection's beginning, to the end of its head
+STALLED = 30.0  # seconds in which a reader must take what is to be sent, or `LEAST` of it
+LEAST = 32 * 1024  # bytes
 MOST = 2000  # connections
 DRAIN = 10  # seconds that requests are given to end
 log = structlog.get_logger(__name__)
 
 
 class Protocol(H11Protocol):
-    """Ends a connection on which no whole head of a request comes in time: uvicorn itself waits for ever."""
+    """Ends a connection on which no whole head of a request comes in time, and one whose client does not read: uvicorn
+    itself waits for ever. Aborts it, since to close it is to wait until all has been read."""
 
     _head: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # writing is paused as soon as anything has to wait
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -51,15 +56,39 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
     def _await_head(self) -> None:
-        self._head = self.loop.call_later(HEAD_WITHIN, self.transport.close)
+        self._head = self.loop.call_later(HEAD_WITHIN, self.transport.abort)
 
     def _stop_waiting(self) -> None:
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+    def _watch_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._reader = self.loop.call_later(STALLED, self._look_at_reader, left)
+
+    def _look_at_reader(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < LEAST:
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+    def _stop_watching(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
 
 
 def refuse_open_door(address: str, store: RedisStore) -> None:

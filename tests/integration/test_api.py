@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import queue
 import socket
 import threading
 import time
@@ -15,6 +17,8 @@ from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from orchestrator import operations, tokens
 from orchestrator.api import bodies, live, serving
@@ -848,6 +852,57 @@ def test_who_is_slow_is_hung_up_on(api: Served, monkeypatch: pytest.MonkeyPatch)
     answer = raw(api, head + b"Authorization: Bearer " + shown + b'\r\n\r\n{"reas')
     assert answer.startswith(b"HTTP/1.1 408") and b"too-slow" in answer
     assert api.store.frozen() is None
+
+
+def test_who_does_not_read_is_hung_up_on(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: queue.Queue[tuple[str, int] | None] = queue.Queue()
+    really = serving.Protocol.connection_lost
+
+    def ended(self: serving.Protocol, exc: Exception | None) -> None:
+        lost.put(self.client)
+        really(self, exc)
+
+    monkeypatch.setattr(serving, "STALLED", 0.3)
+    monkeypatch.setattr(serving.Protocol, "connection_lost", ended)
+    host, _, port = api.url.removeprefix("http://").partition(":")
+    with socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        link.connect((host, int(port)))
+        link.settimeout(0.2)
+        with suppress(TimeoutError, ConnectionError):
+            for _ in range(100):  # more than systems keep between the two
+                link.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        while lost.get(timeout=20) != link.getsockname():
+            pass
+
+
+def test_who_reads_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "STALLED", 0.4)
+    size = 16 * 1024 * 1024  # more than systems keep between the two
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    async def told() -> float:
+        config = uvicorn.Config(app, http=serving.Protocol, lifespan="off", log_config=None)
+        config.load()
+        loop, state = asyncio.get_running_loop(), ServerState()
+        server = await loop.create_server(lambda: serving.Protocol(config, state, {}), "127.0.0.1", 0)
+        async with server:
+            began, left = loop.time(), size
+            with socket.socket() as link:
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+                link.setblocking(False)
+                await loop.sock_connect(link, server.sockets[0].getsockname())
+                await loop.sock_sendall(link, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                while more := await loop.sock_recv(link, 131072):
+                    left -= more.count(b"x")
+                    await asyncio.sleep(0.005)
+            assert left == 0
+            return loop.time() - began
+
+    assert asyncio.run(told()) > 2 * serving.STALLED, "it was not slow"
 
 
 def test_json_is_read_as_it_is_written() -> None:
