@@ -145,7 +145,7 @@ def fleet_of(host: LocalHost, dns: Dns, ids: dict[str, str], *, one: bool) -> Fl
         "checks": {"smoke": {"requests": [{"url": "http://shop.test/"}], "passes": 2, "every": "200ms"}},
         "state": "stateless",
         "rollout": {
-            "waves": [1, "rest"],
+            "waves": ["rest"],
             "bake": "1s",
             "soak": "1s",
             "max_in_flight": 3,
