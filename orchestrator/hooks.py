@@ -32,7 +32,7 @@ from orchestrator.errors import (
     UnsafeStore,
     WaitTimeout,
 )
-from orchestrator.hook_file import Hooks
+from orchestrator.hook_file import Hooks, Known
 from orchestrator.operations import Asker, Waiter
 from orchestrator.store import Store
 from orchestrator.store.shapes import no_delivery
@@ -79,6 +79,8 @@ def receive(store: Store, hooks: Hooks, name: str, signed: Signed, payload: Any)
     )
     if rule is not None:
         fresh = replace(fresh, verb=rule.verb, fleet=hooks.about(rule), due=now)
+        if rule.approve is not None:
+            fresh = replace(fresh, waited=_waiting(store, fresh.fleet))
     if rule is None or old:
         fresh = fresh.ended("ignored", old or "no rule of this hook fits it")
     once = hashlib.sha256(f"{name}:{signed.once}".encode()).hexdigest()
@@ -89,6 +91,12 @@ def receive(store: Store, hooks: Hooks, name: str, signed: Signed, payload: Any)
     if not again:
         log.info("hook", delivery=id, hook=name, key=fresh.key, tells=fresh.event, state=fresh.state, verb=fresh.verb)
     return Received(id=id, delivery=store.delivery(id), again=again)
+
+
+def _waiting(store: Store, fleet: str) -> dict[str, int]:
+    """The rollouts of that fleet that wait for an approval, and for which wave."""
+    asking = (each for each in store.open_rollouts() if each.fleet == fleet and each.state == "awaiting_approval")
+    return {each.id: each.wave for each in asking}
 
 
 def _type(payload: Any) -> str:
@@ -133,7 +141,7 @@ def carry_out(store: Store, ask: Asker, hooks: Hooks, taken: Delivery, waiter: W
 
 def _carried_out(store: Store, ask: Asker, hooks: Hooks, d: Delivery, waiter: Waiter | None) -> Delivery:
     known, payload = hooks.known[d.hook], store.payload(d.id)
-    rule = fitting(known.hook, d.event if known.hook.scheme == "github" else "", payload)
+    rule = _rule(known, d, payload)
     if rule is None:
         return replace(d, verb="", fleet="").ended("ignored", "no rule of this hook fits it any more")
     d = replace(d, verb=rule.verb, fleet=hooks.about(rule))
@@ -148,6 +156,11 @@ def _carried_out(store: Store, ask: Asker, hooks: Hooks, d: Delivery, waiter: Wa
         fleet = hooks.fleet_of(rule.start, {place: _value(payload, where) for place, where in rule.start.set.items()})
     made = operations.apply(store, ask, fleet, agreed=agreed, actor=_actor(d), id=d.rollout, waiter=waiter)
     return d.ended("done", f"rollout {made.id} of {made.fleet} was started")
+
+
+def _rule(known: Known, d: Delivery, payload: Any) -> Rule | None:
+    """The rule to follow as the hook is now."""
+    return fitting(known.hook, d.event if known.hook.scheme == "github" else "", payload)
 
 
 def _plan(store: Store, start: Start, payload: Any) -> Any:
@@ -176,6 +189,8 @@ def _decide(store: Store, d: Delivery, rule: Rule, payload: Any) -> Delivery:
     """Approves, pauses or aborts; and what was to be started before a pause or an abort, and has not been, is not."""
     asked = rule.decides
     assert asked is not None, "a rule starts something or decides about it"
+    if rule.approve is not None and d.asked_at > d.received_at:  # rules that were mended have made it an approval
+        raise d.no_second_yes()
     only = None if asked.rollout is None else str(_value(payload, asked.rollout))
     told: list[str] = []
     for other in store.due_deliveries() if only is None and rule.approve is None else ():
@@ -210,7 +225,9 @@ def _decided(store: Store, d: Delivery, asked: Approve | Stop, verb: Verb, id: s
     """Raises `IllegalTransition`."""
     if isinstance(asked, Approve):
         who = d.hook if asked.who is None else str(_value(payload, asked.who))
-        found = operations.approve(store, id, who=_one_line(who), actor=_actor(d))
+        if id not in d.waited:
+            raise IllegalTransition(f"rollout {id} did not wait for an approval when this came")
+        found = operations.approve(store, id, who=_one_line(who), actor=_actor(d), wave=d.waited[id])
     else:
         act = operations.pause if verb == "pause" else operations.abort
         found = act(store, id, actor=_actor(d), why=_why(payload, asked, d))
@@ -230,14 +247,18 @@ def _why(payload: Any, stop: Stop, d: Delivery) -> str:
 # -- by a person -------------------------------------------------------------------------------------------------------
 
 
-def redeliver(store: Store, id: str) -> tuple[Delivery, bool]:
+def redeliver(store: Store, id: str, hooks: Hooks | None = None) -> tuple[Delivery, bool]:
     """It is carried out once more, by the rules as they are now, and whether that was not so already. A rollout that it
-    has started it does not start again. Raises `NotFound`, and `Conflict` while somebody has it in hand."""
+    has started it does not start again. Raises `NotFound`, and `Conflict` while somebody has it in hand, or where it
+    is an approval or, by the rules of `hooks`, would be one."""
     for _ in range(operations.TRIES):
         was = store.delivery(id)
         if was is None:
             raise no_delivery(id)
         now = was.again(store.now())
+        known = hooks.known.get(was.hook) if hooks is not None else None
+        if known is not None and (rule := _rule(known, was, store.payload(id))) is not None and rule.verb == "approve":
+            raise was.no_second_yes()
         if was.state == "waiting" and was.due is not None and was.due <= store.now():
             return was, False
         if (stored := store.change_delivery(was, now)) is not None:

@@ -97,9 +97,10 @@ def show_delivery(id: DeliveryId, api: The, who: Reader) -> Response:
 
 @log_of_hooks.post("/deliveries/{id}:redeliver", responses={200: {"model": documents.Redelivered}, **TELLING})
 def redeliver(id: DeliveryId, api: The, who: Runner) -> Response:
-    """Carries it out once more, by the rules as they are now. A rollout that it has started it does not start again."""
+    """Carries it out once more, by the rules as they are now. A rollout that it has started it does not start again; an
+    approval is refused."""
     refuse_part(who)
-    found, changed = hooks.redeliver(api.store, id)
+    found, changed = hooks.redeliver(api.store, id, api.carrier.hooks if api.carrier is not None else None)
     if api.carrier is not None:
         api.carrier.news.set()
     confirmed = operations.confirmed(api.store)

@@ -134,7 +134,8 @@ def redeliver(
     id: Annotated[str, typer.Argument(metavar="ID", help="As `hooks list` says it.", show_default=False)],
     form: Output = Format.text,
 ) -> int:
-    """Carry a delivery out once more, by the rules as they are now. What it has started is not started again."""
+    """Carry a delivery out once more, by the rules as they are now. What it has started is not started again; an
+    approval is refused."""
     from orchestrator import hooks as webhooks
     from orchestrator import operations, schema
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from orchestrator.errors import Conflict
@@ -17,8 +18,9 @@ LONGEST_PAUSE = 60.0  # seconds between two attempts
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
     """`key` is the sender's own id of it, `event` what it tells of. `verb` and `fleet`: what is to be done, and with
-    what; empty where no rule fits. `rollout`: the id that a start makes. `why` says what came of it. `asked_at` is when
-    it came, or was asked for again; `due` when to carry it out, or to look whether whoever has it in hand until
+    what; empty where no rule fits. `rollout`: the id that a start makes. `waited`: the rollouts that waited for an
+    approval when it came, and for which wave: an approval is for no other. `why` says what came of it. `asked_at` is
+    when it came, or was asked for again; `due` when to carry it out, or to look whether whoever has it in hand until
     `in_hand` still lives. Times are epoch seconds; `version` rises with every change."""
 
     id: str
@@ -36,6 +38,7 @@ class Delivery:
     due: float | None = None
     in_hand: float = 0.0
     version: int = 0
+    waited: Mapping[str, int] = field(default_factory=dict)
 
     def taken(self, now: float) -> Delivery:
         return replace(self, attempts=self.attempts + 1, in_hand=now + IN_HAND, due=now + IN_HAND)
@@ -55,7 +58,17 @@ class Delivery:
         return replace(self, why=why, attempts=self.attempts - 1, in_hand=0.0, due=now + 1.0)
 
     def again(self, now: float) -> Delivery:
-        """Asked for once more, by a person. Raises `Conflict` while somebody has it in hand."""
+        """Asked for once more, by a person. Raises `Conflict` for an approval, and while somebody has it in hand."""
+        if self.verb == "approve":
+            raise self.no_second_yes()
         if self.state == "waiting" and self.in_hand > now:
             raise Conflict(f"{self.id} is being carried out at this moment", next="changeover hooks list")
         return replace(self, state="waiting", why="", attempts=0, asked_at=now, in_hand=0.0, due=now)
+
+    def no_second_yes(self) -> Conflict:
+        """Whoever may redeliver need not be one who may approve, and whoever signed it has seen another wave."""
+        return Conflict(
+            f"{self.id} is an approval, which is carried out once, for the wave that waited when it came: its sender "
+            "can send another",
+            next="changeover approve ROLLOUT",
+        )

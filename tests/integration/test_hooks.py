@@ -201,6 +201,12 @@ def test_the_log_is_paged_filtered_and_carried_out_again_by_who_may(api: Served)
     again = api.http.post(f"/v1/deliveries/{ids[0]}:redeliver")
     assert (again.status_code, again.json()["changed"]) == (200, True)
     assert ended(api, ids[0])["state"] == "done" and len(api.store.rollouts()) == 1
+    body = json.dumps({"type": "release.tested"}).encode()
+    yes = api.client().post("/hooks/releases", content=body, headers=signed(body, id="msg_yes")).json()["delivery"]
+    ended(api, yes)
+    refused = api.http.post(f"/v1/deliveries/{yes}:redeliver")
+    assert (refused.status_code, refused.json()["type"]) == (409, f"{PREFIX}conflict")
+    assert "its sender can send another" in refused.json()["detail"]
     for path in ("/v1/deliveries/d9", "/v1/deliveries/d9:redeliver"):
         assert (api.http.get(path) if path.endswith("d9") else api.http.post(path)).status_code == 404
     reader, part = api.client(api.token("read")), api.client(api.token("run", "read", fleets=("shop",)))

@@ -18,7 +18,7 @@ import pytest
 from orchestrator import hook_file, hooks, operations
 from orchestrator.domain.delivery import GIVE_UP, IN_HAND, Delivery
 from orchestrator.domain.hooks import Hook, HookFile, at, fitting, too_old
-from orchestrator.domain.rollout import Become, decide
+from orchestrator.domain.rollout import Approval, Become, Rollout, decide
 from orchestrator.domain.signatures import SHORTEST_KEY, WINDOW, Signed, standard, standard_key, verified
 from orchestrator.errors import BadInput, Conflict, NotFound, Unreachable
 from orchestrator.hook_file import Hooks
@@ -487,6 +487,54 @@ def test_a_wave_is_approved_by_the_hook_or_by_whom_the_payload_names(desk: Desk,
         assert (desk.now(asked).state, operations.find(desk.store, rollout.id).state) == (state, rolls), who
 
 
+def waits(desk: Desk, *, wave: int) -> Rollout:
+    """The one rollout, which waits for `wave` to be approved."""
+    (was,) = desk.store.rollouts()
+    now = replace(was, state="awaiting_approval", wave=wave, approvals=tuple(Approval(wave=n) for n in (0, 1)))
+    stored = desk.store.change(was, now, entry=Entry(event="approval asked", actor="c"))
+    assert stored is not None
+    return stored
+
+
+def test_an_approval_is_for_the_wave_that_waited_when_it_came_and_for_no_other(desk: Desk) -> None:
+    desk.came(READY)
+    desk.carry()
+    early = desk.came({"type": "release.tested"})
+    waits(desk, wave=0)
+    late = desk.came({"type": "release.tested"})
+    waits(desk, wave=1)
+    desk.carry()
+    assert (desk.now(early).state, desk.now(late).state) == ("failed", "failed")
+    assert "did not wait for an approval when this came" in desk.now(early).why
+    assert "waits for wave 2 to be approved, not for wave 1" in desk.now(late).why
+    (rollout,) = desk.store.rollouts()
+    assert (rollout.state, rollout.wave, rollout.approved_by) == ("awaiting_approval", 1, ())
+    good = desk.came({"type": "release.tested"})
+    desk.carry()
+    assert (desk.now(good).state, desk.store.rollouts()[0].approved) == ("done", 1)
+
+
+def test_an_approval_is_not_carried_out_again_nor_is_what_has_become_one(desk: Desk, tmp_path: Path) -> None:
+    desk.came(READY)
+    desk.carry()
+    was = waits(desk, wave=0)
+    asked, other = desk.came({"type": "release.tested"}), desk.came({"type": "release.passed"})
+    for state in ("waiting", "done"):
+        assert desk.now(asked).state == state
+        with pytest.raises(Conflict, match=r"is an approval, which is carried out once.*its sender can send another"):
+            hooks.redeliver(desk.store, asked.id)
+        desk.carry()
+    waits(desk, wave=1)
+    desk.hooks = hook_file.load(written(tmp_path, FILE.replace("release.tested", "release.passed")))
+    with pytest.raises(Conflict, match="is an approval"):
+        hooks.redeliver(desk.store, other.id, desk.hooks)
+    assert desk.now(other).state == "ignored"
+    hooks.redeliver(desk.store, other.id)  # by somebody who does not know the rules: who carries it out does
+    desk.carry()
+    assert desk.now(other).state == "failed" and "is an approval" in desk.now(other).why
+    assert operations.find(desk.store, was.id).state == "awaiting_approval"
+
+
 def test_an_abort_without_a_rollout_says_so(desk: Desk) -> None:
     asked = desk.came({"type": "release.recalled"})
     desk.carry()
@@ -656,3 +704,7 @@ def test_what_came_is_listed_and_carried_out_again_on_the_command_line(place: Pl
     assert code == 0 and "It was so already" in out
     assert place.json("hooks", "list")[1]["deliveries"][0]["state"] == "waiting"
     assert place.run("hooks", "redeliver", "d9")[0] == 64
+    yes = hooks.receive(place.store, known, "releases", Signed(key="y", event="", once="y"), {"type": "release.tested"})
+    assert yes is not None
+    code, _, err = place.run("hooks", "redeliver", yes.id)
+    assert code == 1 and "is an approval" in err and "changeover approve ROLLOUT" in err
