@@ -25,6 +25,7 @@ from orchestrator.domain.token import Session, Token
 from orchestrator.store import Store
 
 COOKIE = "changeover"
+SECURE_COOKIE = "__Host-changeover"  # where there is TLS: no other host of the domain can set one of that name
 LASTS = 8 * 3600.0  # seconds
 LINK_LASTS = 3600.0  # seconds
 
@@ -96,11 +97,13 @@ def end(store: Store, key: str) -> None:
 def keep(response: Response, shown: str, request: Request) -> None:
     """The browser has it from now on, and no script of any page does."""
     secure = (request.headers.get("origin") or "").startswith("https://")
-    response.set_cookie(COOKIE, shown, httponly=True, samesite="strict", secure=secure, path="/")
+    name = SECURE_COOKIE if secure else COOKIE
+    response.set_cookie(name, shown, httponly=True, samesite="strict", secure=secure, path="/")
 
 
 def forget(response: Response) -> None:
-    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    for name in (SECURE_COOKIE, COOKIE):
+        response.delete_cookie(name, path="/", httponly=True, samesite="strict", secure=name == SECURE_COOKIE)
 
 
 def from_our_page(request: Request) -> bool:
@@ -123,9 +126,10 @@ def _holding(store: Store, id: str) -> Token | None:
 
 def _cookie(request: Request) -> str:
     try:
-        found = SimpleCookie(request.headers.get("cookie", "")).get(COOKIE)
+        cookies = SimpleCookie(request.headers.get("cookie", ""))
     except CookieError:
         return ""
+    found = cookies.get(SECURE_COOKIE) or cookies.get(COOKIE)
     return found.value if found is not None and len(found.value) < 100 else ""
 
 

@@ -212,7 +212,7 @@ def test_no_part_is_more_than_it_has_to_be_and_each_has_the_time_that_it_needs_t
 
 def test_the_entrance_hides_what_the_other_one_hides_and_speaks_tls() -> None:
     haproxy = (ROOT / "deploy" / "haproxy" / "haproxy.cfg").read_text()
-    hidden = re.search(r"return status 404 .* \{ path (.*) \}", haproxy)
+    hidden = re.search(r"return status 404 .* \{ path,url_dec -m str (.*) \}", haproxy)
     assert hidden is not None
     rule = resources("ElasticLoadBalancingV2::ListenerRule")["HiddenRule"]
     (condition,) = rule["Conditions"]

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,12 +277,14 @@ def test_each_unit_has_its_own_secrets_and_a_folder_where_nothing_lies() -> None
 
 
 class Inside(http.server.BaseHTTPRequestHandler):
-    """Answers with what it was asked for."""
+    """Answers with what it was asked for, and its cookies in a header."""
 
     def do_GET(self) -> None:
+        cookies = self.headers.get_all("Cookie")
         said = f"{self.path} {self.headers.get('X-Forwarded-Proto')} {self.headers.get('X-Forwarded-For')}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(said)))
+        self.send_header("X-Cookies", "none" if cookies is None else repr(cookies))
         self.end_headers()
         self.wfile.write(said)
 
@@ -332,6 +335,39 @@ def ask(url: str, trust: ssl.SSLContext | None = None, **headers: str) -> tuple[
         return answer.code, answer.read().decode(), answer.headers
 
 
+COOKIES = {  # what a browser sends, and what of it is for Flower and Grafana
+    "changeover=secret": "none",
+    "__Host-changeover=secret": "none",
+    "__Host-changeover=secret; changeover=secret": "none",
+    "changeover=secret; grafana_session=a": "['grafana_session=a']",
+    "grafana_session=a; changeover=secret": "['grafana_session=a']",
+    "a=1; __Host-changeover=secret; b=2;changeover=secret;  changeover =secret": "['a=1; b=2']",
+    "not-changeover=1; changeover-too=2; c=changeover=": "['not-changeover=1; changeover-too=2; c=changeover=']",
+}
+
+
+def test_nobody_behind_the_entrance_is_shown_the_cookie_of_the_fleet_page_but_the_page(tmp_path: Path) -> None:
+    server = http.server.ThreadingHTTPServer((HOST, 0), Inside)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with entrance(tmp_path, server.server_port) as (port, _, trust):
+
+            def shown(path: str, **headers: str) -> str:
+                return str(ask(f"https://{HOST}:{port}{path}", trust, **headers)[2].get("X-Cookies", ""))
+
+            def there(path: str) -> bool:
+                return shown(path) != ""
+
+            for path in ("/flower/tasks", "/grafana/d/changeover", "/"):
+                wait_for(path, partial(there, path))
+                assert shown(path) == "none"
+                for sent, kept in COOKIES.items():
+                    assert shown(path, Cookie=sent) == (kept if path != "/" else repr([sent])), (path, sent)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_the_entrance_speaks_tls_leads_to_api_and_flower_and_hides_what_needs_no_password(tmp_path: Path) -> None:
     server = http.server.ThreadingHTTPServer((HOST, 0), Inside)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -348,7 +384,7 @@ def test_the_entrance_speaks_tls_leads_to_api_and_flower_and_hides_what_needs_no
             status, _, headers = ask(f"{here}/grafana", trust)
             assert (status, headers["Location"]) == (302, "/grafana/")
             wait_for("Grafana behind it", lambda: ask(f"{here}/grafana/d/changeover", trust)[0] == 200)
-            hidden = ("/metrics", "/flower/metrics", "/flower/healthcheck", "/grafana/metrics")
+            hidden = ("/metrics", "/flower/metrics", "/flower/healthcheck", "/grafana/metrics", "/grafana/%6detrics")
             assert {path: ask(here + path, trust)[0] for path in hidden} == dict.fromkeys(hidden, 404)
             wait_for("the API behind it", lambda: ask(f"{here}/v1/rollouts", trust)[0] == 200)
             assert ask(f"{here}/v1/rollouts?x=1", trust)[1].startswith("/v1/rollouts?x=1 https")

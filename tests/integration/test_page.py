@@ -116,7 +116,11 @@ def test_the_cookie_is_for_this_site_alone_and_what_is_stored_lets_nobody_in(api
     safe = browser.http.post(
         "/login", data={"token": shown}, headers={"Origin": "https://ops.test", "Host": "ops.test"}
     )
-    assert "Secure" in safe.headers["set-cookie"]
+    kept = safe.headers["set-cookie"]
+    assert kept.startswith("__Host-changeover=") and "Secure" in kept and "Path=/;" in kept and "Domain" not in kept
+    both = f"{sessions.COOKIE}=x; {kept.partition(';')[0]}"  # one that another host of the domain set changes nothing
+    assert Browser(api).get("/", headers={"Cookie": both}).status_code == 200
+    assert Browser(api).get("/", headers={"Cookie": f"{sessions.COOKIE}=x"}).status_code == 303
 
 
 def test_a_visit_ends_with_its_token_with_its_time_and_by_leaving(api: Served) -> None:
