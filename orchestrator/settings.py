@@ -46,7 +46,8 @@ class Settings(BaseModel):
     `orphan_seen` seconds, and kept in quarantine for `orphan_kept`. A worker ends itself after `stall` seconds in which
     messages waited and it took none. `hooks` is the file of the webhooks that the API takes, `notify` of those that
     workers send; `flower_url` where people find Flower, for links on the fleet page. `dev` lets Redis be one that
-    forgets. Where there is a `url`, commands ask the API there under `token`, and not Redis."""
+    forgets. Where there is a `url`, commands ask the API there under `token`, and not Redis;
+    `insecure` lets them do so over http:// to another host."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -69,6 +70,7 @@ class Settings(BaseModel):
     dev: bool = False
     url: str = ""
     token: str = Field(default="", repr=False)
+    insecure: bool = False
 
     @model_validator(mode="before")
     @classmethod

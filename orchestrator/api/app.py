@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from orchestrator.api.bodies import pointer
+from orchestrator.api.bodies import LOGGED, pointer
 from orchestrator.api.hooks import door, log_of_hooks
 from orchestrator.api.problems import KINDS, Problem, problem_of
 from orchestrator.api.routes import Api, health, routes
@@ -120,7 +120,7 @@ async def _http(_request: Request, error: Exception) -> Response:
 
 def _unexpected(request: Request, error: Exception) -> Response:
     id = secrets.token_hex(8)
-    log.error("unexpected", error=id, method=request.method, path=request.url.path, exc_info=error)
+    log.error("unexpected", error=id, method=request.method, path=request.url.path[:LOGGED], exc_info=error)
     return Problem(
         "internal",
         "something unexpected happened; the log of this process has more, under the id of this instance",
@@ -209,7 +209,7 @@ class Round:
         log.info(
             "asked",
             method=request.method,
-            path=request.url.path,
+            path=request.url.path[:LOGGED],
             status=status,
             by=known.actor if known is not None else None,
             at=request.client.host if request.client else None,

@@ -17,6 +17,7 @@ from orchestrator.domain.fleet import Fleet
 MAX_BODY = 2 * fleet_file.MAX_BYTES  # a fleet file as a JSON text may be as much longer
 MAX_DEPTH = 20
 WITHIN = 20.0  # seconds
+LOGGED = 200  # characters of a path: what is refused may have one of 32 KiB
 JSON, YAML = "application/json", "application/yaml"
 Text = Annotated[str, Field(min_length=1, max_length=fleet_file.MAX_BYTES)]
 Why = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]

@@ -12,6 +12,7 @@ command.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import time
 import uuid
@@ -70,7 +71,7 @@ _OF: Mapping[str, type[ChangeoverError]] = {
 class Client:
     """Every method raises `ChangeoverError`: `Unreachable` when nobody answers, else what the API refuses. `timeout`:
     seconds for one answer. `patience`: seconds for which what is away, or asks for a pause, is asked again; 0 for not
-    at all. Any thread may use it."""
+    at all. `insecure`: the token may go over http:// to another host than this one. Any thread may use it."""
 
     def __init__(
         self,
@@ -79,11 +80,18 @@ class Client:
         *,
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
+        insecure: bool = False,
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")) or not url.isascii() or not url.isprintable():
             raise BadInput("is no http:// or https:// address", place=url, next="set CHANGEOVER_URL")
+        if not insecure and not _kept_secret(url):
+            raise BadInput(
+                "the token would go to another host for all between to read; nothing was sent",
+                place=url,
+                next="write https://; or, in a network of yours alone, set CHANGEOVER_INSECURE=true (insecure=True)",
+            )
         if not token.isascii() or not token.isprintable() or not token:
             raise BadInput("is no token", place="CHANGEOVER_TOKEN", next="changeover token create --help")
         self._url, self._patience, self._sleep = url.rstrip("/"), patience, sleep
@@ -307,6 +315,20 @@ class Client:
     def _away(self, error: httpx2.TransportError) -> Unreachable:
         why = str(error) or type(error).__name__
         return Unreachable(f"the API at {self._url} does not answer: {why}", next="check CHANGEOVER_URL")
+
+
+def _kept_secret(url: str) -> bool:
+    """Whether what goes there is read by nobody on the way. Raises `BadInput` for what is no address."""
+    try:
+        there = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise BadInput(f"is no http:// or https:// address: {error}", place=url, next="set CHANGEOVER_URL") from None
+    if there.scheme == "https" or there.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(there.host).is_loopback
+    except ValueError:
+        return False
 
 
 def _part(text: str) -> str:

@@ -39,7 +39,7 @@ def _client(timeout: float = 60.0) -> Iterator[Client]:
     found = Settings.load()
     if not found.token:
         raise BadInput("is not set", place="CHANGEOVER_TOKEN", next="changeover token create --help")
-    with Client(found.url, found.token, timeout=timeout + BESIDE) as client:
+    with Client(found.url, found.token, timeout=timeout + BESIDE, insecure=found.insecure) as client:
         yield client
 
 

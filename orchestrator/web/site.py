@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from orchestrator import evidence, operations, tokens, words
 from orchestrator.api import bodies
+from orchestrator.api.bodies import LOGGED
 from orchestrator.api.live import Door
 from orchestrator.api.problems import KINDS, Problem, problem_of
 from orchestrator.api.routes import STREAMS, Api, EventId, slowly, stream, visible
@@ -158,7 +159,7 @@ class Site:
                 return _refused(problem_of(error))
             except Exception as error:
                 id = secrets.token_hex(8)
-                log.error("unexpected", error=id, method=request.method, path=request.url.path, exc_info=error)
+                log.error("unexpected", error=id, method=request.method, path=request.url.path[:LOGGED], exc_info=error)
                 told = "something unexpected happened; the log of this process has more"
                 where = f"urn:changeover:error:{id}"
                 return _refused(Problem("internal", told, next="changeover rollouts", instance=where))
@@ -190,14 +191,20 @@ class Site:
         asked = form.get("next") or request.query_params.get("next", "")
         next = asked if _WITHIN.fullmatch(asked) else "/"
         link = form.get("link") or request.query_params.get("link", "")
+        who = sessions.visitor(self.store, request)
         if request.method == "GET":
-            if sessions.visitor(self.store, request) is not None:
+            if who is not None and not link:
                 return RedirectResponse(next, 303, headers=HEADERS)
-            return _html("login", next=next, link=link[:100], wrong="", flower="")
+            return _html("login", next=next, link=link[:100], wrong="", flower="", who=who)
+        if link and who is not None and not sessions.knows(who, form.get("word", "")):
+            # Another site can lead here, and then the form is sent at once: whoever is somebody already has to say so.
+            return _html("login", next=next, link=link[:100], wrong="", flower="", who=who)
         token = sessions.by_link(self.store, link) if link else tokens.whose(self.store, form.get("token", "").strip())
         if token is None:
             wrong = "This link was used, or is too old." if link else "No token that holds."
-            return _html("login", 401, next=next, link="", wrong=wrong, flower="")
+            return _html("login", 401, next=next, link="", wrong=wrong, flower="", who=who)
+        if who is not None:
+            sessions.end(self.store, who.key)
         answer = RedirectResponse(next, 303, headers=HEADERS)
         sessions.keep(answer, sessions.begin(self.store, token), request)
         return answer

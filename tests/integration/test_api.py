@@ -18,6 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
+from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
 from orchestrator import operations, tokens
@@ -546,6 +547,14 @@ def test_what_has_ended_is_not_decided_again(api: Served) -> None:
             else:
                 refused(answer, 409, "illegal-transition")
         assert operations.find(api.store, id).state == state
+
+
+def test_what_is_refused_fills_no_log_however_long_its_path(api: Served) -> None:
+    with capture_logs() as logged:
+        assert api.http.get("/v1/" + "x" * 30_000).status_code == 404
+        assert api.http.get("/" + "x" * 30_000).status_code == 404
+    paths = [each["path"] for each in logged if each["event"] == "asked"]
+    assert paths == [("/v1/" + "x" * 200)[:200], ("/" + "x" * 200)[:200]]
 
 
 def test_why_somebody_did_it_and_who_is_in_the_audit_log(api: Served) -> None:

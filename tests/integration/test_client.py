@@ -187,10 +187,26 @@ def test_what_is_no_answer_of_the_api_is_said_to_be_none(answer: httpx2.Response
     assert not any("elsewhere" in str(request.url) for request in wire.asked), "a token goes nowhere else"
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x", "redis://x", "x", "http://x\ny"])
+@pytest.mark.parametrize("url", ["", "ftp://x", "redis://x", "x", "http://x\ny", "http://x:port"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(BadInput, match="no http"):
         Client(url, "t")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://api:8088", "http://10.0.0.1", "http://127.0.0.1@ops.test", "http://localhost.x"]
+)
+def test_a_token_goes_to_another_host_over_tls_alone_unless_somebody_says_otherwise(url: str, wire: Wire) -> None:
+    with pytest.raises(BadInput, match="the token would go to another host") as refused:
+        Client(url, "t", transport=wire)
+    assert "https://" in refused.value.next and "CHANGEOVER_INSECURE=true" in refused.value.next
+    assert not wire.asked
+    Client(url, "t", transport=wire, insecure=True).close()
+
+
+@pytest.mark.parametrize("url", ["https://ops.test", "http://localhost:8088", "http://127.3.2.1", "http://[::1]:8088/"])
+def test_over_tls_or_on_this_host_nobody_reads_a_token(url: str, wire: Wire) -> None:
+    Client(url, "t", transport=wire).close()
 
 
 # -- the command line that uses it -------------------------------------------------------------------------------------

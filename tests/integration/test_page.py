@@ -142,20 +142,39 @@ def test_a_visit_ends_with_its_token_with_its_time_and_by_leaving(api: Served) -
     assert browser.get("/", headers={"Cookie": f"{sessions.COOKIE}={key}"}).status_code == 303
 
 
-def test_a_link_lets_one_browser_in_once_and_that_one_again(api: Served) -> None:
+def test_a_link_lets_one_browser_in_once(api: Served) -> None:
     token, _ = tokens.create(api.store, "demo", ("read",), actor="anna")
     where = f"/login?link={sessions.link(api.store, token)}"
     browser, other = Browser(api), Browser(api)
     assert "See the fleet" in other.see(where)  # whoever only looks where it leads does not use it up
     assert browser.press(where).headers["location"] == "/"
     browser.see("/")
-    assert browser.get(where).headers["location"] == "/"
     assert other.press(where).status_code == 401
+    assert browser.press(where).status_code == 401
+    browser.see("/")
     late = sessions.link(api.store, token)
     api.clock.now += sessions.LINK_LASTS + 1
     assert other.post("/login", link=late).status_code == 401
     used = sessions.link(api.store, token)
     assert other.get("/", headers={"Cookie": f"{sessions.COOKIE}={used}"}).status_code == 303, "a link is no cookie"
+
+
+def test_a_link_makes_a_visitor_somebody_else_only_when_they_say_so_and_is_used_up_then(api: Served) -> None:
+    browser = inside(api, "read", "run")
+    key = str(browser.http.cookies[sessions.COOKIE])
+    other, _ = tokens.create(api.store, "mallory", ("read",), actor="mallory")
+    link = sessions.link(api.store, other)
+    asked = browser.see(f"/login?link={link}")
+    assert "data-at-once" not in asked and "You are here as <b>ci</b>" in asked
+    # Led here by another site it sends no cookie; but the script of the page sends the form, and that one with it.
+    unasked = browser.post("/login", link=link)
+    assert (unasked.status_code, "set-cookie" in unasked.headers) == (200, False)
+    assert "You are here as <b>ci</b>" in unasked.text and "data-at-once" not in unasked.text
+    assert browser.http.cookies[sessions.COOKIE] == key
+    assert browser.press(f"/login?link={link}").status_code == 303
+    assert 'who" title="May read">mallory<' in browser.see("/")
+    assert Browser(api).get("/", headers={"Cookie": f"{sessions.COOKIE}={key}"}).status_code == 303
+    assert Browser(api).press(f"/login?link={link}").status_code == 401
 
 
 def test_what_another_site_sends_does_nothing(api: Served) -> None:
