@@ -21,7 +21,7 @@ from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.hooks import Approve, Missing, Plain, Pointer, Rule, Start, Stop, Verb, at, fitting, too_old
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.signatures import Signed, verified
+from orchestrator.domain.signatures import Signed, formed, verified
 from orchestrator.errors import (
     BadInput,
     ChangeoverError,
@@ -41,17 +41,20 @@ KEPT = 4 * 86400.0  # seconds for which a delivery is known again: longer than a
 EVERY = 1.0  # seconds between two looks for what somebody else has kept, or that is due again
 HANDS = 8  # deliveries that one process carries out at once
 LAST_WORDS = 5.0  # seconds that they are given when it ends
-_NOBODY = (b"\x00" * 32,)  # a key for hooks that are not there, so that they take as long
+_NOBODY = (b"\x00" * 32,)  # a key that counts for nothing, and takes as long as one that does
 log = structlog.get_logger(__name__)
 
 
 def verify(store: Store, hooks: Hooks, name: str, headers: Mapping[str, str], body: bytes) -> Signed | None:
-    """Who signed it, or None for whatever reason. `headers` in lower case, of those that came once."""
-    known, now = hooks.known.get(name), store.now()
-    if known is None:
-        verified("standard", headers, body, _NOBODY, now=now)
-        return None
-    return verified(known.hook.scheme, headers, body, known.keys, now=now)
+    """Who signed it, or None for whatever reason. `headers` in lower case, of those that came once. As many keys are
+    tried for every name, whether there is such a hook or not, and whatever its scheme is."""
+    known, now, found = hooks.known.get(name), store.now(), None
+    most = max((len(each.keys) for each in hooks.known.values()), default=0)
+    for scheme in formed(headers):
+        mine = known.keys if known is not None and known.hook.scheme == scheme else ()
+        found = verified(scheme, headers, body, mine, now=now) or found
+        verified(scheme, headers, body, _NOBODY * (most - len(mine)), now=now)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

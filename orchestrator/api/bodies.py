@@ -85,20 +85,20 @@ class Stop(Body):
 B = TypeVar("B", bound=Body)
 
 
-async def raw_of(request: Request) -> bytes:
-    """The whole body. Raises `Problem` for one that is too large, too slow, or packed."""
+async def raw_of(request: Request, *, most: int = MAX_BODY) -> bytes:
+    """The whole body, of `most` bytes. Raises `Problem` for one that is too large, too slow, or packed."""
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Problem("unsupported-media-type", "a packed body is not read: send it without Content-Encoding")
     said = request.headers.get("content-length", "0")
-    if said.isdigit() and int(said[:20]) > MAX_BODY:
-        raise _too_large()
+    if said.isdigit() and int(said[:20]) > most:
+        raise _too_large(most)
     found = bytearray()
     try:
         async with asyncio.timeout(WITHIN):
             async for chunk in request.stream():
                 found += chunk
-                if len(found) > MAX_BODY:
-                    raise _too_large()
+                if len(found) > most:
+                    raise _too_large(most)
     except TimeoutError:
         headers = {"Connection": "close"}
         raise Problem("too-slow", f"the body was not here within {WITHIN:g} s", headers=headers) from None
@@ -107,9 +107,9 @@ async def raw_of(request: Request) -> bytes:
     return bytes(found)
 
 
-def _too_large() -> Problem:
-    most = f"{MAX_BODY >> 20} MiB are the most"
-    return Problem("too-large", f"the body is too large; {most}", headers={"Connection": "close"})
+def _too_large(most: int) -> Problem:
+    told = f"the body is too large; {most >> 10} KiB are the most"
+    return Problem("too-large", told, headers={"Connection": "close"})
 
 
 def kind_of(request: Request, *allowed: str) -> str:

@@ -15,11 +15,14 @@ from orchestrator.api.callers import Reader, Runner, refuse_part
 from orchestrator.api.problems import Problem
 from orchestrator.api.routes import LOOKING, PAGE, TELLING, Cursor, Limit, The, answer, documented, link_to
 from orchestrator.domain.delivery import DeliveryState
+from orchestrator.domain.signatures import formed
 from orchestrator.store.shapes import no_delivery
 
 door = APIRouter()
 log_of_hooks = APIRouter(prefix="/v1")
 _SIGNED = {bodies.JSON: {"schema": {"description": "Whatever the sender tells of."}}}
+MOST = 256 << 10  # bytes; the events that rules can be about are a tenth of that
+AT_ONCE = 16  # bodies in memory that may turn out to be nobody's
 DeliveryId = Annotated[str, Path(pattern=r"^[a-z0-9]{1,40}$")]
 
 
@@ -32,20 +35,24 @@ DeliveryId = Annotated[str, Path(pattern=r"^[a-z0-9]{1,40}$")]
 async def receive(name: str, request: Request, api: The) -> Response:
     """A delivery, signed as Standard Webhooks or GitHub's are. It is kept, answered, and carried out behind that; the
     same once more changes nothing."""
-    raw = await bodies.raw_of(request)
     given = [header.decode("latin-1").lower() for header, _ in request.headers.raw]
     once = {header: request.headers[header] for header in given if given.count(header) == 1}
 
+    carrier = api.carrier
+    if carrier is None or not formed(once):
+        raise _unsigned()  # before anything of the body is read
+    if api.unsigned >= AT_ONCE:
+        raise Problem("too-many-requests", "too many deliveries are being read", next="see docs/webhooks.md")
+    api.unsigned += 1
+    try:
+        raw = await bodies.raw_of(request, most=MOST)
+        signed = await anyio.to_thread.run_sync(hooks.verify, api.store, carrier.hooks, name, once, raw)
+    finally:
+        api.unsigned -= 1
+    if signed is None:
+        raise _unsigned()
+
     def work() -> Response:
-        carrier = api.carrier
-        signed = hooks.verify(api.store, carrier.hooks, name, once, raw) if carrier is not None else None
-        if carrier is None or signed is None:
-            raise Problem(
-                "unsigned",
-                "a valid signature is wanted, of this moment and by a secret of this hook, if there is one",
-                next="see docs/webhooks.md",
-                headers={"WWW-Authenticate": "Signature"},
-            )
         bodies.kind_of(request, bodies.JSON)
         found = hooks.receive(api.store, carrier.hooks, name, signed, bodies.strict_json(raw))
         if found is None:
@@ -60,6 +67,16 @@ async def receive(name: str, request: Request, api: The) -> Response:
         return answer("received", body, status=202)
 
     return await anyio.to_thread.run_sync(work)
+
+
+def _unsigned() -> Problem:
+    """The same for every reason."""
+    return Problem(
+        "unsigned",
+        "a valid signature is wanted, of this moment and by a secret of this hook, if there is one",
+        next="see docs/webhooks.md",
+        headers={"WWW-Authenticate": "Signature"},
+    )
 
 
 @log_of_hooks.get("/deliveries", responses={200: {"model": documents.Deliveries}, **LOOKING})

@@ -59,7 +59,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(kw_only=True)
 class Api:
-    """What the routes work with, in one process. `dev` as in `Settings`. Without a `carrier` there is no webhook."""
+    """What the routes work with, in one process. `dev` as in `Settings`. Without a `carrier` there is no webhook.
+    `unsigned`: bodies of webhooks in memory of which nobody knows yet who signed them."""
 
     store: Store
     ask: Asker
@@ -68,6 +69,7 @@ class Api:
     waiter: Waiter = field(default_factory=Waiter)
     carrier: Carrier | None = None
     streams: int = 0
+    unsigned: int = 0
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)

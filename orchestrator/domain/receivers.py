@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.domain.events import EVENTS, USUAL
 from orchestrator.domain.fleet import Line, Model, Name
@@ -18,6 +19,14 @@ def _url(value: str) -> str:
     if scheme not in ("https", "http") or not rest or "@" in rest.partition("/")[0] or not value.isascii():
         raise ValueError("write a URL such as https://chat.example.com/changeover, without a name or password in it")
     return value
+
+
+def _loopback(url: str) -> bool:
+    """Whether its host is written as an address of this machine: a name could lead elsewhere."""
+    try:
+        return ipaddress.ip_address(urlsplit(url).hostname or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _event(value: str) -> str:
@@ -43,6 +52,12 @@ class Receiver(Model):
     networks: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Field(max_length=20)] = ()
     ca: Line | None = None
     gate: bool = False
+
+    @model_validator(mode="after")
+    def _believable(self) -> Receiver:
+        if self.gate and self.url.startswith("http://") and not _loopback(self.url):
+            raise ValueError("gate: its answers are followed, so its url must be https, or http to a loopback address")
+        return self
 
     def sees(self, fleet: str) -> bool:
         return not self.fleets or fleet in self.fleets

@@ -21,6 +21,8 @@ PREFIX = "whsec_"
 _ID = re.compile(r"[\x21-\x7e]{1,255}")
 _TIME = re.compile(r"[0-9]{1,12}")
 _EVENT = re.compile(r"[a-z_]{1,64}")
+_V1 = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
+_SHA256 = re.compile(r"sha256=[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +59,41 @@ def standard(id: str, timestamp: str, body: bytes, key: bytes) -> str:
     return "v1," + base64.b64encode(mac).decode()
 
 
+def formed(headers: Mapping[str, str]) -> tuple[Scheme, ...]:
+    """The schemes by which a request with these headers may be signed; it takes no body and no key to say so."""
+
+    def fits(*wanted: tuple[str, re.Pattern[str]]) -> bool:
+        return all(pattern.fullmatch(headers.get(name, "")) for name, pattern in wanted)
+
+    signatures = headers.get("webhook-signature", "").split(" ")
+    standard = fits(("webhook-id", _ID), ("webhook-timestamp", _TIME)) and any(map(_V1.fullmatch, signatures))
+    github = fits(("x-github-delivery", _ID), ("x-github-event", _EVENT), ("x-hub-signature-256", _SHA256))
+    return (*(("standard",) if standard else ()), *(("github",) if github else ()))
+
+
 def verified(
     scheme: Scheme, headers: Mapping[str, str], body: bytes, keys: Sequence[bytes], *, now: float
 ) -> Signed | None:
     """None for every reason alike. `headers`, in lower case: those that came once. Any of the keys will do, so that one
-    can be replaced by another. Every key is tried, whichever fits."""
+    can be replaced by another. The headers come first; then every key is tried, whichever fits."""
+    if scheme not in formed(headers):
+        return None
     if scheme == "github":
         return _github(headers, body, keys)
-    id, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
-    given = [each.encode(errors="replace") for each in headers.get("webhook-signature", "").split(" ")]
-    if not _ID.fullmatch(id) or not _TIME.fullmatch(timestamp):
+    id, timestamp = headers["webhook-id"], headers["webhook-timestamp"]
+    given = [each.encode(errors="replace") for each in headers["webhook-signature"].split(" ")]
+    if abs(now - int(timestamp)) > WINDOW:
         return None
     wanted = [standard(id, timestamp, body, key).encode() for key in keys]
     fitting = sum(hmac.compare_digest(one, other) for one in wanted for other in given)
-    if not fitting or abs(now - int(timestamp)) > WINDOW:
-        return None
-    return Signed(key=id, event="", once=id)
+    return Signed(key=id, event="", once=id) if fitting else None
 
 
 def _github(headers: Mapping[str, str], body: bytes, keys: Sequence[bytes]) -> Signed | None:
-    id, event = headers.get("x-github-delivery", ""), headers.get("x-github-event", "")
-    given = headers.get("x-hub-signature-256", "").encode(errors="replace")
+    given = headers["x-hub-signature-256"].encode()
     wanted = [b"sha256=" + hmac.digest(key, body, "sha256").hex().encode() for key in keys]
     fitting = sum(hmac.compare_digest(one, given) for one in wanted)
-    if not fitting or not _ID.fullmatch(id) or not _EVENT.fullmatch(event):
+    if not fitting:
         return None
-    return Signed(key=id, event=event, once=hashlib.sha256(body).hexdigest())
+    key, event = headers["x-github-delivery"], headers["x-github-event"]
+    return Signed(key=key, event=event, once=hashlib.sha256(body).hexdigest())

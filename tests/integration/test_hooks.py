@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import pytest
 import yaml
 
 from orchestrator import hook_file
+from orchestrator.api.hooks import AT_ONCE, MOST
 from orchestrator.api.problems import KINDS, MEDIA, PREFIX
 from orchestrator.api.routes import Api
 from orchestrator.domain.signatures import standard, standard_key, verified
@@ -152,6 +154,42 @@ def test_every_reason_for_which_a_delivery_is_not_believed_looks_the_same(api: S
     api.api.carrier = None
     assert client.post("/hooks/releases", content=body, headers=good).text == told, "as where no hooks are"
     assert api.store.deliveries() == [] and api.store.rollouts() == []
+
+
+def begun(api: Served, headers: dict[str, str]) -> socket.socket:
+    """The head of a delivery, whose body does not follow."""
+    url = httpx2.URL(api.url)
+    opened = socket.create_connection((url.host, url.port or 0), timeout=10)  # less than a body is waited for
+    lines = [f"{name}: {value}\r\n" for name, value in {"Host": "x", "Content-Length": "100", **headers}.items()]
+    opened.sendall(f"POST /hooks/releases HTTP/1.1\r\n{''.join(lines)}\r\n".encode())
+    return opened
+
+
+def test_what_is_signed_by_nobody_is_refused_before_its_body_is_there(api: Served) -> None:
+    good = signed(b"")
+    for headers in ({}, {**good, "webhook-timestamp": "now"}, {**good, "webhook-signature": "v1,AAAA"}):
+        with begun(api, headers) as opened:
+            assert opened.recv(1000).startswith(b"HTTP/1.1 401"), headers
+    api.api.carrier = None
+    with begun(api, good) as opened:
+        assert opened.recv(1000).startswith(b"HTTP/1.1 401"), "as where no hooks are"
+
+
+def test_as_few_bodies_are_in_memory_as_may_be_nobodys_and_none_is_large(api: Served) -> None:
+    body = json.dumps(READY).encode()
+    opened = [begun(api, signed(b"")) for _ in range(AT_ONCE)]
+    wait_for("their heads", lambda: api.api.unsigned == AT_ONCE, seconds=15)
+    answer = api.client().post("/hooks/releases", content=body, headers=signed(body))
+    assert (answer.status_code, answer.json()["retryable"]) == (429, True)
+    for each in opened:
+        each.close()
+    wait_for("their end", lambda: api.api.unsigned == 0, seconds=15)
+    large = body + b" " * (MOST - len(body))
+    assert api.client().post("/hooks/releases", content=large, headers=signed(large)).status_code == 202
+    larger = large + b" "
+    refused = api.client().post("/hooks/releases", content=larger, headers=signed(larger, id="msg_2"))
+    assert (refused.status_code, "256 KiB are the most" in refused.json()["detail"]) == (413, True)
+    assert api.api.unsigned == 0
 
 
 def test_what_is_signed_and_makes_no_sense_is_refused_and_not_kept(api: Served) -> None:

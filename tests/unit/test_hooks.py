@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import hmac
 import json
 import shutil
 import subprocess
@@ -160,6 +161,32 @@ def test_whatever_is_not_as_it_was_signed_does_not_count() -> None:
     for wrong in ("", "sha256=", "sha1=" + "0" * 40, "sha256=" + "0" * 64):
         given = {**hub, "x-hub-signature-256": wrong}
         assert verified("github", given, b"{}", [SHARED.encode()], now=0) is None
+
+
+def test_every_name_takes_as_many_keys_whether_there_is_such_a_hook_or_not(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bytes] = []
+    digest = hmac.digest
+
+    def counted(key: bytes, text: bytes, name: str) -> bytes:
+        tried.append(key)
+        return digest(key, text, name)
+
+    monkeypatch.setattr(hmac, "digest", counted)
+    now = int(desk.store.now())
+    nobodys = {"x-github-delivery": "d", "x-github-event": "ping", "x-hub-signature-256": "sha256=" + "0" * 64}
+    signed = headers(b"{}", at=now)
+    for given, wanted in ((signed, 2), (nobodys, 2), ({**signed, **nobodys}, 4), ({**signed, "webhook-id": ""}, 0)):
+        for name in ("releases", "code", "nobody"):
+            tried.clear()
+            found = hooks.verify(desk.store, desk.hooks, name, given, b"{}")
+            assert (len(tried), found is not None) == (
+                wanted,
+                name == "releases" and given.get("webhook-id") == "msg_1",
+            )
+    stand_in = headers(b"{}", at=now, key=b"\x00" * 32)
+    assert all(hooks.verify(desk.store, desk.hooks, name, stand_in, b"{}") is None for name in ("releases", "nobody"))
 
 
 def test_a_signature_counts_for_five_minutes_before_and_after() -> None:

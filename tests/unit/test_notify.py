@@ -497,6 +497,12 @@ def test_a_certificate_must_hold_for_the_name(tmp_path: Path) -> None:
     [
         ("ftp://x/", "", "notify.yaml:4: receivers.chat.url: write a URL"),
         ("https://anna:secret@x/", "", "notify.yaml:4: receivers.chat.url: write a URL"),
+        (
+            "http://10.1.2.3/",
+            "    gate: true\n",
+            "notify.yaml:7: receivers.chat.gate: its answers are followed, so its url must be https",
+        ),
+        ("http://localhost/", "    gate: true\n", "receivers.chat.gate: its answers are followed"),
         ("https://x/", "    events: [exploded]\n", "there is no event 'exploded'"),
         ("https://x/", "    event: [Held]\n", "unknown key 'event'; did you mean 'events'?"),
         ("https://x/", "    fleets: [UP]\n", "receivers.chat.fleets[0]"),
@@ -511,6 +517,12 @@ def test_each_fault_of_a_notify_file_is_told_with_its_place(tmp_path: Path, url:
     with pytest.raises(BadInput) as refused:
         hook_file.receivers(written(tmp_path, url, more))
     assert told in str(refused.value), str(refused.value)
+
+
+def test_a_gate_may_be_asked_over_http_on_this_machine_alone(tmp_path: Path) -> None:
+    for url in ("http://127.0.0.1:8080/gate", "http://[::1]/gate", "https://gate.example.com/"):
+        assert hook_file.receivers(written(tmp_path, url, "    gate: true\n"))["chat"].receiver.gate
+    assert hook_file.receivers(written(tmp_path, "http://10.1.2.3/"))["chat"].receiver.url == "http://10.1.2.3/"
 
 
 def test_a_coordinator_needs_no_secret(tmp_path: Path) -> None:
