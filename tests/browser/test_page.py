@@ -249,20 +249,18 @@ def test_two_thousand_servers_stay_smooth_while_hundreds_move_at_once(page: Page
     page.goto(f"{api.url}/rollouts/{id}")
     page.wait_for_selector("text=Live")
     page.evaluate(
-        "() => { window.long = []; const note = list => list.getEntries().forEach(each => long.push(each.duration));"
-        " new PerformanceObserver(note).observe({entryTypes: ['longtask']}); }"
+        "() => { window.touched = 0; const note = seen => { touched += seen.length; };"
+        " const all = {subtree: true, childList: true, attributes: true, characterData: true};"
+        " new MutationObserver(note).observe(document.body, all); }"
     )
     page.focus(".grid a")
     upgraded(api.store, id, names[0])
-    begun = time.monotonic()
     for name in names[1:600]:  # as fast as the store takes it
         put(api.store, id, name, row(api.store, id, name).upgrade.after(Admitted(at=api.store.now())))
         if name.endswith("00"):  # and somebody goes over them
             page.keyboard.press("ArrowRight")
     cell(page, names[599], "c0")
-    took = 1000 * (time.monotonic() - begun)
     page.wait_for_function("() => document.querySelector('.legend li[data-kind=c0] b').textContent === '599'")
     assert page.evaluate("document.activeElement.getAttribute('href')") != names[0]
-    busy = page.evaluate("long.reduce((sum, each) => sum + each, 0)")
-    longest = page.evaluate("Math.max(0, ...long)")
-    assert busy < took / 2, f"{busy:.0f} of {took:.0f} ms, {longest:.0f} at once"
+    touched = page.evaluate("touched")
+    assert touched < 5 * 600, f"{touched} nodes were touched: more than the cells that moved"
