@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.figures import table
-from benchmarks.machine import Site, cpu, peak, site, wait_for
+from benchmarks.machine import READY, Site, cpu, peak, site, wait_for
 from orchestrator import tokens
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
@@ -113,22 +113,33 @@ def _listens(port: int) -> bool:
 async def _measure(asked: Asked, port: int, token: str, ids: Sequence[str]) -> Seen:
     seen = Seen()
     counting = asyncio.Event()
+    here = asyncio.Semaphore(0)
     readers = [
-        asyncio.create_task(_follow(port, token, ids[n % len(ids)], seen, counting)) for n in range(asked.readers)
+        asyncio.create_task(_follow(port, token, ids[n % len(ids)], seen, counting, here)) for n in range(asked.readers)
     ]
-    await asyncio.sleep(3)  # all of them have read what was there before
+    async with asyncio.timeout(READY):
+        for _ in readers:
+            await here.acquire()
     counting.set()
     number = int(asked.pace * asked.seconds)
     verbs = [f"/v1/rollouts/{ids[n % len(ids)]}:{('pause', 'resume')[n // len(ids) % 2]}" for n in range(number)]
     await _paced(asked, port, token, [("GET", "/healthz")] * number, seen.floor, seen)
     await _paced(asked, port, token, [("POST", verb) for verb in verbs], seen.writes, seen)
-    await asyncio.sleep(2)
+    await _until_quiet(seen)
     dead = [reader for reader in readers if reader.done()]
     seen.failed += [f"a stream ended: {reader.exception() or 'by itself'}" for reader in dead]
     for reader in readers:
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
     return seen
+
+
+async def _until_quiet(seen: Seen) -> None:
+    """What was written last is on its way to its readers."""
+    before = -1
+    while len(seen.events) > before:
+        before = len(seen.events)
+        await asyncio.sleep(0.5)
 
 
 async def _paced(
@@ -139,11 +150,16 @@ async def _paced(
     await asyncio.gather(*(_act(port, token, todo[w::WRITERS], times, seen) for w in range(WRITERS)))
 
 
-async def _follow(port: int, token: str, id: str, seen: Seen, counting: asyncio.Event) -> None:
+async def _follow(port: int, token: str, id: str, seen: Seen, counting: asyncio.Event, here: asyncio.Semaphore) -> None:
+    """`here` is released once, when what had happened before has come."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     try:
         writer.write(_request("GET", f"/v1/rollouts/{id}/events", token, "Accept: text/event-stream\r\n"))
+        greeted = False
         while line := await reader.readline():
+            if line.startswith(b"data:") and not greeted:
+                greeted = True
+                here.release()
             if line.startswith(b"data:") and counting.is_set():
                 seen.events.append(time.time() - json.loads(line[5:])["at"])
     finally:

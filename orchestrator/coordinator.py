@@ -109,7 +109,8 @@ class Coordinator:
         """Do everything that is due now, once."""
         open_now = self.store.open_rollouts()
         if self.receivers:
-            self._notify(open_now)
+            with self._alone("receivers"):
+                self._notify(open_now)
         for rollout in open_now:
             with self._alone(rollout.id):
                 self._advance(rollout)

@@ -24,47 +24,20 @@ from urllib.parse import quote, urljoin
 import httpx2
 
 from orchestrator import documents
-from orchestrator.errors import (
-    BadInput,
-    ChangeoverError,
-    Conflict,
-    IllegalTransition,
-    Locked,
-    NotFound,
-    Outdated,
-    PlanMoved,
-    PointOfNoReturn,
-    Unreachable,
-    UnsafeStore,
-    WaitTimeout,
-)
+from orchestrator.api.problems import OF, PREFIX
+from orchestrator.errors import BadInput, ChangeoverError, Conflict, NotFound, Unreachable, UnsafeStore
 
 TIMEOUT = 75.0  # seconds for one answer: a worker may be waited for a minute behind it
 CONNECT = 10.0
 PATIENCE = 30.0  # seconds for which what is away is asked again
 SILENCE = 40.0  # seconds without even a comment, after which a stream of events is taken up anew
 LIMIT = 500  # of one page
-PREFIX = "urn:changeover:problem:"
 AGAIN = frozenset({"too-many-requests", "unreachable", "unsafe-store", "in-progress"})
-_OF: Mapping[str, type[ChangeoverError]] = {
-    "malformed": BadInput,
-    "bad-input": BadInput,
-    "key-reused": BadInput,
-    "unauthorized": BadInput,
-    "forbidden": BadInput,
-    "too-large": BadInput,
-    "not-found": NotFound,
-    "conflict": Conflict,
+_ERRORS: Mapping[str, type[ChangeoverError]] = {
+    **{kind: error for error, kind in OF},
+    **dict.fromkeys(("malformed", "key-reused", "unauthorized", "forbidden", "too-large"), BadInput),
     "in-progress": Conflict,
-    "plan-moved": PlanMoved,
-    "locked": Locked,
-    "point-of-no-return": PointOfNoReturn,
-    "illegal-transition": IllegalTransition,
-    "outdated": Outdated,
-    "unreachable": Unreachable,
     "too-many-requests": Unreachable,
-    "unsafe-store": UnsafeStore,
-    "timeout": WaitTimeout,
 }
 
 
@@ -298,7 +271,7 @@ class Client:
             told = f"{self._url} answers {answer.status_code} {answer.reason_phrase}, and not as the API does"
             again = 1.0 if answer.status_code in (502, 503, 504) else 0.0
             return Unreachable(told, next="check CHANGEOVER_URL"), again
-        of = _OF.get(kind, ChangeoverError)
+        of = _ERRORS.get(kind, ChangeoverError)
         error = BadInput(detail, next=next) if of is BadInput else of(detail, traffic=traffic, next=next)
         after = answer.headers.get("Retry-After", "")
         return error, (float(after) if after.isdecimal() else 1.0) if kind in AGAIN else 0.0

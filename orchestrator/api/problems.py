@@ -58,7 +58,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
 RETRYABLE = frozenset(
     {"too-slow", "in-progress", "too-many-requests", "world-unread", "unreachable", "unsafe-store", "timeout"}
 )
-_OF: Sequence[tuple[type[ChangeoverError], str]] = (
+OF: Sequence[tuple[type[ChangeoverError], str]] = (
     (BadInput, "bad-input"),
     (NotFound, "not-found"),
     (Unreachable, "unreachable"),
@@ -110,6 +110,6 @@ class Problem(Exception):  # RFC 9457's word for it
 
 
 def problem_of(error: ChangeoverError) -> Problem:
-    kind = next((kind for type, kind in _OF if isinstance(error, type)), "world-unread")
+    kind = next((kind for type, kind in OF if isinstance(error, type)), "world-unread")
     faults = error.faults if isinstance(error, BadInput) else ()
     return Problem(kind, error.message, next=next_of(error), traffic=traffic_of(error), faults=faults)

@@ -122,8 +122,9 @@ def apply(
     form: Output = Format.text,
 ) -> int:
     """Start a rollout of this fleet file. The world is read again; a plan that it has moved away from is refused."""
-    from orchestrator import fleet_file, operations, schema, words
+    from orchestrator import fleet_file, operations, schema, tracing, words
 
+    tracing.configure("cli")
     fleet = fleet_file.load(file)
     asks = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not asks:

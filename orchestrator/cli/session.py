@@ -68,7 +68,7 @@ def opened() -> Iterator[Session]:
     found = Settings.load()
     if found.url:
         raise BadInput(
-            f"is set to {found.url}, and the API does not serve this: it is done where Redis is",
+            f"is set to {found.url}, and this command does not ask the API: it is done where Redis is",
             place="CHANGEOVER_URL",
             next="unset CHANGEOVER_URL",
         )

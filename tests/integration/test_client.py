@@ -286,7 +286,7 @@ def test_a_rollout_from_its_plan_to_its_report(
 def test_what_the_api_does_not_serve_says_where_it_is_done(run: Callable[..., tuple[int, str, str]]) -> None:
     for words in (("gc",), ("settle", "r1", "web-1", "--serving", "old", "--because", "x"), ("token", "list")):
         code, _, err = run(*words)
-        assert code == 64 and "the API does not serve this: it is done where Redis is" in err, err
+        assert code == 64 and "this command does not ask the API: it is done where Redis is" in err, err
 
 
 def test_without_a_token_or_with_a_wrong_one_it_says_so(

@@ -27,25 +27,10 @@ from orchestrator.domain.rollout import (
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.domain.windows import Window, Windows
 from orchestrator.errors import IllegalTransition
+from tests.unit.test_rollout import rollout
 
 NOW = datetime(2026, 11, 23, 21, 59, tzinfo=UTC).timestamp()  # a Monday
 NIGHT = Windows(zone="UTC", windows=(Window(days=(0,), begins=22 * 60, ends=23 * 60),))
-
-
-def rollout(**changes: Any) -> Rollout:
-    whole: dict[str, Any] = {
-        "id": "r",
-        "plan": "p",
-        "fleet": "f",
-        "created_at": 0.0,
-        "created_by": "t",
-        "waves": (("a",), ("b", "c")),
-        "max_in_flight": 2,
-        "allowed_failures": 0,
-        "bake": 0.0,
-        "on_abort": "roll_back",
-    }
-    return Rollout(**{**whole, **changes})
 
 
 def servers(a: str = "pending", b: str = "pending", c: str = "pending") -> list[Upgrade]:

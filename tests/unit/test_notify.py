@@ -525,6 +525,15 @@ def test_a_gate_may_be_asked_over_http_on_this_machine_alone(tmp_path: Path) -> 
     assert hook_file.receivers(written(tmp_path, "http://10.1.2.3/"))["chat"].receiver.url == "http://10.1.2.3/"
 
 
+def test_what_is_wrong_with_a_receiver_holds_up_no_server(site: Runner) -> None:
+    def broken(_receiver: str, _rollout: str) -> None:
+        raise RuntimeError("a fault of ours")
+
+    site.coordinator.notify = broken
+    site.finish()
+    assert {state for state, *_ in site.upgrades().values()} == {"upgraded"}
+
+
 def test_a_coordinator_needs_no_secret(tmp_path: Path) -> None:
     path = written(tmp_path, "https://x/")
     (tmp_path / "chat.secret").unlink()

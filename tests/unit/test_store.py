@@ -516,7 +516,10 @@ def test_an_admitted_server_is_due_at_once(site: Site) -> None:
     assert not site.store.admit("r1", "a", to=site.row("a").upgrade, limit=9, wave=0, domain="", entry=DID)
 
 
-@pytest.mark.parametrize("why", ["frozen", "paused", "stopped", "aborting", "wave", "limit", "unknown"])
+@pytest.mark.parametrize(
+    "why",
+    ["frozen", "paused", "awaiting_approval", "awaiting_window", "stopped", "aborting", "wave", "limit", "unknown"],
+)
 def test_nothing_is_admitted(site: Site, why: str) -> None:
     site.create()
     wave, limit, server = 0, 5, "a"
@@ -524,6 +527,8 @@ def test_nothing_is_admitted(site: Site, why: str) -> None:
         site.store.freeze(True, actor="anna")
     elif why == "paused":
         site.become(lambda r: paused(r, why="x", now=START))
+    elif why in ("awaiting_approval", "awaiting_window"):
+        site.become(lambda r: replace(r, state=cast(Any, why)))
     elif why == "stopped":
         site.become(lambda r: replace(r, stop="x"))
     elif why == "aborting":
@@ -813,6 +818,8 @@ def test_an_intent_is_stored_and_the_claim_goes_on(site: Site) -> None:
         ("roll back", "paused", "paused", None),
         ("end", "paused", "paused", None),
         ("bake", None, None, None),
+        ("ask", None, None, None),
+        ("shut", None, None, None),
     ],
 )
 def test_an_intent_is_refused(
@@ -835,6 +842,8 @@ def test_an_intent_is_refused(
             "roll back": "rolling_back",
             "end": "succeeded",
             "bake": "baking",
+            "ask": "awaiting_approval",
+            "shut": "awaiting_window",
         }
         site.become(lambda r: replace(r, state=cast(Any, states[how])))
 
