@@ -126,6 +126,7 @@ def _answer(store: Store, kind: str, request: str, waiter: Waiter) -> Mapping[st
         if waited >= waiter.timeout or (waited >= WITHOUT_WORKERS and not store.workers()):
             raise _unanswered(store, kind, waited, before)
         waiter.sleep(min(waiter.every, max(0.001, waiter.timeout - waited)))
+    store.forget_document(kind, request)  # nobody asks for it again, and it may be of a large fleet
     if not found.get("ok"):
         refused = found.get("refused", False)  # for what was asked, and not for how the world is just now
         raise (Conflict if refused else ChangeoverError)(

@@ -20,6 +20,7 @@ from orchestrator.store import Entry, LedgerItem, Row
 from providers.compute import Compute, Image, Server
 from providers.errors import GuardRefused, NotFound, ProviderError
 from tasks import keys
+from tasks.survey import KEEP
 from tasks.world import World
 
 log = structlog.get_logger()
@@ -289,7 +290,7 @@ def collect(
             _act(world, request, lane, fleets, found, foreign, only, done, not_done)
     except (ProviderError, ChangeoverError) as error:
         body = {"ok": False, "error": str(error)}
-    world.store.put_document("collect", request, body, ttl=86400.0)
+    world.store.put_document("collect", request, body, ttl=KEEP)
     return {"ok": body["ok"], "done": len(done)}
 
 

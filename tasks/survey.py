@@ -24,7 +24,7 @@ from tasks.poll_readiness import BY_CHANCE, paths
 from tasks.world import World, read_fleet
 
 BATCH = 100
-KEEP = 86400.0  # seconds that an answer is kept
+KEEP = 300.0  # seconds that an answer which nobody reads is kept: whoever has read it forgets it
 _ATTEMPT = re.compile(r"[0-9]{1,9}\Z")
 REMEMBERED = (("provision", "server"), ("create_image", "image"))  # where a record keeps what was made
 

@@ -70,12 +70,16 @@ def caller(request: Request) -> Caller:
             next="changeover token create --help",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    if wait := pace.wait(found.id):
-        told = f"this token may ask {pace.rate:g} times a second"
-        raise Problem("too-many-requests", told, headers={"Retry-After": str(int(wait) + 1)})
+    refuse_haste(pace, found)
     known = Caller(token=found)
     request.state.caller = known
     return known
+
+
+def refuse_haste(pace: Pace, token: Token) -> None:
+    if wait := pace.wait(token.id):
+        told = f"this token may ask {pace.rate:g} times a second"
+        raise Problem("too-many-requests", told, headers={"Retry-After": str(int(wait) + 1)})
 
 
 def needs(scope: Scope) -> Callable[..., Caller]:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
@@ -50,6 +52,8 @@ PAGE = 100
 MOST = 1000  # of a page
 SLOW = 16  # requests at once that wait for a worker
 STREAMS = 500
+OF_ONE = 4  # of the `SLOW` requests may be of one token
+STREAMS_OF_ONE = 50
 STREAM = "text/event-stream"
 REPLAYED = "Idempotency-Replayed"  # whether it had been done before under this key
 _CHUNK = 250
@@ -68,8 +72,9 @@ class Api:
     dev: bool = False
     waiter: Waiter = field(default_factory=Waiter)
     carrier: Carrier | None = None
-    streams: int = 0
     unsigned: int = 0
+    streams: Counter[str] = field(default_factory=Counter)  # open now, by the token
+    waiting: Counter[str] = field(default_factory=Counter)  # requests for `slow`, by the token
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)
@@ -126,9 +131,32 @@ def answer(
     return JSONResponse({"schema": f"changeover/v1/{what}", **body}, status_code=status, headers=headers)
 
 
-async def slowly(api: Api, work: Callable[[], T]) -> T:
-    """Beside the threads of all other requests, since it waits for a worker."""
-    return await anyio.to_thread.run_sync(work, limiter=api.slow)
+async def slowly(api: Api, who: Caller, work: Callable[[], T]) -> T:
+    """Beside the threads of all other requests, since it waits for a worker. Raises `Problem` if this token has as many
+    already as one may have: others are to find room."""
+    if api.waiting[who.token.id] >= OF_ONE:
+        raise Problem("too-many-requests", f"{OF_ONE} requests of this token wait for a worker already")
+    with _counted(api.waiting, who):
+        return await anyio.to_thread.run_sync(work, limiter=api.slow)
+
+
+@contextmanager
+def _counted(counts: Counter[str], who: Caller) -> Iterator[None]:
+    counts[who.token.id] += 1
+    try:
+        yield
+    finally:
+        counts[who.token.id] -= 1
+        if not counts[who.token.id]:
+            del counts[who.token.id]
+
+
+def refuse_streams(api: Api, who: Caller, *, full: bool) -> None:
+    """Raises `Problem` if there is no room for another. `full`: for no more of this rollout."""
+    if api.streams[who.token.id] >= STREAMS_OF_ONE:
+        raise Problem("too-many-requests", f"{STREAMS_OF_ONE} streams of events of this token are open here already")
+    if full or api.streams.total() >= STREAMS:
+        raise Problem("too-many-requests", f"{api.streams.total()} streams of events are open here already")
 
 
 # -- plans and rollouts, made ------------------------------------------------------------------------------------------
@@ -159,7 +187,7 @@ async def make_plan(request: Request, api: The, who: Planner, key: Key = None) -
         id, again = once(api.store, who, key, b"plan\n" + raw, "", act)
         return operations.saved_plan(api.store, id), again
 
-    made, again = await slowly(api, work)
+    made, again = await slowly(api, who, work)
     return answer("plan", schema.plan(made), status=201, headers={REPLAYED: str(again).lower()})
 
 
@@ -188,7 +216,7 @@ async def start(request: Request, api: The, who: Runner, key: Key = None, dry_ru
         fleet = _fleet_of(request, raw)
     refuse_fleet(who, fleet.fleet)
     if dry_run:
-        return answer("plan", schema.plan(await slowly(api, partial(_would, api, fleet, agreed))))
+        return answer("plan", schema.plan(await slowly(api, who, partial(_would, api, fleet, agreed))))
 
     def act(id: str) -> str:
         how: dict[str, Any] = {"agreed": agreed, "actor": who.actor, "id": id, "waiter": api.waiter}
@@ -199,7 +227,7 @@ async def start(request: Request, api: The, who: Runner, key: Key = None, dry_ru
         id, again = once(api.store, who, key, b"rollout\n" + raw, new, act)
         return operations.find(api.store, id), again, operations.confirmed(api.store)
 
-    made, again, confirmed = await slowly(api, work)
+    made, again, confirmed = await slowly(api, who, work)
     body = {"rollout": schema.rollout(made), "confirmed": confirmed, "next": f"changeover watch {made.id}"}
     headers = {"Location": f"/v1/rollouts/{made.id}", REPLAYED: str(again).lower()}
     return answer("applied", body, status=202, headers=headers)
@@ -380,10 +408,9 @@ async def events(
     await anyio.to_thread.run_sync(visible, api, who, id)
     cursor = last or after or "0"
     if STREAM in request.headers.get("accept", ""):
-        if api.streams >= STREAMS or api.live.full(id):
-            raise Problem("too-many-requests", f"{api.streams} streams of events are open here already")
+        refuse_streams(api, who, full=api.live.full(id))
         door = Door(key=who.token.id, still=partial(_lets_in, api, who))
-        return stream(api, api.live.follow(id, cursor, door))
+        return stream(api, who, api.live.follow(id, cursor, door))
     found = await anyio.to_thread.run_sync(partial(api.store.events, id, after=cursor, limit=limit))
     newest = found[-1].id if found else cursor
     body: documents.Events = {"events": [schema.event(entry) for entry in found], "next": newest}
@@ -397,17 +424,16 @@ def _lets_in(api: Api, who: Caller) -> bool:
     return found is not None and found.holds(api.store.now())
 
 
-def stream(api: Api, events: AsyncGenerator[bytes, None]) -> Response:
+def stream(api: Api, who: Caller, events: AsyncGenerator[bytes, None]) -> Response:
     """An answer that goes on for as long as they do."""
 
     async def counted() -> AsyncGenerator[bytes, None]:
-        api.streams += 1
-        try:
-            async for event in events:
-                yield event
-        finally:
-            api.streams -= 1
-            await events.aclose()
+        with _counted(api.streams, who):
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                await events.aclose()
 
     # Many come in the same moment, after a cut: their pings are not to.
     return EventSourceResponse(counted(), ping=12 + secrets.randbelow(7), send_timeout=30)
@@ -421,7 +447,7 @@ async def report(
     id: RolloutId, api: The, who: Reader, format: Annotated[Literal["json", "html"], Query()] = "json"
 ) -> Response:
     """What happened, with the certificate of what the balancers counted where a worker can ask them."""
-    found = await slowly(api, partial(_report, api, who, id))
+    found = await slowly(api, who, partial(_report, api, who, id))
     document, why = found["report"], found["uncertified"]
     if format == "html":
         from orchestrator.report import html
@@ -430,7 +456,7 @@ async def report(
             "Content-Disposition": f'attachment; filename="{id}.html"',
             "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'",
         }
-        return Response(await slowly(api, partial(html.render, document)), media_type="text/html", headers=headers)
+        return Response(await slowly(api, who, partial(html.render, document)), media_type="text/html", headers=headers)
     return answer("report", {"report": document, "uncertified": why})
 
 

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 Scope = Literal["read", "plan", "run", "approve", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+SESSIONS = 20  # of one token at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Token:

@@ -234,7 +234,8 @@ class Store(Protocol):
         ...
 
     def put_session(self, key: str, session: Session) -> None:
-        """It is known by that key until its time."""
+        """It is known by that key until its time, or until its token has more than `SESSIONS`: then of the others the
+        one ends whose time is first."""
         ...
 
     def session(self, key: str) -> Session | None: ...

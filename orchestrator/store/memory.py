@@ -17,7 +17,7 @@ from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import GOING, Rollout
-from orchestrator.domain.token import Session, Token
+from orchestrator.domain.token import SESSIONS, Session, Token
 from orchestrator.domain.upgrade import Direction, Upgrade
 from orchestrator.errors import NotFound
 from orchestrator.store import (
@@ -265,6 +265,10 @@ class MemoryStore:
         with self._lock:
             now = self.now()
             self._sessions = {known: each for known, each in self._sessions.items() if each.until > now}
+            others = [known for known, each in self._sessions.items() if each.token == session.token and known != key]
+            others.sort(key=lambda known: self._sessions[known].until)
+            for old in others[: max(0, len(others) - SESSIONS + 1)]:
+                del self._sessions[old]
             self._sessions[key] = session
 
     def session(self, key: str) -> Session | None:

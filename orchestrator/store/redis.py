@@ -24,6 +24,7 @@ Keys, all under `co:{namespace}:` and so in one hash slot. Times are epoch secon
     delivery:<id>           hash     of a webhook: the delivery, version, payload; `nonce:<once>` is the id that it got
     deliveries              zset by arrival: the log; `deliveries_due`: those that wait
     session:<key>           string   a browser that is let in, as long as it is
+    sessions:<token>        zset     by their ends: the keys of one token's
     outbox                  hash     <receiver>/<rollout> -> how far it has been told; beside it <...>:version
     document:<kind>:<id>    string   frozen, queue_wait, confirm: strings; counts, users: hashes
 """
@@ -50,7 +51,7 @@ from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.token import Session, Token
+from orchestrator.domain.token import SESSIONS, Session, Token
 from orchestrator.domain.upgrade import SCHEMA, Direction, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.store import (
@@ -348,9 +349,22 @@ class RedisStore:
             self._redis.hset(self._key("tokens"), f"{id}:used", f"{self.now():.6f}")
 
     def put_session(self, key: str, session: Session) -> None:
-        left = max(1, round((session.until - self.now()) * 1000))
-        with self._told:
-            self._redis.set(self._key("session", key), codec.SESSION.dump(session), px=left)
+        now, all = self.now(), self._key("sessions", session.token)
+        with self._told, self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.set(
+                self._key("session", key), codec.SESSION.dump(session), px=max(1, round((session.until - now) * 1000))
+            )
+            pipeline.zremrangebyscore(all, "-inf", now)
+            pipeline.zadd(all, {key: session.until})
+            pipeline.zrange(all, 0, -1, withscores=True)
+            known = cast("list[tuple[bytes, float]]", pipeline.execute()[-1])
+            # One call more than may be in one: whoever is cut off here leaves it to whoever comes next.
+            others = [each for each, _ in known if each != key.encode()]
+            for old in others[: max(0, len(others) - SESSIONS + 1)]:
+                pipeline.delete(self._key("session", old.decode()))
+                pipeline.zrem(all, old)
+            pipeline.pexpire(all, max(1, round((known[-1][1] - now) * 1000)))
+            pipeline.execute()
 
     def session(self, key: str) -> Session | None:
         where = self._key("session", key)
@@ -360,8 +374,12 @@ class RedisStore:
         return found if found is not None and found.until > self.now() else None
 
     def end_session(self, key: str) -> bool:
-        with self._told:
-            return bool(self._redis.delete(self._key("session", key)))
+        found = self.session(key)
+        with self._told, self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.delete(self._key("session", key))
+            if found is not None:
+                pipeline.zrem(self._key("sessions", found.token), key)
+            return bool(pipeline.execute()[0])
 
     def once(self, key: str, *, asked: str, id: str, seconds: float, ttl: float) -> Once:
         state, known = self._texts("once", {"key": key, "asked": asked, "id": id, "seconds": seconds, "ttl": ttl})

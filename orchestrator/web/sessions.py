@@ -116,7 +116,7 @@ def from_our_page(request: Request) -> bool:
 
 
 def knows(who: Visitor, word: str) -> bool:
-    return hmac.compare_digest(who.word, word)
+    return hmac.compare_digest(who.word.encode(), word.encode(errors="surrogatepass"))
 
 
 def _holding(store: Store, id: str) -> Token | None:

@@ -27,9 +27,10 @@ from starlette.routing import Route
 from orchestrator import evidence, operations, tokens, words
 from orchestrator.api import bodies
 from orchestrator.api.bodies import LOGGED
+from orchestrator.api.callers import refuse_haste
 from orchestrator.api.live import Door
 from orchestrator.api.problems import KINDS, Problem, problem_of
-from orchestrator.api.routes import STREAMS, Api, EventId, slowly, stream, visible
+from orchestrator.api.routes import Api, EventId, refuse_streams, slowly, stream, visible
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
 from orchestrator.errors import ChangeoverError, Conflict, NotFound, Unreachable, UnsafeStore
@@ -47,6 +48,7 @@ _VIEWS = 20  # rollouts that are kept for that
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SERVER = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _WITHIN = re.compile(r"/(?!/)[A-Za-z0-9._~/?=&%:-]{0,300}")  # an address of ours to go on to
+_NUMBER = re.compile(r"[0-9]+")  # not `isdigit`, which takes "²" for one
 _EVENT = re.compile(EventId)
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -174,9 +176,7 @@ class Site:
             raise Problem("unreachable", "Redis does not answer", traffic=GOES_ON, next="changeover up") from None
         if who is None:
             raise Out
-        if wait := self.api.pace.wait(who.caller.token.id):
-            told = f"this token may ask {self.api.pace.rate:g} times a second"
-            raise Problem("too-many-requests", told, headers={"Retry-After": str(int(wait) + 1)})
+        refuse_haste(self.api.pace, who.caller.token)
         request.state.caller = who.caller
         if request.method == "POST" and not sessions.knows(who, form.get("word", "")):
             raise Problem("forbidden", "the form is of another visit than this one", next="open it again")
@@ -203,6 +203,7 @@ class Site:
         if token is None:
             wrong = "This link was used, or is too old." if link else "No token that holds."
             return _html("login", 401, next=next, link="", wrong=wrong, flower="", who=who)
+        refuse_haste(self.api.pace, token)
         if who is not None:
             sessions.end(self.store, who.key)
         answer = RedirectResponse(next, 303, headers=HEADERS)
@@ -222,7 +223,7 @@ class Site:
     def rollouts(self, asked: Asked) -> Response:
         token, now = asked.token, self.store.now()
         given = asked.query("from")
-        first = int(given) if given.isdigit() and len(given) < 7 else 0
+        first = int(given) if _NUMBER.fullmatch(given) and len(given) < 7 else 0
         more: list[Rollout] = []
 
         def choose(found: Any) -> list[Rollout]:
@@ -335,10 +336,9 @@ class Site:
         after = request.headers.get("last-event-id") or asked.query("after") or "0"
         if not _EVENT.fullmatch(after):
             raise Problem("bad-input", "after: the id of an event")
-        if self.api.streams >= STREAMS or self.api.live.full(r.id, telling.told):
-            raise Problem("too-many-requests", f"{self.api.streams} streams of events are open here already")
+        refuse_streams(self.api, asked.who.caller, full=self.api.live.full(r.id, telling.told))
         door = Door(key=asked.who.key, still=partial(sessions.still, self.store, asked.who.key))
-        return stream(self.api, self.api.live.follow(r.id, after, door, telling.told))
+        return stream(self.api, asked.who.caller, self.api.live.follow(r.id, after, door, telling.told))
 
     async def timeline(self, request: Request, form: Form) -> Response:
         asked = await anyio.to_thread.run_sync(self._let_in, request, form)
@@ -352,7 +352,7 @@ class Site:
             told = tell(r, view.upgrades, entries, self.store.document("spec", r.id), now=self.store.now())
             return self._html(asked, "timeline", rollout=r, picture=draw(told), summary=told["summary"])
 
-        return await slowly(self.api, work)
+        return await slowly(self.api, asked.who.caller, work)
 
     async def report(self, request: Request, form: Form) -> Response:
         asked = await anyio.to_thread.run_sync(self._let_in, request, form)
@@ -369,7 +369,7 @@ class Site:
             }
             return HTMLResponse(html.render(document), headers=headers)
 
-        return await slowly(self.api, work)
+        return await slowly(self.api, asked.who.caller, work)
 
     def _visible(self, asked: Asked) -> Rollout:
         id = asked.part("id")
@@ -429,7 +429,7 @@ class Site:
 
     def _done(self, asked: Asked, verb: Verb, r: Rollout, name: str | None) -> Response:
         given = asked.form.get("version", "")
-        version = int(given) if given.isdigit() and len(given) < 20 else -1
+        version = int(given) if _NUMBER.fullmatch(given) and len(given) < 20 else -1
         why = asked.form.get("why", "").strip()
         if len(why) > 1000 or not why.isprintable():
             raise Problem("bad-input", "why: one line, of a thousand characters at most")

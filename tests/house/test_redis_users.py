@@ -20,7 +20,7 @@ RULES = ROOT / "deploy" / "redis" / "users.acl"
 STORE = ROOT / "orchestrator" / "store"
 DECIDING = ("api", "coordinator", "worker")
 # What lets callers of the API in, and what they have asked for. A worker that was taken over must not let anybody in.
-OF_THE_API_ALONE = {"tokens", "once:", "nonce:", "delivery:", "deliveries", "deliveries_due", "session:"}
+OF_THE_API_ALONE = {"tokens", "once:", "nonce:", "delivery:", "deliveries", "deliveries_due", "session:", "sessions:"}
 PROCESSES = ("api", "coordinator", "worker", "flower")
 
 

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
 from orchestrator import operations, tokens
-from orchestrator.api import bodies, live, serving
+from orchestrator.api import bodies, live, routes, serving
 from orchestrator.api.bodies import strict_json
 from orchestrator.api.callers import Pace
 from orchestrator.api.problems import KINDS, MEDIA, PREFIX, Problem
@@ -30,6 +30,7 @@ from orchestrator.api.routes import Api
 from orchestrator.domain.rollout import Become, decide
 from orchestrator.domain.upgrade import Held
 from orchestrator.errors import Unreachable, UnsafeStore
+from orchestrator.operations import Waiter
 from orchestrator.store import Entry
 from tests.support.api import Served, listening, served
 from tests.unit.test_operations import FLEET, at_step, put, row
@@ -200,6 +201,8 @@ def test_of_many_at_once_under_one_key_one_rollout_comes(api: Served) -> None:
     for answer in answers:
         if answer.status_code == 409:
             assert refused(answer, 409, "in-progress")["retryable"]
+        elif answer.status_code == 429:
+            assert refused(answer, 429, "too-many-requests")["retryable"]
         else:
             assert (answer.status_code, answer.json()["rollout"]["id"]) == (202, rollout.id)
     assert sum(answer.headers.get("idempotency-replayed") == "false" for answer in answers) == 1
@@ -694,6 +697,39 @@ def test_who_asks_too_often_is_told_when_to_ask_again(api: Served) -> None:
     told = refused(api.http.get("/v1/rollouts"), 429, "too-many-requests")
     assert told["retryable"]
     assert api.client(api.token("read")).get("/v1/rollouts").status_code == 200
+
+
+def test_no_token_takes_all_streams(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "STREAMS_OF_ONE", 2)
+    id = api.applied()
+    open = [Stream(api.http, id) for _ in range(2)]
+    for stream in open:
+        stream.take(1)
+    path, wanted = f"/v1/rollouts/{id}/events", {"Accept": "text/event-stream"}
+    assert refused(api.http.get(path, headers=wanted), 429, "too-many-requests")["retryable"]
+    other = Stream(api.client(api.token("read")), id)
+    other.take(1)
+    for stream in (*open, other):
+        stream.close()
+
+
+def test_no_token_takes_every_place_of_those_who_wait_for_a_worker(api: Served) -> None:
+    api.world.mute, api.api.waiter = lambda: None, Waiter(timeout=3, every=0.005)
+
+    def ask(client: httpx2.Client) -> httpx2.Response:
+        return client.post("/v1/plans", json={"fleet_file": FLEET})
+
+    with ThreadPoolExecutor(routes.OF_ONE) as pool:
+        waiting = [pool.submit(ask, api.http) for _ in range(routes.OF_ONE)]
+        end = time.monotonic() + 20
+        while len(api.world.asked) < routes.OF_ONE:
+            assert time.monotonic() < end, "they do not wait"
+            time.sleep(0.005)
+        refused(ask(api.http), 429, "too-many-requests")
+        api.world.mute = None
+        assert ask(api.client(api.token())).status_code == 201
+    assert {answer.result().status_code for answer in waiting} == {504}
+    assert not api.api.waiting
 
 
 def test_a_pace_lets_a_burst_through_and_then_as_many_as_it_says() -> None:

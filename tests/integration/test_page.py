@@ -533,9 +533,22 @@ def test_a_form_that_no_browser_sends_is_refused(api: Served, body: bytes, kind:
     assert Browser(api).http.post("/login", content=body, headers=headers).status_code == status
 
 
+@pytest.mark.parametrize("number", ["²", "٣", "-1", "1" * 30])
+def test_what_is_no_number_is_none_and_a_word_that_is_not_ours_is_refused(api: Served, number: str) -> None:
+    id, browser = api.applied(), inside(api)
+    assert id in browser.see(f"/?from={number}")
+    form = browser.form(f"/rollouts/{id}/pause")
+    assert browser.post(f"/rollouts/{id}/pause", **{**form, "version": number}).status_code == 412
+    for word in ("é", "x", ""):
+        assert browser.post(f"/rollouts/{id}/pause", **{**form, "word": word}).status_code == 403
+    assert operations.find(api.store, id).state == "running"
+
+
 def test_a_token_that_asks_too_often_is_told_so_on_a_page(api: Served) -> None:
     browser = inside(api)
+    shown = api.token("read")
     api.api.pace.rate = 0.001
+    assert Browser(api, shown).post("/login", token=shown).status_code == 429
     answers = [browser.get("/") for _ in range(3)]
     assert answers[-1].status_code == 429 and "retry-after" in answers[-1].headers and "<h1>" in answers[-1].text
 

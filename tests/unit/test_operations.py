@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -241,6 +242,16 @@ def test_a_world_that_cannot_be_read_says_why(store: MemoryStore, world: World, 
         operations.plan(store, world, fleet)
     assert caught.value.traffic
     assert caught.value.next
+
+
+def test_an_answer_that_was_read_is_kept_no_longer(store: MemoryStore, world: World, fleet: Fleet) -> None:
+    for error in ("", "credentials expired"):
+        world.error = error
+        request = operations.request_survey(store, world, fleet)
+        assert store.document("survey", request) is not None
+        with suppress(ChangeoverError):
+            operations.await_survey(store, request)
+        assert store.document("survey", request) is None
 
 
 def test_waiting_for_an_answer_says_whether_a_worker_lives(store: MemoryStore, fleet: Fleet) -> None:

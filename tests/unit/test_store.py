@@ -24,7 +24,7 @@ from orchestrator.domain.orphans import Sighting
 from orchestrator.domain.outbox import Feed
 from orchestrator.domain.rollout import Rollout, aborting, paused
 from orchestrator.domain.steps import STEPS
-from orchestrator.domain.token import Session, Token
+from orchestrator.domain.token import SESSIONS, Session, Token
 from orchestrator.domain.upgrade import (
     Admitted,
     Began,
@@ -1582,6 +1582,30 @@ def test_a_visit_is_known_until_its_time_or_its_end_and_ended_by_one_call(site: 
         assert sum(pool.map(site.store.end_session, ["k1"] * 24)) == 1
     assert site.store.session("k1") is None
     assert not site.store.end_session("k3")
+
+
+def test_a_token_has_so_many_visits_at_a_time_and_the_oldest_ends_for_a_new_one(site: Site) -> None:
+    for n in range(SESSIONS):
+        site.store.put_session(f"k{n}", Session(token="t1", until=START + 100 + n))
+    site.store.put_session("other", Session(token="t2", until=START + 1))
+    assert site.store.end_session("k7")
+    site.store.put_session("new", Session(token="t1", until=START + 50))
+    gone = {"k7"}
+
+    def lost() -> set[str]:
+        return {key for key in (*(f"k{n}" for n in range(SESSIONS)), "new", "newer") if site.store.session(key) is None}
+
+    assert lost() == gone | {"newer"}, "one that has ended counts no more"
+    site.store.put_session("newer", Session(token="t1", until=START + 10))
+    assert lost() == gone | {"new"}
+    site.clock.now += 20
+    site.store.put_session("newer", Session(token="t1", until=START + 500))
+    assert lost() == gone | {"new"}, "nor does one whose time is over"
+    assert site.store.session("other") is None
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: site.store.put_session(f"x{n}", Session(token="t1", until=START + 900)), range(60)))
+    left = [n for n in range(60) if site.store.session(f"x{n}") is not None]
+    assert 1 <= len(left) <= SESSIONS and len(lost()) == SESSIONS + 2
 
 
 def asked(site: Site, *, id: str, what: str = "deploy", key: str = "k") -> tuple[str, str]:
