@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.output import say
-from orchestrator.errors import BadInput, ChangeoverError, Unreachable, WaitTimeout
+from orchestrator.errors import BadInput, ChangeoverError, NotFound, Unreachable, UnsafeStore, WaitTimeout
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
     from orchestrator.supervisor import Supervisor
 
 HOST_SOCKET, HOST_LOCK = "host.sock", "host.lock"
+INVITED = "invited"  # the id of the token behind the link that `up` has printed
 _TOLD = 10  # servers that are named before they are stopped
 _READY_WITHIN = 120.0  # seconds; two or three on an idle machine, and a crash loop is noticed long before
 
@@ -70,12 +71,16 @@ def up(
         return
     try:
         supervisor.wait_ready(_READY_WITHIN)
+        _end_visits(supervisor)  # of one that was killed
         if not supervisor.told:
             _tell_where(supervisor, settings)
         supervisor.run()
         say("stopping: workers finish what they have in hand (Ctrl-C again: at once)")
     finally:
-        supervisor.stop()
+        try:
+            _end_visits(supervisor)  # while its Redis answers
+        finally:
+            supervisor.stop()
     say("stopped; nothing of it runs. Servers and HAProxy live on; `changeover down` ends these too")
 
 
@@ -169,6 +174,7 @@ def _way_in(supervisor: Supervisor) -> str:
     """Whoever sees this terminal may decide as with any other command: a link by which their browser comes in, once. A
     log may be read by others."""
     from orchestrator.cli import session
+    from orchestrator.state_folder import write_private
     from orchestrator.store.redis import RedisStore
     from orchestrator.web import sessions
 
@@ -176,10 +182,32 @@ def _way_in(supervisor: Supervisor) -> str:
         return "/  with a token: changeover token create NAME --scope read"
     store = RedisStore(supervisor.redis_url, namespace=supervisor.settings.namespace, connections=2)
     try:
-        _, path = sessions.invite(store, session.person(), ["admin"], actor=session.actor())
+        token, path = sessions.invite(store, session.person(), ["admin"], actor=session.actor())
+        write_private(supervisor.settings.state_dir / INVITED, token.id)
     finally:
         store.close()
     return f"{path}  lets one browser in, once, within the hour"
+
+
+def _end_visits(supervisor: Supervisor) -> None:
+    """Whoever came in by the link of an `up` on this folder is let in no longer, and nobody by the link."""
+    from orchestrator import tokens
+    from orchestrator.store.redis import RedisStore
+
+    invited = supervisor.settings.state_dir / INVITED
+    try:
+        id = invited.read_text()
+    except FileNotFoundError:
+        return
+    store = RedisStore(supervisor.redis_url, namespace=supervisor.settings.namespace, connections=2)
+    try:
+        with suppress(NotFound):  # another Redis than it was made in
+            tokens.revoke(store, id)
+        invited.unlink()
+    except (Unreachable, UnsafeStore) as error:
+        say(f"the link to the page holds on, for nine hours at most: {error.message}")
+    finally:
+        store.close()
 
 
 def _end_up(settings: Settings) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import supervisor
+from orchestrator import supervisor, tokens
+from orchestrator.cli import up as cli
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Admitted, Upgrade
 from orchestrator.errors import BadInput, ChangeoverError, Conflict, UnsafeStore, WaitTimeout
@@ -28,6 +29,7 @@ from orchestrator.state_folder import StateFolder
 from orchestrator.store import Claim, Entry, Store
 from orchestrator.store.redis import RedisStore
 from orchestrator.supervisor import Supervisor, start
+from orchestrator.web import sessions
 from tests.support.valkey import running_valkey
 
 CHANGEOVER = Path(sys.executable).with_name("changeover")
@@ -274,6 +276,23 @@ def test_a_port_that_is_taken_is_refused_and_nothing_stays(supervise: Callable[.
 def test_a_given_redis_that_would_forget_is_refused(supervise: Callable[..., Supervisor]) -> None:
     with running_valkey("--appendonly", "no") as given, pytest.raises(UnsafeStore, match="append-only"):
         supervise(redis_url=given.url)
+
+
+def test_whoever_came_in_by_the_link_of_up_is_out_when_it_ends_or_begins_anew(
+    supervise: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with running_valkey() as given:
+        store = RedisStore(given.url, connections=2)
+        up = supervise(redis_url=given.url)
+        for _ in range(2):
+            path = cli._way_in(up).split()[0]
+            token = sessions.by_link(store, path.partition("=")[2])
+            assert token is not None and tokens.holding(store) == [token]
+            cli._end_visits(up)
+            assert tokens.holding(store) == []
+            cli._end_visits(up)  # there is none: nothing happens
+        store.close()
 
 
 def test_a_given_redis_is_used_and_lives_on(supervise: Callable[..., Supervisor]) -> None:
