@@ -33,6 +33,7 @@ from orchestrator.errors import (
     WaitTimeout,
 )
 from orchestrator.hook_file import Hooks, Known
+from orchestrator.ids import new_id
 from orchestrator.operations import Asker, Waiter
 from orchestrator.store import Store
 from orchestrator.store.shapes import no_delivery
@@ -72,13 +73,13 @@ def receive(store: Store, hooks: Hooks, name: str, signed: Signed, payload: Any)
     rule = fitting(hook, signed.event, payload)
     old = too_old(signed.event, payload, now=now) if rule is not None and signed.event else ""
     fresh = Delivery(
-        id=operations.new_id("d", now),
+        id=new_id("d", now),
         hook=name,
         key=signed.key,
         event=signed.event or _type(payload),
         received_at=now,
         asked_at=now,
-        rollout=operations.new_id("r", now) if rule is not None and rule.start is not None else "",
+        rollout=new_id("r", now) if rule is not None and rule.start is not None else "",
     )
     if rule is not None:
         fresh = replace(fresh, verb=rule.verb, fleet=hooks.about(rule), due=now)
@@ -150,7 +151,7 @@ def _carried_out(store: Store, ask: Asker, hooks: Hooks, d: Delivery, waiter: Wa
     d = replace(d, verb=rule.verb, fleet=hooks.about(rule))
     if rule.start is None:
         return _decide(store, d, rule, payload)
-    d = replace(d, rollout=d.rollout or operations.new_id("r", d.asked_at))
+    d = replace(d, rollout=d.rollout or new_id("r", d.asked_at))
     agreed, fleet = None, None
     if rule.start.plan is not None:
         agreed = _plan(store, rule.start, payload)

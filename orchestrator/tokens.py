@@ -14,7 +14,7 @@ from typing import cast
 
 from orchestrator.domain.token import SCOPES, Scope, Token
 from orchestrator.errors import BadInput, NotFound
-from orchestrator.operations import new_id
+from orchestrator.ids import new_id
 from orchestrator.store import Store
 
 _FORM = re.compile(r"co_(t[0-9a-z]{11})_[A-Za-z0-9_-]{43}")

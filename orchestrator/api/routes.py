@@ -43,6 +43,7 @@ from orchestrator.domain.rollout import Rollout, RolloutState
 from orchestrator.domain.upgrade import State, Upgrade
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.hooks import Carrier
+from orchestrator.ids import new_id
 from orchestrator.metrics import CONTENT_TYPE, Metrics
 from orchestrator.operations import Answer, Asker, Waiter
 from orchestrator.reading import readable
@@ -223,7 +224,7 @@ async def start(request: Request, api: The, who: Runner, key: Key = None, dry_ru
         return operations.apply(api.store, api.ask, fleet, **how).id
 
     def work() -> tuple[Rollout, bool, bool | None]:
-        new = operations.new_id("r", api.store.now())
+        new = new_id("r", api.store.now())
         id, again = once(api.store, who, key, b"rollout\n" + raw, new, act)
         return operations.find(api.store, id), again, operations.confirmed(api.store)
 

@@ -15,6 +15,7 @@ import structlog
 from orchestrator import operations, words
 from orchestrator.domain.steps import STEPS
 from orchestrator.errors import Conflict, PointOfNoReturn
+from orchestrator.operations import control
 from providers.errors import Unauthorized
 from tests.support.outcome import SERVER, Watch, up
 from tests.support.runner import Crashed, Runner, running
@@ -42,7 +43,7 @@ VERBS: dict[str, Verb] = {
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    monkeypatch.setattr(operations, "LEASED", 0.0)  # whoever works stands still while we ask: nothing to wait for
+    monkeypatch.setattr(control, "LEASED", 0.0)  # whoever works stands still while we ask: nothing to wait for
     yield
     structlog.reset_defaults()
 

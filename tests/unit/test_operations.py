@@ -37,6 +37,7 @@ from orchestrator.errors import (
     PointOfNoReturn,
     WaitTimeout,
 )
+from orchestrator.ids import new_id
 from orchestrator.operations import Waiter
 from orchestrator.store import Entry, LedgerItem, Row
 from orchestrator.store.memory import MemoryStore
@@ -287,7 +288,7 @@ def test_apply_creates_the_rollout_its_upgrades_locks_and_spec(
 
 
 def test_ids_sort_by_time_and_do_not_repeat() -> None:
-    ids = [operations.new_id("r", 1_700_000_000 + n // 50) for n in range(500)]
+    ids = [new_id("r", 1_700_000_000 + n // 50) for n in range(500)]
     assert len(set(ids)) == 500
     assert [each[:8] for each in ids] == sorted(each[:8] for each in ids)
 
