@@ -129,6 +129,7 @@ def main(config: str) -> None:
     extract_settings()
     setup_logging()
     celery = make_app(Settings.load())
+    celery.set_default()  # for a task's result it asks the default app, which has no result backend otherwise
     # As every end does, Flower would put messages back that a worker did not end. It needs no right to send any.
     celery.conf.broker_transport_options |= {"visibility_timeout": NEVER}
     app = Flower(capp=celery, options=options, **web)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import stat
 import subprocess
@@ -12,10 +13,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flower.urls import handlers
 
+from orchestrator.messaging import make_app
+from orchestrator.settings import Settings
+from tasks import SetAside
 from tests.support.redis_servers import free_port, wait_for
 
 PASSWORD = "0123456789abcdef-and-more"
@@ -45,13 +50,22 @@ def serving(url: str, tmp_path: Path, *words: str) -> Iterator[tuple[subprocess.
 
 
 def answer(port: int, path: str, *, method: str = "GET", password: str = PASSWORD) -> int:
+    return asked(port, path, method=method, password=password)[0]
+
+
+def answered(port: int, path: str) -> tuple[int, Any]:
+    status, body = asked(port, path)
+    return status, json.loads(body)
+
+
+def asked(port: int, path: str, *, method: str = "GET", password: str = PASSWORD) -> tuple[int, bytes]:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
     request.add_header("Authorization", "Basic " + base64.b64encode(f"changeover:{password}".encode()).decode())
     try:
         with urllib.request.urlopen(request, timeout=20) as found:
-            return int(found.status)
+            return int(found.status), found.read()
     except urllib.error.HTTPError as refused:
-        return refused.code
+        return refused.code, refused.read()
 
 
 def doors() -> list[str]:
@@ -74,6 +88,21 @@ def test_it_serves_with_the_given_password_changes_nothing_and_ends_when_told(va
         assert second.returncode == 1 and "another Flower already serves from" in said
         process.terminate()
         assert process.wait(30) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's
+def test_it_tells_what_became_of_a_task(valkey_url: str, tmp_path: Path) -> None:
+    ids = [f"r1ng6jrfnkha:web-2:{step}:e3" for step in ("4:smoke_test", "5:swap", "6:drain_old")]
+    results = make_app(Settings(redis_url=valkey_url)).backend
+    results.store_result(ids[0], {"step": "done"}, "SUCCESS")
+    results.store_result(ids[1], SetAside("web-2 did not answer"), "FAILURE")
+    with serving(valkey_url, tmp_path) as (_, port):
+        told = [answered(port, f"/api/task/result/{id}") for id in ids]
+    assert told == [
+        (200, {"task-id": ids[0], "state": "SUCCESS", "result": {"step": "done"}}),
+        (200, {"task-id": ids[1], "state": "FAILURE", "result": "SetAside('web-2 did not answer')", "traceback": None}),
+        (200, {"task-id": ids[2], "state": "PENDING"}),
+    ]
 
 
 def test_a_proxy_may_give_it_a_path_of_a_shared_name(valkey_url: str, tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def test_a_rollout_goes_through_with_each_process_as_its_own_user(
         wait_for("the worker in Flower", lambda: "w2@" in found.page("/api/workers?refresh=1"), seconds=60)
         wait_for("the tasks in Flower", lambda: "web-3:6:drain_old" in found.page("/api/tasks"), seconds=60)
         found.page("/broker")
+        done = next(iter(json.loads(found.page("/api/tasks?taskname=tasks.drain_old&state=SUCCESS"))))
+        assert json.loads(found.page(f"/api/task/result/{done}?timeout=20"))["result"]["step"] == "done"
         for part in parts:
             part.terminate()
         assert [part.wait(60) for part in parts] == [0, 0, 0, 0, 0, 0]
