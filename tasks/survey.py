@@ -160,7 +160,10 @@ def look(world: World, fleet: Fleet) -> Survey:
         found |= _servers(world, at, members)
         compute = world.compute(at)
         notes += [note for note in compute.caps.notes if note not in notes]
-        strangers += _strangers(world, at, compute.inventory({keys.MANAGED: "1"}))
+        made = compute.inventory({keys.MANAGED: "1"})
+        strangers += _strangers(world, at, made)
+        stands = {server.name: found[server.name] for server in at.servers if found[server.name].state != "running"}
+        found |= _replaced(world, stands, made)
     return Survey(
         at=world.store.now(),
         servers=tuple(found[server.name] for server in fleet.servers),
@@ -268,6 +271,27 @@ def _strangers(world: World, fleet: Fleet, made: Sequence[Server | Image]) -> li
                 f"balancer sends users to it: changeover gc --foreign --yes --only {thing.id}"
             )
     return sorted(lines)
+
+
+def _replaced(
+    world: World, stands: Mapping[str, FoundServer], made: Sequence[Server | Image]
+) -> dict[str, FoundServer]:
+    """Those of them that a rollout has replaced, though the file still names the old one."""
+    found: dict[str, FoundServer] = {}
+    for thing in made:
+        rollout, old = thing.tags.get(keys.ROLLOUT, ""), stands.get(thing.tags.get(keys.SERVER, ""))
+        if not isinstance(thing, Server) or thing.state != "running" or old is None:
+            continue
+        try:
+            row = world.store.row(rollout, old.name)
+        except UnsafeStore:
+            continue
+        # Anybody may have written tags: the record knows whether it was that one.
+        step, field = REMEMBERED[0]
+        if row and row.upgrade.state == "upgraded" and row.upgrade.results.get(step, {}).get(field) == thing.id:
+            why = f"{old.id} is its old server: the rollout {rollout} has put {thing.id} in its place"
+            found[old.name] = replace(old, problem=f"{why}; name that in the fleet file")
+    return found
 
 
 def _known(world: World, rollout: str) -> bool:

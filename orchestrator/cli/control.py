@@ -58,20 +58,22 @@ def resume(id: Id, form: Output = Format.text) -> int:
     with session.opened() as s:
         answer = operations.resume(s.store, id, actor=session.actor())
     if not answer.changed:
-        told = f"Rollout {id} is not paused, it is {answer.rollout.state}."
+        told = f"Rollout {id} is not paused, it is {answer.rollout.state.replace('_', ' ')}."
         next = f"changeover watch {id}"
         return _tell(answer, "resume", form, told, traffic="unchanged", next=next, unchanged=told)
     held = tuple(u for u in answer.in_flight if u.state == "held")
     going = tuple(u for u in answer.in_flight if u.state != "held")
+    asks = answer.rollout.state == "awaiting_approval"
     return _tell(
         answer,
         "resume",
         form,
-        f"Rollout {id} is {answer.rollout.state} again. "
+        f"Rollout {id} is {answer.rollout.state.replace('_', ' ')} again. "
+        + (f"{answer.rollout.why[:1].upper()}{answer.rollout.why[1:]}. " if asks else "")
         + (f"At once go on {_flying(going)}." if going else "No server was under way.")
         + (f" Held until somebody retries: {words.names(held)}." if held else ""),
         traffic="every server serves; each is replaced only after its new one is proven",
-        next=f"changeover watch {id}",
+        next=f"changeover {'approve' if asks else 'watch'} {id}",
     )
 
 

@@ -90,11 +90,12 @@ def follow(store: Store, id: str, form: Format, *, timeout: float | None) -> int
 def end(view: operations.View) -> None:
     """How it stands, in plain lines."""
     r = view.rollout
-    states = ", ".join(f"{number} {state}" for state, number in view.tally.by_state.items())
+    states = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in view.tally.by_state.items())
+    state = r.state.replace("_", " ")
     if words.moved_on(r, view.upgrades):
-        output.tell(f"Rollout {r.id} ended as {r.state}{f' ({r.why})' if r.why else ''}; now: {states}")
+        output.tell(f"Rollout {r.id} ended as {state}{f' ({r.why})' if r.why else ''}; now: {states}")
     else:
-        output.tell(f"Rollout {r.id} is {r.state}: {states}" + (f"; {r.why}" if r.why else ""))
+        output.tell(f"Rollout {r.id} is {state}: {states}" + (f"; {r.why}" if r.why else ""))
     for u in view.held:
         either = f"{words.next_for(r, u)}   or   {words.otherwise(r, u)}"
         output.tell(f"{u.server} needs you: {u.why}. Traffic: {u.traffic}. Next: {either}")

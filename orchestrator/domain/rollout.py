@@ -213,9 +213,14 @@ def _run(rollout: Rollout, upgrades: Sequence[Upgrade], failed: int, now: float)
 
 
 def _asks(approval: Approval) -> str:
-    whose = f" of {', '.join(approval.by)}" if approval.by else ""
-    people = "1 person" if approval.count == 1 else f"{approval.count} people"
-    return f"wave {approval.wave + 1} begins when {people}{whose} approved it"
+    names = ", ".join(approval.by)
+    if not names:
+        who = "1 person has" if approval.count == 1 else f"{approval.count} people have"
+    elif len(approval.by) == 1:
+        who = f"{names} has"
+    else:
+        who = f"one of {names} has" if approval.count == 1 else f"{approval.count} of {names} have"
+    return f"wave {approval.wave + 1} begins when {who} approved it"
 
 
 def _unanswered(rollout: Rollout, now: float) -> list[Decision]:
@@ -323,8 +328,9 @@ def paused(rollout: Rollout, *, why: str, now: float) -> Rollout:
 
 
 def resumed(rollout: Rollout, *, failed_before_swap: int, now: float) -> Rollout:
-    """It goes on where it was, its bake prolonged by the pause; failures so far are forgiven. Not one behind a swap
-    that came during the pause and is not yet told as its reason: whoever resumes knows nothing of that one."""
+    """It goes on where it was, its bake prolonged by the pause; failures so far are forgiven. Where nobody approved its
+    wave in time it is asked anew. Not one behind a swap that came during the pause and is not yet told as its reason:
+    whoever resumes knows nothing of that one."""
     if rollout.state in GOING:
         return rollout
     if rollout.state != "paused":
@@ -336,6 +342,9 @@ def resumed(rollout: Rollout, *, failed_before_swap: int, now: float) -> Rollout
         )
     pause = now - (rollout.paused_at or now)
     asks = rollout.approval if rollout.resume_to == "awaiting_approval" else None
+    asked = None if rollout.asked_at is None else rollout.asked_at + pause
+    if asks and asked is not None and asks.within is not None and asked + asks.within <= now:
+        asked = now
     return replace(
         rollout,
         state=rollout.resume_to or "running",
@@ -345,7 +354,7 @@ def resumed(rollout: Rollout, *, failed_before_swap: int, now: float) -> Rollout
         stop="",
         forgiven=failed_before_swap,
         bake_until=None if rollout.bake_until is None else rollout.bake_until + pause,
-        asked_at=None if rollout.asked_at is None else rollout.asked_at + pause,
+        asked_at=asked,
     )
 
 

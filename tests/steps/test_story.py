@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from orchestrator import operations
 from orchestrator.domain.plan import make_plan
+from tasks import keys
 from tasks.survey import look
 from tests.support.runner import PORT, running
 
@@ -17,6 +18,23 @@ def test_every_server_is_replaced_and_its_old_one_kept_stopped() -> None:
         assert r.serving() == {"web-1.g2", "web-2.g2", "web-3.g2"}
         assert {r.cloud.things[name].view.state for name in ("web-1", "web-2", "web-3")} == {"stopped"}
         assert not r.made_twice()
+
+
+def test_a_file_that_still_names_old_servers_is_told_the_new_ones() -> None:
+    with running(["web-1", "web-2"]) as r:
+        r.until(lambda: r.upgrade("web-1").state == "upgraded" and r.upgrade("web-2").results.get("provision"))
+        new = r.upgrade("web-1").results["provision"]["server"]
+        forged = r.cloud.server("forged").id
+        thing = r.cloud.things[forged]
+        tags = {keys.MANAGED: "1", keys.ROLLOUT: r.rollout, keys.SERVER: "web-1"}
+        thing.view = replace(thing.view, tags=tags)
+        for state in ("stopped", "terminated"):
+            old = r.cloud.things["web-1"]
+            old.view = replace(old.view, state=state)
+            first, second = (server.problem for server in look(r.world, r.fleet).servers)
+            told = f"web-1 is its old server: the rollout {r.rollout} has put {new} in its place"
+            assert first == f"{told}; name that in the fleet file"
+            assert "old server" not in second
 
 
 def test_a_bad_new_server_is_set_aside_while_the_old_one_serves() -> None:

@@ -56,7 +56,7 @@ def test_a_wave_that_needs_a_yes_begins_with_the_last_one_that_is_wanted() -> No
     r = after(r, servers(a="upgraded"))
     assert (r.state, r.wave) == ("running", 1)
     r = after(r, servers(a="upgraded"))
-    assert (r.state, r.why, exit_code(r, 0)) == ("awaiting_approval", "wave 2 begins when 2 people approved it", 3)
+    assert (r.state, r.why, exit_code(r, 0)) == ("awaiting_approval", "wave 2 begins when 2 people have approved it", 3)
     assert decided(r, servers(a="upgraded"), now=NOW + 1e6) == [], "it waits as long as it takes"
     r = approved(r, who="anna", wave=1)
     assert approved(r, who="anna") == r, "the same yes again is no second one"
@@ -91,8 +91,22 @@ def test_what_nobody_answers_in_time_goes_as_the_file_says(otherwise: Any, state
         case "paused":
             assert r.why == "wave 1 was not approved in time"
             r = resumed(r, failed_before_swap=0, now=NOW + 100)
-            assert (r.state, r.why) == ("awaiting_approval", "wave 1 begins when 1 person approved it")
+            assert (r.state, r.why) == ("awaiting_approval", "wave 1 begins when 1 person has approved it")
+            assert r.wakes_at == NOW + 160 and decided(r, servers(), now=NOW + 159) == [], "it is asked anew"
             assert approved(r, who="anna").state == "running"
+
+
+@pytest.mark.parametrize(
+    ("count", "by", "who"),
+    [
+        (1, ("anna",), "anna has"),
+        (1, ("anna", "ben"), "one of anna, ben has"),
+        (2, ("anna", "ben"), "2 of anna, ben have"),
+    ],
+)
+def test_who_is_to_approve_is_named(count: int, by: tuple[str, ...], who: str) -> None:
+    r = after(rollout(approvals=(Approval(wave=0, count=count, by=by),)), servers())
+    assert r.why == f"wave 1 begins when {who} approved it"
 
 
 def test_a_pause_while_it_is_asked_stops_its_time_and_a_no_is_an_abort() -> None:

@@ -303,7 +303,7 @@ def test_watch_ends_with_the_code_of_how_it_ended(place: Place, state: Any, code
     place.store.change(was, replace(was, state=state), entry=ENTRY)
     found, out, _ = place.run("watch", id)
     assert found == code
-    assert f"Rollout {id} is {state}" in out
+    assert f"Rollout {id} is {state.replace('_', ' ')}" in out
     found, out, _ = place.run("watch", id, "--output", "json")
     assert found == code
     documents = [json.loads(line) for line in out.splitlines()]
@@ -483,11 +483,11 @@ def test_a_wave_that_waits_for_people_says_so_and_how_to_approve_it(place: Place
     id = place.applied()
     was = operations.find(place.store, id)
     asks = (Approval(wave=0, count=2),)
-    told = "wave 1 begins when 2 people approved it"
+    told = "wave 1 begins when 2 people have approved it"
     waits = replace(was, approvals=asks, state="awaiting_approval", asked_at=place.store.now(), why=told)
     place.store.change(was, waits, entry=Entry(event="approval asked", actor="t"))
     _, out, _ = place.run("show", id)
-    assert "NEEDS YOU" in out and "Wave 1 begins when 2 people approved it." in out
+    assert "NEEDS YOU" in out and "Wave 1 begins when 2 people have approved it." in out
     assert f"Next: changeover approve {id} --wave 1" in out
     code, _, err = place.run("approve", id, "--wave", "2")
     assert code == 1 and "waits for wave 1 to be approved, not for wave 2" in err
