@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,7 +64,8 @@ class Screen:
         if view.rollout.state != self._state:
             self._state = view.rollout.state
             self.say(
-                f"rollout {view.rollout.id} is {self._state}, wave {view.rollout.wave + 1} {view.rollout.why}".rstrip()
+                f"rollout {view.rollout.id} is {self._state.replace('_', ' ')}, wave {view.rollout.wave + 1}"
+                + (f": {view.rollout.why}" if view.rollout.why else "")
             )
         for u in view.upgrades:
             now = (u.state if u.state in COLOURS else "in flight", u.step, u.direction)
@@ -109,14 +111,17 @@ class Screen:
         for problem in problems:
             out.print(Text(f"NOT AS IT SHOULD BE: {problem}", style="bold red"), soft_wrap=True)
 
-    def files(self, page: Path, data: Path, results: Path, fleet: str, flower: str) -> None:
+    def files(self, page: Path, data: Path, results: Path) -> None:
         out = self._console
         out.print(f"\nReport  {page}\n        {data}", soft_wrap=True, highlight=False)
         out.print(f"Logs    {results / 'state' / 'logs'}", soft_wrap=True, highlight=False)
-        out.print(f"Fleet   {fleet}", soft_wrap=True, highlight=False)
-        out.print(
-            f"Flower  {flower} (both while the demo runs; --keep leaves them up)", soft_wrap=True, highlight=False
-        )
+
+    def left(self, fleet: str, flower: str, *, keep: bool) -> None:
+        """What is left to look at."""
+        said = f"Fleet page and Flower have ended with the demo; {sys.argv[0]} demo --keep leaves them up"
+        if keep:
+            said = f"Fleet   {fleet}\nFlower  {flower}\nLeft up (--keep): Ctrl-C ends it"
+        self._console.print(said, soft_wrap=True, highlight=False)
 
 
 def _words(u: Upgrade) -> str:

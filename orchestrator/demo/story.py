@@ -95,9 +95,9 @@ class Story:
         self.screen.say("every server has ended; watching the traffic for a moment longer")
         _linger(supervisor, AFTER)
         seen, held = scene.dismiss_users()
-        code = self._conclude(store, rollout, scene, supervisor, seen, held)
+        code = self._conclude(store, rollout, scene, seen, held)
+        self.screen.left(supervisor.page_url, supervisor.flower_url, keep=keep)
         if keep:
-            self.screen.say("left up (--keep): Ctrl-C ends it")
             with suppress(KeyboardInterrupt):
                 supervisor.run()
         return code
@@ -133,7 +133,6 @@ class Story:
         store: Store,
         rollout: Rollout,
         scene: AnyScene,
-        supervisor: Supervisor,
         seen: Mapping[str, Any],
         held: Any,
     ) -> int:
@@ -157,7 +156,7 @@ class Story:
             document["links"].append({"label": "calls to the cloud", "href": "calls.json"})
         page, data = html.write(document, self.results)
         self.screen.conclude(view, proof, document, problems, self.killed, calls)
-        self.screen.files(page, data, self.results, supervisor.page_url, supervisor.flower_url)
+        self.screen.files(page, data, self.results)
         return 1 if problems else 0
 
     def _problems(self, view: operations.View, scene: AnyScene) -> list[str]:

@@ -36,16 +36,23 @@ def begin(url: str, state: Path, port: int, *words: str) -> subprocess.Popen[str
 
 @contextmanager
 def serving(url: str, tmp_path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    secret, port = tmp_path / "secret", free_port()
+    secret = tmp_path / "secret"
     secret.write_text(PASSWORD + "\n")
-    process = begin(url, tmp_path / "state", port, "--password-file", str(secret), *words)
+    for _ in range(9):  # a free port may be somebody else's a moment later
+        port = free_port()
+        process = begin(url, tmp_path / "state", port, "--password-file", str(secret), *words)
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        if "in use" not in said:
+            break
+        process.communicate(timeout=60)
+    assert said.startswith(f"Flower  http://127.0.0.1:{port}/")  # which is listened on by now
     try:
         wait_for("an answer", lambda: process.poll() is not None or answer(port, "/") > 0, seconds=60)
         yield process, port
     finally:
         process.kill()
         process.wait()
-        assert process.stderr is not None
         process.stderr.close()
 
 
