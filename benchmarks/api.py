@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from benchmarks.figures import table
 from benchmarks.machine import READY, Site, cpu, peak, site, wait_for
 from orchestrator import tokens
+from orchestrator.api.routes import STREAMS_OF_ONE
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.store.redis import RedisStore
 
 WANTED = 0.100  # seconds that 99 of 100 writes may take
 SERVERS = 50  # of a rollout
-WRITERS = 16  # connections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ def main() -> int:
         ids = [f"r{number}" for number in range(asked.rollouts)]
         for id in ids:
             _create(store, id)
-        _, shown = tokens.create(store, "bench", ["read", "run"], actor="bench")
+        people = 1 + asked.readers // STREAMS_OF_ONE
+        shown = [tokens.create(store, f"bench{n}", ["read", "run"], actor="bench")[1] for n in range(people)]
         start = "import sys; from orchestrator.cli import main; sys.exit(main())"
         place.start("api", sys.executable, "-c", start, "api", "--port", "0", "--rate", "10000")
         wait_for(place, lambda: _port(place) and _listens(_port(place)), "the API")
@@ -110,12 +111,13 @@ def _listens(port: int) -> bool:
     return asyncio.run(asks())
 
 
-async def _measure(asked: Asked, port: int, token: str, ids: Sequence[str]) -> Seen:
+async def _measure(asked: Asked, port: int, shown: Sequence[str], ids: Sequence[str]) -> Seen:
     seen = Seen()
     counting = asyncio.Event()
     here = asyncio.Semaphore(0)
     readers = [
-        asyncio.create_task(_follow(port, token, ids[n % len(ids)], seen, counting, here)) for n in range(asked.readers)
+        asyncio.create_task(_follow(port, shown[n % len(shown)], ids[n % len(ids)], seen, counting, here))
+        for n in range(asked.readers)
     ]
     async with asyncio.timeout(READY):
         for _ in readers:
@@ -123,8 +125,8 @@ async def _measure(asked: Asked, port: int, token: str, ids: Sequence[str]) -> S
     counting.set()
     number = int(asked.pace * asked.seconds)
     verbs = [f"/v1/rollouts/{ids[n % len(ids)]}:{('pause', 'resume')[n // len(ids) % 2]}" for n in range(number)]
-    await _paced(asked, port, token, [("GET", "/healthz")] * number, seen.floor, seen)
-    await _paced(asked, port, token, [("POST", verb) for verb in verbs], seen.writes, seen)
+    await _paced(asked, port, shown[0], [("GET", "/healthz")] * number, seen.floor, seen)
+    await _paced(asked, port, shown[0], [("POST", verb) for verb in verbs], seen.writes, seen)
     await _until_quiet(seen)
     dead = [reader for reader in readers if reader.done()]
     seen.failed += [f"a stream ended: {reader.exception() or 'by itself'}" for reader in dead]
@@ -147,7 +149,8 @@ async def _paced(
 ) -> None:
     begin = time.perf_counter() + 0.5
     todo = [(begin + n / asked.pace, *request) for n, request in enumerate(requests)]
-    await asyncio.gather(*(_act(port, token, todo[w::WRITERS], times, seen) for w in range(WRITERS)))
+    each = asked.rollouts  # a connection for each: one that is late is not overtaken by what is to come after it
+    await asyncio.gather(*(_act(port, token, todo[w::each], times, seen) for w in range(each)))
 
 
 async def _follow(port: int, token: str, id: str, seen: Seen, counting: asyncio.Event, here: asyncio.Semaphore) -> None:

@@ -83,16 +83,15 @@ def whose(store: Store, shown: str) -> Token | None:
     """The token that was shown as this, if it holds; None for whatever other reason. What is compared is compared in
     the same time wherever it differs."""
     found = _FORM.fullmatch(shown)
-    token = store.token(found[1]) if found else None
+    token, now = store.token_now(found[1]) if found else (None, 0.0)
     same = hmac.compare_digest(_digest(shown), token.digest if token is not None else _NOBODY)
     if token is None or not same:
         return None
-    return token if in_use(store, token) else None
+    return token if in_use(store, token, now) else None
 
 
-def in_use(store: Store, token: Token) -> bool:
+def in_use(store: Store, token: Token, now: float) -> bool:
     """Whether it holds; if so, it was used now."""
-    now = store.now()
     if not token.holds(now):
         return False
     if token.used_at is None or now - token.used_at >= _COARSE:

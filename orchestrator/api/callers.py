@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import anyio
 from fastapi import Depends
 from starlette.requests import Request
 
@@ -56,13 +57,14 @@ class Caller:
         return f"{self.token.name} ({self.token.id})"
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """Whose token it is. Every reason for which nobody is let in gets the same answer."""
     store: Store = request.app.state.api.store
     pace: Pace = request.app.state.api.pace
     given = request.headers.getlist("authorization")
     scheme, _, shown = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-    found = tokens.whose(store, shown) if scheme.lower() == "bearer" else None
+    bearer = scheme.lower() == "bearer"
+    found = await anyio.to_thread.run_sync(tokens.whose, store, shown) if bearer else None
     if found is None:
         raise Problem(
             "unauthorized",
@@ -82,8 +84,8 @@ def refuse_haste(pace: Pace, token: Token) -> None:
         raise Problem("too-many-requests", told, headers={"Retry-After": str(int(wait) + 1)})
 
 
-def needs(scope: Scope) -> Callable[..., Caller]:
-    def allowed(known: Annotated[Caller, Depends(caller)]) -> Caller:
+def needs(scope: Scope) -> Callable[..., Awaitable[Caller]]:
+    async def allowed(known: Annotated[Caller, Depends(caller)]) -> Caller:
         if not known.token.may(scope):
             has = ", ".join(known.token.scopes)
             raise Problem("forbidden", f"this needs the scope {scope}; this token has {has}", next=_OTHER)
@@ -111,5 +113,4 @@ _OTHER = "use another token: changeover token create --help"
 Reader = Annotated[Caller, Depends(needs("read"))]
 Planner = Annotated[Caller, Depends(needs("plan"))]
 Runner = Annotated[Caller, Depends(needs("run"))]
-Approver = Annotated[Caller, Depends(needs("approve"))]
 Admin = Annotated[Caller, Depends(needs("admin"))]

@@ -28,13 +28,18 @@ CHECKED_EVERY = 10.0  # seconds between two looks whether who follows still may
 P = ParamSpec("P")
 R = TypeVar("R")
 Told = Callable[[AuditEntry], bytes]
+Place = tuple[int, int]
 log = structlog.get_logger(__name__)
 
 
-def place(id: str) -> tuple[int, int]:
+def place(id: str) -> Place:
     """An id of a stream, so that they compare."""
     first, _, second = id.partition("-")
     return int(first), int(second or 0)
+
+
+def _id(place: Place) -> str:
+    return f"{place[0]}-{place[1]}"
 
 
 def told(entry: AuditEntry) -> bytes:
@@ -45,18 +50,35 @@ def told(entry: AuditEntry) -> bytes:
 
 @dataclass(kw_only=True)
 class _Tail:
-    """The newest events of one rollout, as `told` writes them. All after `since` are in `events`."""
+    """The newest events of one rollout, as `told` writes them. All after `since` are in `events`. `newest`: those that
+    came together last, joined once for all who have the one before them, which is `before`. `news` is set when there
+    is something to see, and made anew."""
 
-    since: str
+    since: Place
     told: Told
-    events: deque[tuple[str, bytes]] = field(default_factory=deque)
-    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    events: deque[tuple[Place, bytes]] = field(default_factory=deque)
+    before: Place = (0, 0)
+    newest: bytes = b""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     readers: int = 0
     task: asyncio.Task[None] | None = None
 
     @property
-    def last(self) -> str:
+    def last(self) -> Place:
         return self.events[-1][0] if self.events else self.since
+
+    def grow(self, found: Sequence[AuditEntry]) -> None:
+        self.before = self.last
+        written = [(place(entry.id), self.told(entry)) for entry in found]
+        self.newest = b"".join(event for _, event in written)
+        self.events.extend(written)
+        while len(self.events) > KEPT:
+            self.since = self.events.popleft()[0]
+        self.wake()
+
+    def wake(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 @dataclass(kw_only=True)
@@ -84,6 +106,7 @@ class Live:
         self._tails: dict[tuple[str, Told], _Tail] = {}
         self._doors: dict[str, _Open] = {}
         self._threads = ThreadPoolExecutor(MOST + 4, thread_name_prefix="live")
+        self._ended = False
 
     def full(self, rollout: str, told: Told = told) -> bool:
         return len(self._tails) >= MOST and (rollout, told) not in self._tails
@@ -92,11 +115,11 @@ class Live:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(read, *args, **how))
 
     async def follow(self, rollout: str, after: str, door: Door, told: Told = told) -> AsyncGenerator[bytes, None]:
-        """Every event after that id, each once and in order, for as long as somebody listens and is let in. `told`
-        writes them, once for all that follow with the same."""
+        """Every event after that id, each once and in order, those that came together as one chunk; for as long as
+        somebody listens and is let in. `told` writes them, once for all that follow with the same."""
         key = (rollout, told)
         if key not in self._tails:
-            since = await self._call(self._store.last_event, rollout)
+            since = place(await self._call(self._store.last_event, rollout))
             self._tails.setdefault(key, _Tail(since=since, told=told))
         tail = self._tails[key]
         tail.readers += 1
@@ -106,11 +129,12 @@ class Live:
         open.readers += 1
         if open.task is None:
             open.task = asyncio.create_task(self._guard(open))
+        seen = place(after)
         try:
-            while not open.shut:
-                if (found := await self._next(rollout, tail, after, open)) and not open.shut:
-                    yield b"".join(event for _, event in found)
-                    after = found[-1][0]
+            while not (open.shut or self._ended):
+                chunk, seen = await self._next(rollout, tail, seen, open)
+                if chunk and not open.shut:
+                    yield chunk
         finally:
             open.readers -= 1
             if not open.readers and open.task is not None:
@@ -123,6 +147,15 @@ class Live:
                 if self._tails.get(key) is tail:
                     del self._tails[key]
 
+    def end(self) -> None:
+        """Whoever follows is sent off, for good: this process ends."""
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        for tail in self._tails.values():
+            tail.wake()
+
     async def _guard(self, open: _Open) -> None:
         """Looks every `CHECKED_EVERY` seconds whether they are still let in, once for all that came in by the same
         door, and sends them off if not."""
@@ -132,43 +165,43 @@ class Live:
                 open.shut = not await self._call(open.door.still)
             except Exception as error:  # which is not to keep a door open that has been shut
                 log.warning("token unread", why=str(error))
-        for tail in list(self._tails.values()):
-            async with tail.news:
-                tail.news.notify_all()
+        self._wake()
 
-    async def _next(self, rollout: str, tail: _Tail, after: str, open: _Open) -> Sequence[tuple[str, bytes]]:
-        if place(after) < place(tail.since):  # older than what is kept
-            found = await self._read(rollout, after)
+    async def _next(self, rollout: str, tail: _Tail, seen: Place, open: _Open) -> tuple[bytes, Place]:
+        """What comes after what was seen, if anything has by now, and what has been seen then."""
+        if seen < tail.since:  # older than what is kept
+            found = await self._read(rollout, _id(seen))
             if not found:  # the store has lost its end
                 await asyncio.sleep(AGAIN)
-            return [(entry.id, tail.told(entry)) for entry in found]
-        async with tail.news:
-            await tail.news.wait_for(lambda: open.shut or place(tail.last) > place(after))
-        if place(after) < place(tail.since):
-            return ()
-        newer = list(takewhile(lambda each: place(each[0]) > place(after), reversed(tail.events)))
-        return newer[::-1]
+                return b"", seen
+            return b"".join(map(tail.told, found)), place(found[-1].id)
+        while tail.last <= seen:
+            if open.shut or self._ended:
+                return b"", seen
+            await tail.news.wait()
+        if seen == tail.before:
+            return tail.newest, tail.last
+        if seen < tail.since:
+            return b"", seen
+        newer = [event for _, event in takewhile(lambda each: each[0] > seen, reversed(tail.events))]
+        return b"".join(reversed(newer)), tail.last
 
     async def _grow(self, rollout: str, tail: _Tail) -> None:
         while True:
             try:
-                found = await self._call(self._store.events, rollout, after=tail.last, limit=PAGE, block=BLOCK)
+                found = await self._call(self._store.events, rollout, after=_id(tail.last), limit=PAGE, block=BLOCK)
             except Exception as error:  # whatever it is: those who follow would wait for ever
                 log.warning("events unread", rollout=rollout, why=str(error))
                 await asyncio.sleep(AGAIN)
                 continue
-            if not found:
-                continue
-            async with tail.news:
-                tail.events.extend((entry.id, tail.told(entry)) for entry in found)
-                while len(tail.events) > KEPT:
-                    tail.since = tail.events.popleft()[0]
-                tail.news.notify_all()
+            if found:
+                tail.grow(found)
 
     async def _read(self, rollout: str, after: str) -> Sequence[AuditEntry]:
-        while True:
+        while not self._ended:
             try:
                 return await self._call(self._store.events, rollout, after=after, limit=PAGE)
             except ChangeoverError as error:
                 log.warning("events unread", rollout=rollout, why=error.message)
                 await asyncio.sleep(AGAIN)
+        return ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import json
-import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from zlib import crc32
 
 import anyio
 from fastapi import APIRouter, Depends, Header, Path, Query
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -25,18 +23,19 @@ from orchestrator import documents, fleet_file, operations, schema, words
 from orchestrator.api import bodies
 from orchestrator.api.callers import (
     Admin,
-    Approver,
     Caller,
     Pace,
     Planner,
     Reader,
     Runner,
+    needs,
     refuse_fleet,
     refuse_part,
 )
 from orchestrator.api.live import Door, Live
 from orchestrator.api.once import once
 from orchestrator.api.problems import MEDIA, Problem
+from orchestrator.api.stream import Stream
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.plan import Plan
 from orchestrator.domain.rollout import Rollout, RolloutState
@@ -48,6 +47,7 @@ from orchestrator.metrics import CONTENT_TYPE, Metrics
 from orchestrator.operations import Answer, Asker, Waiter
 from orchestrator.reading import readable
 from orchestrator.store import Store
+from orchestrator.verbs import VERBS, Said, Verb
 
 PAGE = 100
 MOST = 1000  # of a page
@@ -59,7 +59,6 @@ STREAM = "text/event-stream"
 REPLAYED = "Idempotency-Replayed"  # whether it had been done before under this key
 _CHUNK = 250
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(kw_only=True)
@@ -83,7 +82,7 @@ class Api:
         self.slow = anyio.CapacityLimiter(SLOW)
 
 
-def api_of(request: Request) -> Api:
+async def api_of(request: Request) -> Api:  # what FastAPI is given as a plain function it calls in a thread
     found: Api = request.app.state.api
     return found
 
@@ -328,9 +327,9 @@ def link_to(path: str, query: Mapping[str, object]) -> str:
 
 def _etag(api: Api, rollout: Rollout) -> str:
     """Its own version, the newest entry of its log, without which no server of it changes, and what is in neither."""
-    orphans = sorted(s.id for s in api.store.sightings() if s.rollout == rollout.id)
-    beside = crc32(repr((orphans, api.store.frozen())).encode())
-    return f'"{rollout.version}-{api.store.last_event(rollout.id)}-{beside}"'
+    last, frozen, orphans = api.store.beside(rollout.id)
+    beside = crc32(repr((sorted(s.id for s in orphans), frozen)).encode())
+    return f'"{rollout.version}-{last}-{beside}"'
 
 
 @routes.get(
@@ -421,8 +420,8 @@ async def events(
 
 
 def _lets_in(api: Api, who: Caller) -> bool:
-    found = api.store.token(who.token.id)
-    return found is not None and found.holds(api.store.now())
+    found, now = api.store.token_now(who.token.id)
+    return found is not None and found.holds(now)
 
 
 def stream(api: Api, who: Caller, events: AsyncGenerator[bytes, None]) -> Response:
@@ -436,8 +435,7 @@ def stream(api: Api, who: Caller, events: AsyncGenerator[bytes, None]) -> Respon
             finally:
                 await events.aclose()
 
-    # Many come in the same moment, after a cut: their pings are not to.
-    return EventSourceResponse(counted(), ping=12 + secrets.randbelow(7), send_timeout=30)
+    return Stream(counted())
 
 
 @routes.get(
@@ -470,12 +468,13 @@ def _report(api: Api, who: Caller, id: str) -> documents.Report:
 # -- what a person decides ---------------------------------------------------------------------------------------------
 
 
-def _seen(api: Api, who: Caller, id: str, given: str | None) -> int | None:
+def _seen(api: Api, id: str, given: str | None) -> int | None:
     """The version of the rollout's own state that the caller has seen: its servers go on meanwhile, and may."""
-    visible(api, who, id)
     if given is None or given == "*":
         return None
     known = [int(tag.strip('"').partition("-")[0]) for tag in _tags(given)]
+    if len(known) == 1:
+        return known[0]
     now = operations.find(api.store, id).version
     return now if now in known else known[0]
 
@@ -494,115 +493,44 @@ async def _body(request: Request, model: type[bodies.B]) -> bodies.B:
     return bodies.parsed(raw or b"{}", model)
 
 
-def _verb(name: str, model: type[bodies.Body]) -> Callable[[F], F]:
-    """The documentation of a verb's route."""
+def _route(verb: Verb, model: type[bodies.Body]) -> None:
+    needed = Depends(needs(verb.scope))
     told = {200: {"model": documents.Answer}, **TELLING}
-    return routes.post(f"/rollouts/{{id}}:{name}", responses=told, openapi_extra=_taking(model))
+
+    @routes.post(
+        f"/rollouts/{{id}}:{verb.name}",
+        name=verb.name,
+        description=verb.does,
+        responses=told,
+        openapi_extra=_taking(model),
+    )
+    async def asked(
+        request: Request, id: RolloutId, api: The, who: Caller = needed, seen: IfMatch = None, dry_run: Dry = False
+    ) -> Response:
+        said = (await _body(request, model)).model_dump()
+        if (server := said.pop("server", None)) is not None:
+            said["servers"] = [server]
+
+        def work() -> Response:
+            if who.token.fleets:
+                visible(api, who, id)
+            how = Said(who=who.token.name, actor=who.actor, seen=_seen(api, id, seen), dry=dry_run, **said)
+            return _told(api, verb.name, verb.act(api.store, id, how))
+
+        return await anyio.to_thread.run_sync(work)
 
 
-@_verb("pause", bodies.Reason)
-async def pause(
-    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
-) -> Response:
-    """Begins nothing new; what is under way finishes its step and waits."""
-    said = await _body(request, bodies.Reason)
-
-    def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen), "dry": dry_run}
-        return _told(api, "pause", operations.pause(api.store, id, **how))
-
-    return await anyio.to_thread.run_sync(work)
-
-
-@_verb("resume", bodies.Nothing)
-async def resume(
-    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
-) -> Response:
-    """Goes on where it was paused. Failures so far are forgiven, and deadlines move by the pause."""
-    await _body(request, bodies.Nothing)
-
-    def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen), "dry": dry_run}
-        return _told(api, "resume", operations.resume(api.store, id, **how))
-
-    return await anyio.to_thread.run_sync(work)
-
-
-@_verb("approve", bodies.Yes)
-async def approve(
-    request: Request, id: RolloutId, api: The, who: Approver, seen: IfMatch = None, dry_run: Dry = False
-) -> Response:
-    """Says yes to the wave that waits for it. The token's name stands for who says it."""
-    said = await _body(request, bodies.Yes)
-
-    def work() -> Response:
-        how: dict[str, Any] = {"wave": said.wave, "seen": _seen(api, who, id, seen), "dry": dry_run}
-        return _told(api, "approve", operations.approve(api.store, id, who=who.token.name, actor=who.actor, **how))
-
-    return await anyio.to_thread.run_sync(work)
-
-
-@_verb("promote", bodies.Nothing)
-async def promote(
-    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
-) -> Response:
-    """Ends the bake of the wave that is through."""
-    await _body(request, bodies.Nothing)
-
-    def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen), "dry": dry_run}
-        return _told(api, "promote", operations.promote(api.store, id, **how))
-
-    return await anyio.to_thread.run_sync(work)
-
-
-@_verb("abort", bodies.Reason)
-async def abort(
-    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
-) -> Response:
-    """Begins nothing new and undoes what has begun; upgraded servers stay upgraded."""
-    said = await _body(request, bodies.Reason)
-
-    def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen), "dry": dry_run}
-        return _told(api, "abort", operations.abort(api.store, id, **how))
-
-    return await anyio.to_thread.run_sync(work)
-
-
-@_verb("rollback", bodies.Back)
-async def rollback(
-    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
-) -> Response:
-    """Puts every old server back that is still kept, newest first; or one."""
-    said = await _body(request, bodies.Back)
-
-    def work() -> Response:
-        how: dict[str, Any] = {"actor": who.actor, "why": said.why, "seen": _seen(api, who, id, seen), "dry": dry_run}
-        if said.server is not None:
-            return _told(api, "rollback", operations.rollback_server(api.store, id, said.server, **how))
-        return _told(api, "rollback", operations.rollback(api.store, id, **how))
-
-    return await anyio.to_thread.run_sync(work)
-
-
-@_verb("retry", bodies.Again)
-async def retry(
-    request: Request, id: RolloutId, api: The, who: Runner, seen: IfMatch = None, dry_run: Dry = False
-) -> Response:
-    """Lets held servers go on, and tries failed ones anew."""
-    said = await _body(request, bodies.Again)
-
-    def work() -> Response:
-        rollout = visible(api, who, id)
-        known = {name for wave in rollout.waves for name in wave}
-        for name in said.servers or ():  # all or none
-            if name not in known:
-                raise NotFound(f"there is no server {name} in rollout {id}", next=f"changeover show {id}")
-        how: dict[str, Any] = {"actor": who.actor, "seen": _seen(api, who, id, seen), "dry": dry_run}
-        return _told(api, "retry", operations.retry(api.store, id, said.servers, **how))
-
-    return await anyio.to_thread.run_sync(work)
+_BODIES: Mapping[str, type[bodies.Body]] = {
+    "pause": bodies.Reason,
+    "resume": bodies.Nothing,
+    "approve": bodies.Yes,
+    "promote": bodies.Nothing,
+    "abort": bodies.Reason,
+    "rollback": bodies.Back,
+    "retry": bodies.Again,
+}
+for _verb in VERBS.values():
+    _route(_verb, _BODIES[_verb.name])
 
 
 @routes.post("/freeze", responses={200: {"model": documents.Freeze}, **TELLING}, openapi_extra=_taking(bodies.Stop))

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ STALLED = 30.0  # seconds in which a reader must take what is to be sent, or `LE
 LEAST = 32 * 1024  # bytes
 MOST = 2000  # connections
 DRAIN = 10  # seconds that requests are given to end
+SWITCH = 0.0005  # seconds after which a thread that has heard from Redis may go on, however much the loop has to send
 log = structlog.get_logger(__name__)
 
 
@@ -117,6 +119,7 @@ def serve(
     """Until SIGTERM or Ctrl-C. `rate`: how often a token may ask, a second. `hooks`: who else may knock. `site` makes
     the pages for people."""
     logs.configure("api")
+    sys.setswitchinterval(SWITCH)
     celery = make_celery(settings)
     # Somebody waits: an absent broker is told at once instead of being tried for ever.
     celery.conf.update(broker_connection_max_retries=2, broker_connection_timeout=3)
@@ -136,8 +139,20 @@ def serve(
     store.close()
 
 
+class _Server(uvicorn.Server):
+    """Ends the streams of events when it is to end: they are answers that would go on for ever."""
+
+    def __init__(self, config: uvicorn.Config, api: Api) -> None:
+        super().__init__(config)
+        self._api = api
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._api.live.end()
+        await super().shutdown(sockets)
+
+
 def server_of(api: Api, site: ASGIApp | None = None) -> uvicorn.Server:
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             make_app(api, site),
             http=Protocol,
@@ -151,5 +166,6 @@ def server_of(api: Api, site: ASGIApp | None = None) -> uvicorn.Server:
             timeout_graceful_shutdown=DRAIN,
             h11_max_incomplete_event_size=32 * 1024,
             proxy_headers=False,
-        )
+        ),
+        api,
     )

@@ -19,6 +19,7 @@ from orchestrator.operations.control import (
     retry,
     rollback,
     rollback_server,
+    seen_of,
 )
 from orchestrator.operations.freezing import Frozen, freeze, unfreeze
 from orchestrator.operations.leftovers import Inventory, gc
@@ -66,6 +67,7 @@ __all__ = [
     "rollback",
     "rollback_server",
     "saved_plan",
+    "seen_of",
     "settle",
     "unfreeze",
     "view",

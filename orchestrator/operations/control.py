@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator import words
 from orchestrator.domain import rollout as decisions
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Released, Shifted, TurnedBack, Upgrade
@@ -41,6 +42,24 @@ def refuse_outdated(rollout: Rollout, seen: int | None) -> None:
         )
 
 
+def seen_of(u: Upgrade) -> str:
+    """What of a server must be as it was seen for a decision about it to hold: that it goes from step to step must
+    not keep it from being rolled back, and that somebody else has decided must."""
+    state = "under way" if u.state in ("running", "waiting") else u.state
+    return f"{u.life} {u.direction} {state}"
+
+
+def refuse_moved(u: Upgrade, was: str | None) -> None:
+    """Raises `Outdated` if it is not as whoever asks has seen it; None: asked without having looked."""
+    if was is not None and seen_of(u) != was:
+        now = u.state if u.terminal else f"{u.state}, at {words.where(u)}"
+        raise Outdated(
+            f"{u.server} was changed since you looked: it is {now}",
+            traffic=u.traffic,
+            next=f"changeover explain {u.server} --rollout {u.rollout}",
+        )
+
+
 def pause(store: Store, id: str, *, actor: str, why: str = "", seen: int | None = None, dry: bool = False) -> Answer:
     """Nothing new begins; what a worker has in hand finishes its step. Raises `IllegalTransition`; and here as in the
     other verbs, `Outdated` unless its version is `seen`, where that is given. `dry`: nothing is changed; the answer is
@@ -55,22 +74,24 @@ def resume(store: Store, id: str, *, actor: str, seen: int | None = None, dry: b
     none is judged by the time in which it was not allowed to work."""
     was = find(store, id)
     refuse_outdated(was, seen)
+    read = None
     if was.state == "paused":
         decisions.resumed(was, failed_before_swap=0, now=store.now())
         if not dry:
-            _shift(store, was, actor=actor)
+            read = _shift(store, was, actor=actor, seen=seen)
 
     def to(r: Rollout) -> Rollout:
         return decisions.resumed(r, failed_before_swap=store.tally(id).failed_before_swap, now=store.now())
 
-    return _ask(store, id, to, "resumed", actor, "", seen=seen, dry=dry)
+    return _ask(store, id, to, "resumed", actor, "", seen=seen, dry=dry, read=read)
 
 
-def _shift(store: Store, rollout: Rollout, *, actor: str) -> None:
+def _shift(store: Store, rollout: Rollout, *, actor: str, seen: int | None) -> tuple[list[Row], dict[str, str]] | None:
+    """What was read for it, where nothing had to be shifted."""
     patience = time.monotonic() + LEASED
-    for row in rows_of(store, rollout)[0]:
-        if row.upgrade.state not in ("running", "waiting"):
-            continue
+    read = rows_of(store, rollout)
+    open = [row for row in read[0] if row.upgrade.state in ("running", "waiting")]
+    for row in open:
 
         def shifted(u: Upgrade, now: float) -> Upgrade:
             if u.state not in ("running", "waiting"):
@@ -79,7 +100,8 @@ def _shift(store: Store, rollout: Rollout, *, actor: str) -> None:
 
         unleased = _unleased(store, row, patience)
         entry = Entry(event="Shifted", actor=actor, detail={"why": "the rollout was resumed"})
-        _turn(store, unleased, shifted, entry, always=True)
+        _turn(store, unleased, shifted, entry, always=True, seen=seen)
+    return None if open else read
 
 
 def _unleased(store: Store, row: Row, until: float) -> Row:
@@ -129,10 +151,18 @@ def rollback(store: Store, id: str, *, actor: str, why: str = "", seen: int | No
 
 
 def rollback_server(
-    store: Store, id: str, server: str, *, actor: str, why: str = "", seen: int | None = None, dry: bool = False
+    store: Store,
+    id: str,
+    server: str,
+    *,
+    actor: str,
+    why: str = "",
+    seen: int | None = None,
+    was: str | None = None,
+    dry: bool = False,
 ) -> Answer:
     """This server goes back to its old one. Raises `PointOfNoReturn` once that is terminated or about to be, `Conflict`
-    for one that was left pending by a rollout that is closed."""
+    for one that was left pending by a rollout that is closed, `Outdated` unless it is as it `was` (see `seen_of`)."""
     rollout = find(store, id)
     refuse_outdated(rollout, seen)
     reason = why or f"rolled back by {actor}"
@@ -142,9 +172,9 @@ def rollback_server(
         return u.after(TurnedBack(why=reason, at=now, asked=True))
 
     if dry:
-        turned, changed = _would_turn(store, rollout, row_of(store, id, server), back)
+        turned, changed = _would_turn(store, rollout, row_of(store, id, server), back, was)
         return Answer(rollout=rollout, changed=changed, servers=(turned,))
-    row, changed = _turn(store, row_of(store, id, server), back, entry)
+    row, changed = _turn(store, row_of(store, id, server), back, entry, seen=seen, was=was)
     if not changed:
         _due_again(store, row)
     return Answer(rollout=rollout, changed=changed, confirmed=confirmed(store), servers=(row.upgrade,))
@@ -157,20 +187,30 @@ def retry(
     *,
     actor: str,
     seen: int | None = None,
+    was: str | None = None,
     dry: bool = False,
 ) -> Answer:
     """A held server goes on where it was; a failed or rolled back one starts anew, with new attempts. None: every
-    server that is held or failed."""
+    server that is held or failed. Raises `NotFound` before anything is done if one is unknown, `Outdated` unless each
+    is as it `was` (see `seen_of`)."""
     rollout = find(store, id)
     refuse_outdated(rollout, seen)
+    known = {name for wave in rollout.waves for name in wave}
+    for server in servers or ():
+        if server not in known:
+            raise NotFound(f"there is no server {server} in rollout {id}", next=f"changeover show {id}")
     unread: Mapping[str, str] = {}
     if servers is None:
         rows, unread = rows_of(store, rollout)
         servers = [row.upgrade.server for row in rows if row.upgrade.state in ("held", "failed")]
     if dry:
-        done = [_would_retry(store, rollout, server) for server in servers]
+        done = [_would_retry(store, rollout, server, was) for server in servers]
     else:
-        done = [_retry(store, id, server, actor=actor) for server in servers]
+        done = []
+        for server in servers:
+            done.append(_retry(store, id, server, actor=actor, seen=seen, was=was))
+            if done[-1][1]:
+                seen = None  # it was so when this began: what has changed since may be by us
     return Answer(
         rollout=find(store, id),
         changed=any(changed for _, changed in done),
@@ -180,14 +220,17 @@ def retry(
     )
 
 
-def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, bool]:
+def _retry(
+    store: Store, id: str, server: str, *, actor: str, seen: int | None, was: str | None
+) -> tuple[Upgrade, bool]:
     row = row_of(store, id, server)
+    refuse_moved(row.upgrade, was)
     if row.upgrade.state not in ("held", "failed", "rolled_back"):
         _due_again(store, row)
         return row.upgrade, False
     entry = Entry(event="Released", actor=actor, detail={"why": f"retried by {actor}"})
     if row.upgrade.state == "held":
-        row, changed = _turn(store, row, _released, entry)
+        row, changed = _turn(store, row, _released, entry, seen=seen, was=was)
         return row.upgrade, changed
 
     upgrades = [row.upgrade]
@@ -196,17 +239,17 @@ def _retry(store: Store, id: str, server: str, *, actor: str) -> tuple[Upgrade, 
         return decisions.reopened(r, upgrades, server)
 
     to(find(store, id))  # refused before anything is changed
-    row, changed = _turn(store, row, _released, entry)
+    row, changed = _turn(store, row, _released, entry, seen=seen, was=was)
     # Always a new version: whoever decided before the server was pending again must not end its wave.
     _ask(store, id, to, "reopened", actor, f"retry of {server}", always=True)
     return row.upgrade, changed
 
 
-def _would_retry(store: Store, rollout: Rollout, server: str) -> tuple[Upgrade, bool]:
+def _would_retry(store: Store, rollout: Rollout, server: str, was: str | None) -> tuple[Upgrade, bool]:
     row = row_of(store, rollout.id, server)
     if row.upgrade.state in ("failed", "rolled_back"):
         decisions.reopened(rollout, [row.upgrade], server)
-    return _would_turn(store, rollout, row, _released)
+    return _would_turn(store, rollout, row, _released, was)
 
 
 def _due_again(store: Store, row: Row) -> None:
@@ -239,13 +282,16 @@ def _ask(
     always: bool = False,
     seen: int | None = None,
     dry: bool = False,
+    read: tuple[list[Row], dict[str, str]] | None = None,
 ) -> Answer:
     """`always`: stored as a new version even where nothing of it changes. `seen`: only if this is its version. `dry`:
-    nothing is stored, and the answer says what would be."""
+    nothing is stored, and the answer says what would be. `read`: its servers, if they were read for this already."""
     for _ in range(TRIES):
         was = find(store, id)
         refuse_outdated(was, seen)
-        rows, unread = rows_of(store, was)
+        if read is None:
+            read = rows_of(store, was)
+        rows, unread = read
         flying = tuple(row.upgrade for row in rows if decisions.in_flight(row.upgrade))
         now = to(was)
         if dry:
@@ -259,27 +305,39 @@ def _ask(
 
 
 def _turn(
-    store: Store, row: Row, to: Callable[[Upgrade, float], Upgrade], entry: Entry, *, always: bool = False
+    store: Store,
+    row: Row,
+    to: Callable[[Upgrade, float], Upgrade],
+    entry: Entry,
+    *,
+    always: bool = False,
+    seen: int | None = None,
+    was: str | None = None,
 ) -> tuple[Row, bool]:
     """The record moved on, and due at once. `always`: made due even where nothing of it changes. Raises `Conflict` when
-    its rollout is closed: another one may have its servers by now."""
+    its rollout is closed: another one may have its servers by now; `Outdated` unless, in the moment of the change, its
+    rollout is of the version `seen`, and it is as it `was`."""
     for _ in range(TRIES):
+        refuse_moved(row.upgrade, was)
         now = store.now()
         moved = to(row.upgrade, now)
         if moved == row.upgrade and not (always and moved.state in ("running", "waiting")):
             return row, False
         at_rest = moved.state in ("pending", "held") or moved.settled
-        stored = store.turn(row, moved, entry=entry, due=None if at_rest else now)
+        stored = store.turn(row, moved, entry=entry, due=None if at_rest else now, seen=seen)
         if stored is not None:
             return stored, True
-        refuse_closed(find(store, row.upgrade.rollout), row.upgrade)
+        rollout = find(store, row.upgrade.rollout)
+        refuse_closed(rollout, row.upgrade)
+        refuse_outdated(rollout, seen)
         row = row_of(store, row.upgrade.rollout, row.upgrade.server)
     raise _contended(row.upgrade.server, f"changeover explain {row.upgrade.server}")
 
 
 def _would_turn(
-    store: Store, rollout: Rollout, row: Row, to: Callable[[Upgrade, float], Upgrade]
+    store: Store, rollout: Rollout, row: Row, to: Callable[[Upgrade, float], Upgrade], was: str | None
 ) -> tuple[Upgrade, bool]:
+    refuse_moved(row.upgrade, was)
     moved = to(row.upgrade, store.now())
     if moved != row.upgrade:
         refuse_closed(rollout, row.upgrade)

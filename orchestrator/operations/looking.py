@@ -96,14 +96,15 @@ def listed(
 def view(store: Store, id: str) -> View:
     rollout = find(store, id)
     rows, unread = rows_of(store, rollout)
+    _, frozen, orphans = store.beside(id)
     place = {name: n for n, name in enumerate(name for wave in rollout.waves for name in wave)}
     upgrades = sorted((row.upgrade for row in rows), key=lambda u: place.get(u.server, 0))
     return View(
         rollout=rollout,
         upgrades=tuple(upgrades),
         tally=store.tally(id),
-        frozen=store.frozen(),
-        orphans=tuple(s for s in store.sightings() if s.rollout == id),
+        frozen=frozen,
+        orphans=tuple(orphans),
         unread=unread,
     )
 

@@ -221,6 +221,10 @@ class Store(Protocol):
 
     def token(self, id: str) -> Token | None: ...
 
+    def token_now(self, id: str) -> tuple[Token | None, float]:
+        """And the store's clock, in one question: it is asked before everything else that is asked of the API."""
+        ...
+
     def tokens(self) -> Sequence[Token]:
         """All that ever were, those revoked too, oldest first."""
         ...
@@ -385,12 +389,13 @@ class Store(Protocol):
         ledger: Sequence[LedgerItem] = (),
         failure: Failure = "",
         stop: str = "",
+        seen: int | None = None,
     ) -> Row | None:
         """`to` is stored though somebody may hold the lease, if the record is still `row.version` and the rollout not
-        closed; else None. The holder is fenced at its next call; it is due at `due`, or when that lease ends if that is
-        later. Where an upgrade that had ended moves again the rollout's version rises, so that nobody closes it, or
-        moves it on, who has not seen that. Which leases were lost stays known, unless its direction changes or it was
-        held."""
+        closed, and of the version `seen` where one is given; else None. The holder is fenced at its next call; it is
+        due at `due`, or when that lease ends if that is later. Where an upgrade that had ended moves again the
+        rollout's version rises, so that nobody closes it, or moves it on, who has not seen that. Which leases were
+        lost stays known, unless its direction changes or it was held."""
         ...
 
     # -- waits -------------------------------------------------------------------------------------------------------
@@ -438,6 +443,10 @@ class Store(Protocol):
 
     def last_event(self, rollout: str) -> str:
         """The id of the newest audit entry; "0" without any. As long as it is the same no upgrade changes its state."""
+        ...
+
+    def beside(self, rollout: str) -> tuple[str, str | None, Sequence[Sighting]]:
+        """`last_event` of it, `frozen`, and those of the `sightings` that are of it, in one question as a rule."""
         ...
 
     def recount(self, rollout: str, upgrades: Sequence[Upgrade], *, seen: str) -> Sequence[str]:

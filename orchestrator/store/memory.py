@@ -244,6 +244,9 @@ class MemoryStore:
     def token(self, id: str) -> Token | None:
         return self._tokens.get(id)
 
+    def token_now(self, id: str) -> tuple[Token | None, float]:
+        return self.token(id), self.now()
+
     def tokens(self) -> Sequence[Token]:
         with self._lock:
             return sorted(self._tokens.values(), key=lambda token: (token.created_at, token.id))
@@ -612,6 +615,7 @@ class MemoryStore:
         ledger: Sequence[LedgerItem] = (),
         failure: Failure = "",
         stop: str = "",
+        seen: int | None = None,
     ) -> Row | None:
         due = check_agenda(to, due)
         doc = codec.UPGRADE.dump(to)
@@ -620,7 +624,7 @@ class MemoryStore:
             if record is None or record.version != row.version:
                 return None
             stored = self._rollouts[to.rollout]
-            if stored.rollout.closed:
+            if stored.rollout.closed or seen not in (None, stored.rollout.version):
                 return None
             if not self._live(record):
                 if record.owner:
@@ -736,6 +740,9 @@ class MemoryStore:
             stored = self._rollouts.get(rollout)
             last = stored.audit[-1][0] if stored is not None and stored.audit else None
             return "0" if last is None else f"{last[0]}-{last[1]}"
+
+    def beside(self, rollout: str) -> tuple[str, str | None, Sequence[Sighting]]:
+        return self.last_event(rollout), self.frozen(), [s for s in self.sightings() if s.rollout == rollout]
 
     def recount(self, rollout: str, upgrades: Sequence[Upgrade], *, seen: str) -> Sequence[str]:
         states, domains = counted(upgrades)

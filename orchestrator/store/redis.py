@@ -324,10 +324,14 @@ class RedisStore:
             return bool(self._redis.hsetnx(self._key("tokens"), token.id, codec.TOKEN.dump(token)))
 
     def token(self, id: str) -> Token | None:
+        return self.token_now(id)[0]
+
+    def token_now(self, id: str) -> tuple[Token | None, float]:
         key = self._key("tokens")
+        now, (answer,) = self._ask_at([("HMGET", key, id, f"{id}:revoked", f"{id}:used")])
         with self._told:
-            doc, *times = self._redis.hmget(key, id, f"{id}:revoked", f"{id}:used")
-        return None if doc is None else _token(doc, *times, key=key)
+            doc, *times = _given(answer)
+        return None if doc is None else _token(doc, *times, key=key), now
 
     def tokens(self) -> Sequence[Token]:
         key = self._key("tokens")
@@ -478,11 +482,11 @@ class RedisStore:
         up the others there."""
         if not who:
             return []
-        now = self.now()
         found = []
         for some in _batches(who, _READ):
             keys = [self._key("sv", *pair) for pair in some]
-            for key, answer in zip(keys, self._hashes(keys, _FIELDS), strict=True):
+            now, answers = self._ask_at([("HMGET", key, *_FIELDS) for key in keys])
+            for key, answer in zip(keys, answers, strict=True):
                 with self._unreadable(key, skip=lane is not None):
                     values = self._hash(key, answer)
                     if values[1] is not None and (lane is None or values[-1] == lane.encode()):
@@ -688,6 +692,7 @@ class RedisStore:
         ledger: Sequence[LedgerItem] = (),
         failure: Failure = "",
         stop: str = "",
+        seen: int | None = None,
     ) -> Row | None:
         values = self._change(
             "turn",
@@ -699,6 +704,7 @@ class RedisStore:
                 "ledger": _ledger(ledger),
                 "failure": failure,
                 "stop": stop,
+                **({} if seen is None else {"seen": seen}),
             },
         )
         return None if values is None else self._row(self._key("sv", to.rollout, to.server), values)
@@ -751,6 +757,19 @@ class RedisStore:
             last = self._redis.xrevrange(self._key("audit", rollout), count=1)
         return last[0][0].decode() if last else "0"
 
+    def beside(self, rollout: str) -> tuple[str, str | None, Sequence[Sighting]]:
+        audit = ("XREVRANGE", self._key("audit", rollout), "+", "-", "COUNT", "1")
+        with self._told:
+            last, frozen, lanes = map(
+                _given,
+                self._redis.ask_all([audit, ("GET", self._key("frozen")), ("SMEMBERS", self._key("orphans"))]),
+            )
+        return (
+            last[0][0].decode() if last else "0",
+            None if frozen is None else frozen.decode(),
+            [s for s in self._sightings(sorted(_texts(lanes))) if s.rollout == rollout],
+        )
+
     def recount(self, rollout: str, upgrades: Sequence[Upgrade], *, seen: str) -> Sequence[str]:
         states, domains = counted(upgrades)
         return self._texts("recount", {"rollout": rollout, "counts": states, "domains": domains, "seen": seen})
@@ -786,6 +805,9 @@ class RedisStore:
     def sightings(self) -> Sequence[Sighting]:
         with self._told:
             lanes = sorted(_texts(self._redis.smembers(self._key("orphans"))))
+        return self._sightings(lanes)
+
+    def _sightings(self, lanes: Sequence[str]) -> Sequence[Sighting]:
         found: dict[str, Sighting] = {}
         for lane in lanes:
             key = self._key("orphans", lane)
@@ -929,6 +951,15 @@ class RedisStore:
 
     def _key(self, *parts: str) -> str:
         return self._prefix + ":".join(parts)
+
+    def _ask_at(self, commands: Sequence[Sequence[str]]) -> tuple[float, list[Any]]:
+        """`now`, and the answers of these commands, of each that was refused why: all in one question."""
+        with self._told:
+            if self._clock is not None:
+                return self.now(), self._redis.ask_all(commands)
+            time, *answers = self._redis.ask_all([("TIME",), *commands])
+            seconds, micros = _given(time)
+            return _seconds((int(seconds), int(micros))), answers
 
     def _hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[list[bytes | None] | Exception]:
         """One answer a key, or why that key has none: see `_hash`."""
@@ -1095,6 +1126,13 @@ def _int(stored: bytes | None, key: str) -> int:
         return int(stored or b"")
     except ValueError:
         raise UnsafeStore(f"what is stored at {key} cannot be read: {stored!r} is no number") from None
+
+
+def _given(answer: Any) -> Any:
+    """What Redis answered. Raises what it refused with."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _seconds(answer: tuple[int, int]) -> float:

@@ -1,21 +1,18 @@
-"""What a person can decide on the page: which buttons there are, what each would do, and doing it. The decisions are
-those of `orchestrator.operations`; here is only what a page needs round them."""
+"""What a person can decide on the page: which buttons there are, and what each would do. What they do is in
+`orchestrator.verbs`; here is only what a page needs round them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from orchestrator import operations, words
-from orchestrator.api.callers import Caller
+from orchestrator import verbs
 from orchestrator.domain import rollout as decisions
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Scope, Token
 from orchestrator.domain.upgrade import TurnedBack, Upgrade
-from orchestrator.errors import Conflict, Outdated
-from orchestrator.operations import Answer
-from orchestrator.store import Store
+from orchestrator.errors import Conflict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +30,21 @@ class Verb:
 
 PAUSE = Verb(
     name="pause",
-    scope="run",
+    scope=verbs.VERBS["pause"].scope,
     button="Pause",
     does="Nothing new begins. What is under way finishes its step and waits; every user is served as now.",
     why=True,
 )
 RESUME = Verb(
     name="resume",
-    scope="run",
+    scope=verbs.VERBS["resume"].scope,
     button="Resume",
     does="It goes on where it was paused. Failures so far are forgiven, and deadlines move by the pause.",
     why=False,
 )
 ABORT = Verb(
     name="abort",
-    scope="run",
+    scope=verbs.VERBS["abort"].scope,
     button="Abort",
     does="Nothing new begins, and what has begun is undone, or finished behind its swap as the fleet file says. "
     "Servers that are upgraded stay upgraded.",
@@ -56,7 +53,7 @@ ABORT = Verb(
 )
 ROLLBACK = Verb(
     name="rollback",
-    scope="run",
+    scope=verbs.VERBS["rollback"].scope,
     button="Roll back",
     does="Every old server that is still kept comes back, newest first: it serves again before its new one leaves.",
     why=True,
@@ -64,21 +61,21 @@ ROLLBACK = Verb(
 )
 RETRY = Verb(
     name="retry",
-    scope="run",
+    scope=verbs.VERBS["retry"].scope,
     button="Retry",
     does="Servers that are held go on where they were; those that were set aside begin anew.",
     why=False,
 )
 APPROVE = Verb(
     name="approve",
-    scope="approve",
+    scope=verbs.VERBS["approve"].scope,
     button="Approve",
     does="You say yes to the wave that waits for it. It begins once enough people have.",
     why=False,
 )
 PROMOTE = Verb(
     name="promote",
-    scope="run",
+    scope=verbs.VERBS["promote"].scope,
     button="End the bake",
     does="The wave that is through bakes no longer, and the next one begins.",
     why=False,
@@ -137,54 +134,3 @@ def can_retry(r: Rollout, u: Upgrade) -> bool:
     if u.state not in ("failed", "rolled_back"):
         return False
     return _would(lambda: decisions.reopened(r, [u], u.server), None)
-
-
-def seen_of(u: Upgrade) -> str:
-    """What of a server must be as it was seen for a decision about it to hold: that it goes from step to step must
-    not keep it from being rolled back, and that somebody else has decided must."""
-    state = "under way" if u.state in ("running", "waiting") else u.state
-    return f"{u.life} {u.direction} {state}"
-
-
-def carry_out(
-    store: Store,
-    verb: Verb,
-    rollout: str,
-    server: str | None,
-    *,
-    who: Caller,
-    why: str,
-    version: int | None,
-    seen: str | None,
-    dry: bool = False,
-) -> Answer:
-    """Raises `Outdated` unless the rollout is of that version, and the server as it was `seen`; and whatever else
-    refuses it. None: nobody has looked yet."""
-    if server is not None and seen is not None:
-        row = store.row(rollout, server)
-        if row is not None and seen_of(row.upgrade) != seen:
-            u = row.upgrade
-            now = u.state if u.terminal else f"{u.state}, at {words.where(u)}"
-            raise Outdated(
-                f"{server} was changed since you looked: it is {now}",
-                traffic=u.traffic,
-                next=f"changeover explain {server} --rollout {rollout}",
-            )
-    how: dict[str, Any] = {"actor": who.actor, "seen": version, "dry": dry}
-    match verb.name:
-        case "approve":
-            return operations.approve(store, rollout, who=who.token.name, **how)
-        case "promote":
-            return operations.promote(store, rollout, **how)
-        case "pause":
-            return operations.pause(store, rollout, why=why, **how)
-        case "resume":
-            return operations.resume(store, rollout, **how)
-        case "abort":
-            return operations.abort(store, rollout, why=why, **how)
-        case "retry":
-            return operations.retry(store, rollout, [server] if server is not None else None, **how)
-        case _ if server is not None:
-            return operations.rollback_server(store, rollout, server, why=why, **how)
-        case _:
-            return operations.rollback(store, rollout, why=why, **how)

@@ -77,8 +77,8 @@ def visitor(store: Store, request: Request) -> Visitor | None:
     """Who looks, if somebody was let in and still is."""
     shown = _cookie(request)
     found = store.session(_key(shown)) if shown else None
-    token = store.token(found.token) if found is not None and not found.link else None
-    if token is None or not tokens.in_use(store, token):
+    token, now = store.token_now(found.token) if found is not None and not found.link else (None, 0.0)
+    if token is None or not tokens.in_use(store, token, now):
         return None
     word = hmac.new(shown.encode(), b"form", hashlib.sha256).hexdigest()
     return Visitor(caller=Caller(token=token), key=_key(shown), word=word)
@@ -120,8 +120,8 @@ def knows(who: Visitor, word: str) -> bool:
 
 
 def _holding(store: Store, id: str) -> Token | None:
-    token = store.token(id)
-    return token if token is not None and token.holds(store.now()) else None
+    token, now = store.token_now(id)
+    return token if token is not None and token.holds(now) else None
 
 
 def _cookie(request: Request) -> str:

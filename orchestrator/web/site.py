@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
 from typing import Any
@@ -36,6 +36,7 @@ from orchestrator.domain.token import Token
 from orchestrator.errors import ChangeoverError, Conflict, NotFound, Unreachable, UnsafeStore
 from orchestrator.operations import View
 from orchestrator.store import Store
+from orchestrator.verbs import VERBS, Said
 from orchestrator.web import actions, sessions, telling
 from orchestrator.web.actions import Verb
 from orchestrator.web.sessions import Visitor
@@ -408,9 +409,7 @@ class Site:
         refused = ""
         would = None
         try:
-            would = actions.carry_out(
-                self.store, verb, r.id, name, who=asked.who.caller, why="", version=None, seen=None, dry=True
-            )
+            would = VERBS[verb.name].act(self.store, r.id, replace(_said(asked, name), dry=True))
         except Conflict as error:
             refused = error.message
         return self._html(
@@ -424,7 +423,7 @@ class Site:
             refused=refused,
             moving=would.servers or would.in_flight if would is not None else (),
             traffic=row.upgrade.traffic if row is not None else "",
-            seen=actions.seen_of(row.upgrade) if row is not None else "",
+            seen=operations.seen_of(row.upgrade) if row is not None else "",
         )
 
     def _done(self, asked: Asked, verb: Verb, r: Rollout, name: str | None) -> Response:
@@ -433,16 +432,9 @@ class Site:
         why = asked.form.get("why", "").strip()
         if len(why) > 1000 or not why.isprintable():
             raise Problem("bad-input", "why: one line, of a thousand characters at most")
-        answer = actions.carry_out(
-            self.store,
-            verb,
-            r.id,
-            name,
-            who=asked.who.caller,
-            why=why,
-            version=version,
-            seen=asked.form.get("seen") if name is not None else None,
-        )
+        was = asked.form.get("seen") if name is not None else None
+        said = replace(_said(asked, name), why=why, seen=version, was=was)
+        answer = VERBS[verb.name].act(self.store, r.id, said)
         where = f"/rollouts/{r.id}" + (f"/servers/{name}" if name is not None else "")
         return RedirectResponse(f"{where}?did={verb.name if answer.changed else 'nothing'}", 303, headers=HEADERS)
 
@@ -505,6 +497,11 @@ class Site:
     def _html(self, asked: Asked, template: str, **context: Any) -> Response:
         said = DID.get(asked.query("did"), "")
         return _html(template, who=asked.who, did=said, flower=self.flower, **context)
+
+
+def _said(asked: Asked, server: str | None) -> Said:
+    servers = None if server is None else [server]
+    return Said(who=asked.token.name, actor=asked.who.caller.actor, servers=servers)
 
 
 def _refused(problem: Problem) -> Response:

@@ -33,6 +33,7 @@ from orchestrator.errors import (
     IllegalTransition,
     Locked,
     NotFound,
+    Outdated,
     PlanMoved,
     PointOfNoReturn,
     WaitTimeout,
@@ -517,6 +518,44 @@ def test_a_rollout_that_closes_between_the_look_and_the_write_keeps_its_records(
     with pytest.raises(Conflict, match="closed"):
         verb(store, id, "web-1" if verb is operations.rollback_server else ["web-1"], actor="ann")
     assert row(store, id, "web-1").upgrade == before
+
+
+@pytest.mark.parametrize("verb", [operations.rollback_server, operations.retry])
+def test_a_rollout_that_is_changed_between_the_look_and_the_write_is_not_as_it_was_seen(
+    store: MemoryStore, id: str, verb: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if verb is operations.retry:
+        u = put(store, id, "web-1", row(store, id, "web-1").upgrade.after(Admitted(at=1.0)))
+        put(store, id, "web-1", u.after(TurnedBack(why="smoke", at=2.0, asked=False)))
+    before, turn = row(store, id, "web-1").upgrade, store.turn
+    seen = operations.find(store, id).version
+
+    def pauses_first(*args: Any, **more: Any) -> Any:
+        operations.pause(store, id, actor="bob")
+        return turn(*args, **more)
+
+    monkeypatch.setattr(store, "turn", pauses_first)
+    with pytest.raises(Outdated, match="it is paused"):
+        verb(store, id, "web-1" if verb is operations.rollback_server else ["web-1"], actor="ann", seen=seen)
+    assert row(store, id, "web-1").upgrade == before
+
+
+def test_a_server_that_somebody_else_decided_about_is_not_as_it_was_seen(
+    store: MemoryStore, id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgraded(store, id, "web-1")
+    was, turn = operations.seen_of(row(store, id, "web-1").upgrade), store.turn
+
+    def turns_first(*args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(store, "turn", turn)
+        operations.rollback_server(store, id, "web-1", actor="bob", why="slow")
+        return turn(*args, **more)
+
+    monkeypatch.setattr(store, "turn", turns_first)
+    with pytest.raises(Outdated, match="web-1 was changed since you looked"):
+        operations.rollback_server(store, id, "web-1", actor="ann", was=was)
+    u = row(store, id, "web-1").upgrade
+    assert (u.direction, u.cause) == ("undo", "slow")
 
 
 def test_a_retry_that_comes_after_the_rollout_closed_changes_nothing(store: MemoryStore, id: str) -> None:

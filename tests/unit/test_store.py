@@ -498,10 +498,11 @@ def test_frozen_says_why_and_by_whom(site: Site) -> None:
     site.create()
     assert site.store.frozen() is None
     site.store.freeze(True, actor="anna", reason="fire")
-    assert site.store.frozen() == "fire (by anna)"
+    assert site.store.beside("r1")[1] == site.store.frozen() == "fire (by anna)"
     site.store.freeze(False, actor="anna")
     assert site.store.frozen() is None
     assert [e.event for e in site.store.events("r1")] == ["created", "frozen", "unfrozen"]
+    assert site.store.beside("r1") == (site.store.last_event("r1"), None, [])
 
 
 # -- admission ---------------------------------------------------------------------------------------------------------
@@ -1164,6 +1165,15 @@ def test_nothing_of_a_closed_rollout_is_turned(site: Site) -> None:
     assert closed is not None and closed.stop == "" and site.store.tally("r1").failed_after_swap == 0
 
 
+def test_a_turn_that_wants_its_rollout_as_it_was_seen_does_nothing_once_it_is_not(site: Site) -> None:
+    seen, row = site.create().version, site.row()
+    to = row.upgrade.after(TurnedBack(why="x", at=START, asked=True))
+    now = site.become(lambda r: replace(r, state="paused")).version
+    assert site.store.turn(row, to, entry=DID, due=None, seen=seen) is None
+    assert site.row() == row
+    assert site.store.turn(row, to, entry=DID, due=None, seen=now) is not None
+
+
 def test_a_rollout_is_not_closed_by_who_has_not_seen_that_a_server_moves_again(site: Site) -> None:
     site.create()
     row = site.row()
@@ -1499,6 +1509,8 @@ def test_a_lane_has_the_sightings_of_its_last_search_and_no_others(site: Site) -
     site.store.sighted("a/b/c", [seen, image])
     site.store.sighted("x/y/z", [other])
     assert site.store.sightings() == [image, seen, other]
+    assert site.store.beside("r1") == ("0", None, [image, seen, other])
+    assert site.store.beside("r2") == ("0", None, [])
     site.store.sighted("a/b/c", [seen])
     assert site.store.sightings() == [seen, other]
     site.store.sighted("a/b/c", [])
@@ -1534,6 +1546,8 @@ def test_a_token_is_known_once_and_told_oldest_first(site: Site) -> None:
     assert site.store.put_token(first)
     assert not site.store.put_token(replace(second, scopes=("admin",)))
     assert site.store.token("t1") == second
+    assert site.store.token_now("t1") == (second, START)
+    assert site.store.token_now("t3") == (None, START)
     assert site.store.tokens() == [first, second]
     assert site.store.token("t3") is None
 

@@ -1,7 +1,8 @@
 local r = load(a.rollout, a.server)
 if not r or r.version ~= a.version then return false end
 local ro = P .. 'ro:' .. a.rollout
-if call('HGET', ro, 'closed') == '1' then return false end
+local is = call('HMGET', ro, 'closed', 'version')
+if is[1] == '1' or (a.seen and tonumber(is[2]) ~= a.seen) then return false end
 local ENDED = {upgraded = true, rolled_back = true, failed = true}
 local due = a.due
 local held = live(r)
