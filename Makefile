@@ -1,8 +1,11 @@
 # `make demo` and `make test` need Python 3.11 or later and nothing else; they set up .venv by themselves.
 PYTHON ?= python3
+AT_ONCE ?= 4
 BIN := .venv/bin
 STAMP := .venv/.stamp
 export UV_SYSTEM_CERTS ?= 1
+# Each process of a test run would compile all of it again, where this is set.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo demo-aws test check format lock bench chaos clean setup validators audit
 
@@ -40,8 +43,9 @@ demo: $(STAMP)
 demo-aws: $(STAMP)
 	@$(BIN)/changeover demo --cloud aws
 
+# Half of what a test takes is waiting: twice as many at once as there are cores.
 test: $(STAMP)
-	@$(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder $(TESTS)
+	@$(BIN)/pytest -n $(AT_ONCE) --dist loadscope --no-loadscope-reorder $(TESTS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .
