@@ -175,8 +175,8 @@ _COMPUTE = (
     "one call for all that come to it within a tenth of a second. Next: that look by the observer, for all at once"
 )
 _CALLS = (
-    "each server is asked once from inside and once as a user would, and its balancer is called four times: B in, "
-    "B open, A draining, A out. Next: changes of one balancer in one call, where its API takes many"
+    "image, server and smoke test are each server's own. The rest (looks; B in, B open, A draining, A out; A stopped) "
+    "is asked for all threads that come together; two looks a second go to those that wait, however few they are"
 )
 _HELD = "something was held: this is a fault"
 

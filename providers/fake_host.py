@@ -16,7 +16,7 @@ import signal
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,22 +25,25 @@ from typing import Any, Literal
 
 from providers.clients.fake_cloud import pack, told, unpack
 from providers.compute import Image, Server
-from providers.compute.fake import FakeCloud, FakeCompute, GiB
+from providers.compute.fake import FakeCloud, FakeCompute, GiB, Stopping
 from providers.errors import ProviderError, Refused, Throttled, Transient
 from providers.guest.fake import FakeGuest
 from providers.probe.answer import Answer
 from providers.probe.fake import FakeProbe, FakeSites, Target
 from providers.traffic import MemberView
 from providers.traffic.fake import FakeTraffic
+from providers.traffic.joint import Coming
 
 Kind = Literal["before", "after", "throttle", "slow", "silent"]
 ROLES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = MappingProxyType(
     {"compute": FakeCompute, "guest": FakeGuest, "traffic": FakeTraffic, "probe": FakeProbe}
 )
 CHANGES = frozenset(
-    {"ensure_image", "ensure_server", "stop", "start", "terminate", "delete_image", "protect", "tag"}
+    {"ensure_image", "ensure_server", "start", "terminate", "delete_image", "protect", "tag"}
 )  # the calls of a compute provider that have an effect
-MOVES = frozenset({"add", "restore", "remove"})  # and those of a balancer
+OF_MANY = MappingProxyType(  # those that have one on each of many, and what they are called in faults and evidence
+    {"stop_all": "stop", "add_all": "add", "restore_all": "restore", "remove_all": "remove"}
+)
 OK = Answer(status=200, headers=(("content-type", "text/plain"),), body=b"ok")
 
 
@@ -205,24 +208,36 @@ class Evidence:
             self._write("cloud", row)
             self.balance()
 
-    def move(self, call: str, args: tuple[Any, ...], do: Callable[[], Any]) -> Any:
-        """Makes the call, which is one of `MOVES`, and notes what it did."""
-        pool, name = args[0], getattr(args[1], "name", args[1])
-        before = self._cloud.pools.get(pool, {}).get(name)
-        row: dict[str, Any] = {"at": time.time(), "call": call, "pool": pool, "id": name}
+    def many(self, call: str, asked: Collection[Any], do: Callable[[], Mapping[Any, Any]]) -> Any:
+        """Makes the call, which is one of `OF_MANY`, and notes what it did to each."""
+        at, before = time.time(), {one: self._of_many(one) for one in asked}
+        said: Mapping[Any, Any] = {}
+        error: ProviderError | None = None
         try:
-            answer = do()
-        except ProviderError as error:
-            row |= {"outcome": "refused", "why": str(error)}
+            said = do()
+        except ProviderError as raised:
+            error = raised
             raise
         else:
-            row["outcome"] = "done"
-            return answer
+            return said
         finally:
-            after = self._cloud.pools.get(pool, {}).get(name)
-            row |= {"effect": after != before, "address": getattr(before or after, "address", "")}
-            self._write("cloud", row)
+            for one, (was, about) in before.items():
+                now, later = self._of_many(one)
+                told = later if was is None else about
+                row = {"at": at, "call": call, **told, "effect": now != was, "outcome": "done"}
+                if isinstance(refused := said.get(one, error), ProviderError):
+                    row |= {"outcome": "refused", "why": str(refused)}
+                self._write("cloud", row)
             self.balance()
+
+    def _of_many(self, one: Any) -> tuple[Any, dict[str, Any]]:
+        """How that is now, and what is to be told of it."""
+        if isinstance(one, Stopping):
+            state, about = self._state(None, (one.id,))
+            return state, {"id": one.id, "token": "", **about}
+        name = one.member.name if isinstance(one, Coming) else one.name
+        there = self._cloud.pools.get(one.pool, {}).get(name)
+        return there, {"pool": one.pool, "id": name, "address": getattr(there, "address", "")}
 
     def balance(self) -> None:
         """Notes the pools that look different now."""
@@ -277,17 +292,18 @@ class World:
         found = getattr(provider, name)
         if role == "operator" or not callable(found):
             return found(*args, **kwargs) if callable(found) else found
-        fault = self.operator.strike(name)
+        called = OF_MANY.get(name, name)
+        fault = self.operator.strike(called)
         kind = fault.kind if fault is not None else ""
         if kind == "before":
-            raise Transient(f"{name} answered 503", ambiguous=False)
+            raise Transient(f"{called} answered 503", ambiguous=False)
         if kind == "throttle":
-            raise Throttled(f"{name} was asked too often")
+            raise Throttled(f"{called} was asked too often")
         if fault is not None and kind == "slow":
             time.sleep(fault.seconds)
         answer = self._do(role, name, args, kwargs, lambda: found(*args, **kwargs))
         if kind == "after":
-            raise Transient(f"the answer to {name} was lost", ambiguous=True)
+            raise Transient(f"the answer to {called} was lost", ambiguous=True)
         if kind == "silent":
             raise Silence
         return answer
@@ -299,8 +315,8 @@ class World:
         with self.cloud.lock:
             if role == "compute" and name in CHANGES:
                 return evidence.effect(name, args, kwargs, do)
-            if role == "traffic" and name in MOVES:
-                return evidence.move(name, args, do)
+            if name in OF_MANY:
+                return evidence.many(OF_MANY[name], args[0], do)
             answer = do()
             if role == "traffic":
                 evidence.balance()

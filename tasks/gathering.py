@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Generic, Protocol, TypeVar
 
 from providers.clients import rounds
@@ -117,8 +118,9 @@ class Gathering:
 class Crowd:
     """The threads of this worker that are at work on a step: see `providers.clients.rounds.Crowd`."""
 
-    def __init__(self, patience: float = 0.0) -> None:
+    def __init__(self, patience: float = 0.0, threads: float = inf) -> None:
         self.patience = patience
+        self.threads = threads
         self._lock = threading.Lock()
         self.busy = 0
         self.coming = 0

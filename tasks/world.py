@@ -47,7 +47,8 @@ CONFIRMED = 0.2  # seconds for which the store's word that an upgrade is ours co
 QUEUE = 2.0  # seconds that a thread waits for its turn at a balancer: a call there takes some tens of milliseconds
 GATHER = 0.1  # seconds: next to nothing beside a step, and enough for all that were woken by one look
 COMING = 3.0  # seconds for which a question waits for others of its kind, at most
-TOGETHER = 8.0  # the same, where a turn is for all who come within a moment, and takes longer
+JOINING = 0.5  # seconds for which others join a turn at a balancer that answers at once; elsewhere as long as `COMING`
+TOGETHER = 8.0  # as `QUEUE`, where a turn is for all who come within a moment, and takes longer
 MANY = 200  # fleets and roles whose providers are found at once
 AGAIN = 0.01  # seconds between two tries for a balancer that another worker has
 
@@ -102,7 +103,7 @@ class World:
         store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=settings.concurrency + 4)
         budget.use(SharedBudget(store))
         publish = celery_sender(make_app(settings))
-        crowd = Crowd(patience=min(COMING, settings.lease / 20))
+        crowd = Crowd(patience=min(COMING, settings.lease / 20), threads=settings.concurrency)
         rounds.gather(crowd)
         return cls(
             store=store,
@@ -129,10 +130,11 @@ class World:
         with self._lock:
             return self._writers.setdefault(resource, threading.Lock())
 
-    def turn_at(self, resource: str) -> SharedTurn:
-        """What this process' threads change that resource in, together."""
+    def turn_at(self, resource: str, *, quick: bool) -> SharedTurn:
+        """What this process' threads change that resource in, together. `quick`: a call there takes next to no time."""
+        open = min(JOINING, self.crowd.patience) if quick else self.crowd.patience
         with self._lock:
-            return self._turns.setdefault(resource, SharedTurn(open=self.crowd.patience))
+            return self._turns.setdefault(resource, SharedTurn(open=open))
 
     def spec(self, rollout: str) -> Spec:
         """What this rollout is about. It never changes, unless Redis has lost everything and a person has rebuilt the
@@ -431,7 +433,7 @@ class Turn:
     def one_of_the_writers(self, resource: str) -> Iterator[None]:
         """The same, for a provider that decides for all threads of a process together: those who come to one balancer
         within a moment have the turn there together. Raises `Busy` as well."""
-        turn, owner = self._world.turn_at(resource), self.claim.owner
+        turn, owner = self._world.turn_at(resource, quick=self.traffic.caps.poll == 0), self.claim.owner
         among = id(self._world.traffic(self.fleet))  # who decides for them
         with self.crowd.asking():
             joined = turn.join(

@@ -20,6 +20,7 @@ from providers import Caps, errors
 from providers.clients.bounded import Bounded
 from providers.errors import ProviderError, Transient
 
+PAUSE = 0.05  # seconds: see `providers.clients.rounds.linger`; this cloud answers at once
 CONNECT_SECONDS, READ_SECONDS = 3.0, 10.0
 _KIND = "@"
 
@@ -96,6 +97,8 @@ def pack(value: Any) -> Any:
             "of": {f.name: pack(getattr(value, f.name)) for f in fields(value)},
         }
     match value:
+        case ProviderError():
+            return {_KIND: "error", "of": told(value)}
         case list():
             return [pack(each) for each in value]
         case tuple() | set() | frozenset():
@@ -121,6 +124,8 @@ def unpack(value: Any) -> Any:
         return {key: unpack(each) for key, each in value.items()}
     kind, of = value[_KIND], value["of"]
     match kind:
+        case "error":
+            return _error(of)
         case "tuple":
             return tuple(unpack(each) for each in of)
         case "set" | "frozenset":

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from providers import Caps, Finding, Key
-from providers.clients.fake_cloud import Remote
+from providers.clients.fake_cloud import PAUSE, Remote
+from providers.clients.rounds import Rounds, each, own
 from providers.compute import Given, Image, Server, Size, Subnet
-from providers.errors import Conflict, GuardRefused, NoCapacity, NotFound, Refused, Transient
+from providers.errors import Conflict, GuardRefused, NoCapacity, NotFound, ProviderError, Refused, Transient
 from providers.rights import Rights
 
 GiB = 1024**3
@@ -166,11 +167,36 @@ class FakeCloud:
         return thing if thing is not None and thing.view.state != "terminated" else None
 
 
-class FakeCompute:
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """A server that is to be stopped, if it carries these tags."""
+
+    id: str
+    given: tuple[tuple[str, str | None], ...]
+
+
+class _Joint:
+    """Servers that threads want stopped at the same moment are stopped in one call."""
+
+    def __init__(self, stop: Callable[[Collection[Stopping]], Mapping[Stopping, ProviderError | None]]) -> None:
+        self._stopping = Rounds(stop, pause=PAUSE)
+
+    def stop(self, id: str, *, given: Given | None = None) -> None:
+        own(self._stopping, Stopping(id=id, given=tuple(sorted((given or {}).items()))))
+
+
+class _Remote(_Joint, Remote):
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        Remote.__init__(self, "compute", settings)
+        _Joint.__init__(self, self.stop_all)
+
+
+class FakeCompute(_Joint):
     def __new__(cls, settings: Mapping[str, Any]) -> Any:
-        return Remote("compute", settings) if "socket" in settings else super().__new__(cls)
+        return _Remote(settings) if "socket" in settings else super().__new__(cls)
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(self.stop_all)
         self.cloud = FakeCloud.of(settings)
 
     @property
@@ -298,8 +324,20 @@ class FakeCompute:
         self.cloud.made[key.token] = self.cloud.made.get(key.token, 0) + 1
         return self.cloud.now(self.cloud.things[view.id])
 
-    def stop(self, id: str, *, given: Given | None = None) -> None:
-        self._end(id, "stop", "stopped", given)
+    def stop_all(self, asked: Collection[Stopping]) -> Mapping[Stopping, ProviderError | None]:
+        """One call."""
+        with self.cloud.lock:
+            fault = self.cloud.call("stop")
+            said = each(self._stop, asked)
+            self.cloud.answer(fault, "stop")
+            return said
+
+    def _stop(self, asked: Stopping) -> None:
+        thing = self.cloud.get(asked.id)
+        if thing is None or not isinstance(thing.view, Server):
+            raise NotFound(f"there is no server {asked.id}")
+        if thing.view.state != "stopped":  # stopping what is stopped takes nothing away
+            _end(thing, "stopped", dict(asked.given))
 
     def terminate(self, id: str, *, given: Given | None = None) -> None:
         with self.cloud.lock:
@@ -307,22 +345,10 @@ class FakeCompute:
             tags = thing.view.tags if thing is not None else {}
             if thing is not None and "1" not in (tags.get("changeover:managed"), tags.get("changeover:disposable")):
                 raise GuardRefused(f"{id} carries neither changeover:managed=1 nor changeover:disposable=1")
-            self._end(id, "terminate", "terminated", given)
-
-    def _end(self, id: str, name: str, state: Literal["stopped", "terminated"], given: Given | None = None) -> None:
-        with self.cloud.lock:
-            fault = self.cloud.call(name)
-            thing = self.cloud.get(id)
-            if thing is None or not isinstance(thing.view, Server):
-                if name == "terminate":
-                    return
-                raise NotFound(f"there is no server {id}")
-            if name == "terminate" or thing.view.state != state:  # stopping what is stopped takes nothing away
-                _compare(thing.view, given)
-                if thing.protected:
-                    raise GuardRefused(f"{id} is protected")
-            thing.view = replace(thing.view, state=state)
-            self.cloud.answer(fault, name)
+            fault = self.cloud.call("terminate")
+            if thing is not None and isinstance(thing.view, Server):
+                _end(thing, "terminated", given)
+                self.cloud.answer(fault, "terminate")
 
     def start(self, id: str, *, given: Given | None = None) -> None:
         with self.cloud.lock:
@@ -365,6 +391,14 @@ class FakeCompute:
             _compare(thing.view, given)
             merged = {**thing.view.tags, **tags}
             thing.view = replace(thing.view, tags={k: v for k, v in merged.items() if v is not None})
+
+
+def _end(thing: _Thing, state: Literal["stopped", "terminated"], given: Given | None) -> None:
+    assert isinstance(thing.view, Server)
+    _compare(thing.view, given)
+    if thing.protected:
+        raise GuardRefused(f"{thing.view.id} is protected")
+    thing.view = replace(thing.view, state=state)
 
 
 def _compare(server: Server, given: Given | None) -> None:

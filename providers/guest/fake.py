@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from providers import Caps, Finding
-from providers.clients.fake_cloud import Remote
+from providers.clients.fake_cloud import PAUSE, Remote
+from providers.clients.rounds import Rounds
 from providers.compute import Server
 from providers.compute.fake import FakeCloud, Fault, Freeze
 from providers.errors import Refused, Transient
@@ -15,18 +17,48 @@ from providers.guest.quiesce import Hook
 from providers.rights import Rights
 
 
-class FakeGuest:
+class _Joint:
+    """What threads ask of one server each at the same moment is one call."""
+
+    def __init__(self, look: Callable[..., Mapping[str, Facts]]) -> None:
+        self._look = look
+        self._lock = threading.Lock()
+        self._rounds: dict[tuple[str, ...], Rounds[str, Facts | None]] = {}  # by the paths that are looked at
+
+    def facts(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
+        if len(ids) != 1:
+            return self._look(ids, paths=paths)
+        with self._lock:
+            together = self._rounds.setdefault(
+                tuple(paths), Rounds(lambda some: self._of_each(some, paths), pause=PAUSE)
+            )
+        return {id: facts for id, facts in together(ids).items() if facts is not None}
+
+    def _of_each(self, ids: Collection[str], paths: Sequence[str]) -> Mapping[str, Facts | None]:
+        found = self._look(sorted(ids), paths=paths)
+        return {id: found.get(id) for id in ids}
+
+
+class _Remote(_Joint, Remote):
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        Remote.__init__(self, "guest", settings)
+        _Joint.__init__(self, self.look)
+
+
+class FakeGuest(_Joint):
     def __new__(cls, settings: Mapping[str, Any]) -> Any:
-        return Remote("guest", settings) if "socket" in settings else super().__new__(cls)
+        return _Remote(settings) if "socket" in settings else super().__new__(cls)
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(self.look)
         self.cloud = FakeCloud.of(settings)
 
     @property
     def caps(self) -> Caps:
         return Caps()
 
-    def facts(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
+    def look(self, ids: Sequence[str], *, paths: Sequence[str]) -> Mapping[str, Facts]:
+        """One call."""
         with self.cloud.lock:
             self.cloud.call("facts")
             views = {id: self.cloud.now(self.cloud.things[id]) for id in ids if id in self.cloud.things}

@@ -14,21 +14,32 @@ from itertools import islice
 from typing import Any
 
 from providers import Caps, Finding
-from providers.clients.fake_cloud import Remote
+from providers.clients.fake_cloud import PAUSE, Remote
+from providers.clients.rounds import each
 from providers.compute.fake import FakeCloud
 from providers.errors import Conflict, GuardRefused, NotFound, Refused
 from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
+from providers.traffic.joint import Coming, Going, Joint, Said
 
 TTL = 5.0  # seconds, by the cloud's clock: so long is believed what a name has said
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 
 
-class FakeTraffic:
-    def __new__(cls, settings: Mapping[str, Any]) -> Any:
-        return Remote("traffic", settings) if "socket" in settings else super().__new__(cls)
+class _Remote(Joint, Remote):
+    """Threads of this process share a call over the wire, too."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        Remote.__init__(self, "traffic", settings)
+        Joint.__init__(self, add=self.add_all, restore=self.restore_all, remove=self.remove_all, pause=PAUSE)
+
+
+class FakeTraffic(Joint):
+    def __new__(cls, settings: Mapping[str, Any]) -> Any:
+        return _Remote(settings) if "socket" in settings else super().__new__(cls)
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(add=self.add_all, restore=self.restore_all, remove=self.remove_all, pause=PAUSE)
         self.cloud = FakeCloud.of(settings)
         self.steps = settings.get("steps", "on") == "on"
         self.switch = str(settings.get("switch", "balancer"))
@@ -41,7 +52,11 @@ class FakeTraffic:
     def caps(self) -> Caps:
         named = self.switch != "balancer"
         return Caps(
-            additive=self.switch != "one", counts_sessions=not named, prepares=named, poll=1.0 if named else 0.0
+            additive=self.switch != "one",
+            counts_sessions=not named,
+            prepares=named,
+            decides_together=True,
+            poll=1.0 if named else 0.0,
         )
 
     def lane(self, pool: str) -> str:
@@ -107,47 +122,58 @@ class FakeTraffic:
     def rights(self, *, fleet: str) -> Sequence[Rights]:  # noqa: ARG002
         return ()
 
-    def add(self, pool: str, member: Member) -> MemberView:
-        with self.cloud.lock:
-            fault = self.cloud.call("add")
-            _named(member.name)
-            found = self._pool(pool).get(member.name)
-            if found is None:
-                state = "joining" if self.steps else "serving"
-                self._set(pool, MemberView(name=member.name, address=member.address, port=member.port, state=state))  # type: ignore[arg-type] # one of two states
-            elif (found.address, found.port) != (member.address, member.port):
-                raise Conflict(f"{member.name} is {found.address}:{found.port} in {pool}")
-            elif found.state != "serving" and self._may_serve(pool, found):
-                if self.switch == "one":
-                    others = [view for view in self._pool(pool).values() if view.state == "serving"]
-                    if strangers := [
-                        view.name for view in others if view.name not in (member.instead_of or [view.name])
-                    ]:
-                        raise Conflict(f"{strangers[0]} serves in {pool}, whose place {member.name} was not to take")
-                    for other in others:
-                        self._drain(pool, other)
-                self._set(pool, replace(found, state="serving"))
-            self.cloud.answer(fault, "add")
-            return self._view(pool, member.name)
-
     def restore(self, pool: str, member: Member) -> MemberView:
         return self.add(pool, member)
 
-    def remove(self, pool: str, name: str, *, guard: Guard, cut: bool) -> MemberView:
+    def add_all(self, asked: Collection[Coming]) -> Mapping[Coming, Said]:
+        """One call."""
+        with self.cloud.lock:
+            fault = self.cloud.call("add")
+            said = each(lambda one: self._add(one.pool, one.member), asked)
+            self.cloud.answer(fault, "add")
+            return said
+
+    restore_all = add_all
+
+    def remove_all(self, asked: Collection[Going]) -> Mapping[Going, Said]:
+        """One call. Each is decided as those before it have left the pool."""
         with self.cloud.lock:
             fault = self.cloud.call("remove")
-            _named(name)
-            found = self._pool(pool).get(name)
-            if found is not None:
-                self._check(pool, name, guard)
-                if found.state == "serving" and self.steps:
-                    self._drain(pool, found)
-                elif found.state == "draining" and (self._believed(pool, found) or (self._busy(found) and not cut)):
-                    pass
-                else:
-                    del self._pool(pool)[name]
+            said = each(self._remove, asked)
             self.cloud.answer(fault, "remove")
-            return self._view(pool, name)
+            return said
+
+    def _add(self, pool: str, member: Member) -> MemberView:
+        _named(member.name)
+        found = self._pool(pool).get(member.name)
+        if found is None:
+            state = "joining" if self.steps else "serving"
+            self._set(pool, MemberView(name=member.name, address=member.address, port=member.port, state=state))  # type: ignore[arg-type] # one of two states
+        elif (found.address, found.port) != (member.address, member.port):
+            raise Conflict(f"{member.name} is {found.address}:{found.port} in {pool}")
+        elif found.state != "serving" and self._may_serve(pool, found):
+            if self.switch == "one":
+                others = [view for view in self._pool(pool).values() if view.state == "serving"]
+                if strangers := [view.name for view in others if view.name not in (member.instead_of or [view.name])]:
+                    raise Conflict(f"{strangers[0]} serves in {pool}, whose place {member.name} was not to take")
+                for other in others:
+                    self._drain(pool, other)
+            self._set(pool, replace(found, state="serving"))
+        return self._view(pool, member.name)
+
+    def _remove(self, going: Going) -> MemberView:
+        pool, name = going.pool, going.name
+        _named(name)
+        found = self._pool(pool).get(name)
+        if found is not None:
+            self._check(pool, name, going.guard)
+            if found.state == "serving" and self.steps:
+                self._drain(pool, found)
+            elif found.state == "draining" and (self._believed(pool, found) or (self._busy(found) and not going.cut)):
+                pass
+            else:
+                del self._pool(pool)[name]
+        return self._view(pool, name)
 
     def counters(self, pool: str) -> PoolCounters | None:
         self._pool(pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -179,7 +180,7 @@ def test_who_comes_to_a_provider_within_a_moment_is_one_call_of_it(monkeypatch: 
         asked.append(set(numbers))
         return {number: -number for number in numbers}
 
-    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=8, coming=1, patience=30.0))
+    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=8, coming=1, patience=30.0, threads=8))
     questions: rounds.Rounds[int, int] = rounds.Rounds(ask)
     assert together(8, lambda number: questions([number])) == [{number: -number} for number in range(8)]
     assert asked == [set(range(8))]
@@ -187,11 +188,19 @@ def test_who_comes_to_a_provider_within_a_moment_is_one_call_of_it(monkeypatch: 
 
 @pytest.mark.parametrize("coming", [0, 1], ids=["since all others are in calls", "who may come and do not"])
 def test_those_who_do_not_come_are_not_waited_for_long(monkeypatch: pytest.MonkeyPatch, coming: int) -> None:
-    crowd = SimpleNamespace(busy=8, coming=coming, patience=0.1 if coming else 60.0)
+    crowd = SimpleNamespace(busy=8, coming=coming, patience=0.1 if coming else 60.0, threads=9)
     monkeypatch.setattr(rounds._Process, "crowd", crowd)
     monkeypatch.setattr(rounds, "PAUSE", 0.01)
     questions: rounds.Rounds[int, int] = rounds.Rounds(lambda numbers: dict.fromkeys(numbers, 1))
     assert questions([1]) == {1: 1}
+
+
+def test_nobody_is_waited_for_once_every_thread_is_in_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=8, coming=0, patience=600.0, threads=8))
+    began = time.monotonic()
+    questions: rounds.Rounds[int, int] = rounds.Rounds(lambda numbers: dict.fromkeys(numbers, 1), pause=600.0)
+    assert questions([1]) == {1: 1}
+    assert time.monotonic() - began < 300
 
 
 def test_one_who_is_at_work_counts_as_coming_but_for_its_calls() -> None:
