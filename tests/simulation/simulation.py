@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from orchestrator import coordinator, mending, operations
+from orchestrator import coordinator, ids, mending, operations
 from orchestrator.domain import upgrade
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
+from orchestrator.operations import control
 from orchestrator.store import Row, memory, redis
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
@@ -176,20 +177,20 @@ class Simulation:
     def replaced(self) -> list[tuple[Any, tuple[str, Any]]]:
         """What of the product looks at the machine itself: its clock, its chance and its log; and what takes long."""
         log = _Log(self)
-        ids = _Ids(self.random)
+        chance = _Ids(self.random)
         return [
-            (step, ("uuid", ids)),
-            (coordinator, ("uuid", ids)),
-            (patrol, ("uuid", ids)),
+            (step, ("uuid", chance)),
+            (coordinator, ("uuid", chance)),
+            (patrol, ("uuid", chance)),
             *((module, ("log", log)) for module in (step, observe, patrol, orphans, coordinator, mending)),
-            (operations, ("time", self)),
-            (operations, ("secrets", ids)),
+            (control, ("time", self)),
+            (ids, ("secrets", chance)),
             (step, ("UNDO_DEADLINE", UNDO_DEADLINE)),
             (membership, ("POLL", POLL)),
             *((module, ("replace", replace)) for module in (upgrade, memory, redis, step, compute, traffic)),
         ]
 
-    # what `operations` finds in place of the module `time`
+    # what `operations.control` finds in place of the module `time`
     def monotonic(self) -> float:
         return self.scheduler.now
 
