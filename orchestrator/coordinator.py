@@ -97,7 +97,7 @@ class Coordinator:
     scan: Scanner | None = None
     patrol: Patroller = _nobody
     notify: Notifier = _nobody
-    receivers: Mapping[str, Receiver] = field(default_factory=dict)
+    receivers: Callable[[], Mapping[str, Receiver]] = dict
     name: str = field(default_factory=lambda: f"coordinator-{uuid.uuid4().hex[:6]}")
     _views: dict[str, _View] = field(default_factory=dict)
     _left_alone: dict[str, str] = field(default_factory=dict)
@@ -108,9 +108,9 @@ class Coordinator:
     def tick(self) -> None:
         """Do everything that is due now, once."""
         open_now = self.store.open_rollouts()
-        if self.receivers:
+        if receivers := self.receivers():
             with self._alone("receivers"):
-                self._notify(open_now)
+                self._notify(open_now, receivers)
         for rollout in open_now:
             with self._alone(rollout.id):
                 self._advance(rollout)
@@ -148,11 +148,11 @@ class Coordinator:
         for id in self.store.reopen():
             log.warning("mended", rollout=id, what="it was not among the open rollouts")
 
-    def _notify(self, open_now: Sequence[Rollout]) -> None:
+    def _notify(self, open_now: Sequence[Rollout], receivers: Mapping[str, Receiver]) -> None:
         """Every log that is open is followed by all who want to know of it, and to its end."""
         feeds = {feed.name: feed for feed in self.store.feeds()}
         still = {rollout.id for rollout in open_now}
-        for name, receiver in self.receivers.items():
+        for name, receiver in receivers.items():
             for rollout in open_now:
                 fresh = Feed(receiver=name, rollout=rollout.id)
                 if receiver.sees(rollout.fleet) and fresh.name not in feeds:
@@ -161,7 +161,7 @@ class Coordinator:
         for feed in feeds.values():
             if feed.due > now:
                 continue
-            if feed.receiver not in self.receivers:  # others may know it, if they have a newer file
+            if feed.receiver not in receivers:  # others may know it, if they have a newer file
                 if feed.rollout not in still and now - feed.due > STRANGE:
                     self.store.change_feed(feed, None)
             elif not feed.behind(self.store.last_event(feed.rollout)):
@@ -339,12 +339,12 @@ def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     return groups
 
 
-def _receivers(settings: Settings) -> Mapping[str, Receiver]:
+def _receivers(settings: Settings) -> Callable[[], Mapping[str, Receiver]]:
     if settings.notify is None:
-        return {}
-    from orchestrator.hook_file import named_receivers  # with the fleet file's model
+        return dict
+    from orchestrator.hook_file import Reread, named_receivers  # with the fleet file's model
 
-    return named_receivers(settings.notify)
+    return Reread(named_receivers, settings.notify, names=lambda _: ())
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

@@ -3,9 +3,14 @@ they name; or says what is wrong and where."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
+
+import structlog
 
 from orchestrator import fleet_file, secrets
 from orchestrator.domain import signatures
@@ -15,7 +20,59 @@ from orchestrator.domain.receivers import NotifyFile, Receiver
 from orchestrator.errors import BadInput
 
 NEXT = "mend the file; changeover hooks check FILE"
+AGAIN = 10.0  # seconds after which one that was wrong is read again, whatever has changed since
 _LONGEST = 4096  # bytes of a secret's file
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Reread(Generic[T]):
+    """What a file says, read anew when it or a secret that it names has changed. While it is wrong then, all of what it
+    said before holds, and the log says so. The first reading raises `BadInput`."""
+
+    def __init__(self, read: Callable[[Path], T], path: str | Path, *, names: Callable[[T], Iterable[str]]) -> None:
+        """`names`: the files that it names, as seen from its own folder."""
+        self._read, self._path, self._names = read, Path(path), names
+        self._lock = threading.Lock()
+        self._stamps: dict[Path, object] = {self._path: _stamp(self._path)}
+        self._found = read(self._path)
+        self._wrong, self._tried = "", 0.0
+
+    def __call__(self) -> T:
+        with self._lock:
+            stamps = {file: _stamp(file) for file in self._files()}
+            if stamps != self._stamps or (self._wrong and time.monotonic() >= self._tried + AGAIN):
+                self._again(stamps)
+            return self._found
+
+    def _again(self, stamps: dict[Path, object]) -> None:
+        self._tried = time.monotonic()
+        try:
+            found = self._read(self._path)
+        except BadInput as error:
+            if self._wrong != str(error):
+                self._wrong = str(error)
+                log.warning("file changed", file=str(self._path), kept="what it said before", why=self._wrong)
+            self._stamps = stamps
+            return
+        if found != self._found or self._wrong:
+            log.info("file changed", file=str(self._path), kept="what it says now")
+        self._found, self._wrong = found, ""
+        # One that is named for the first time was not looked at before it was read: it will be, and read once more.
+        self._stamps = {file: stamps.get(file) for file in self._files()}
+
+    def _files(self) -> list[Path]:
+        return [self._path, *(self._path.parent / name for name in self._names(self._found))]
+
+
+def _stamp(path: Path) -> object:
+    """What tells one version of a file from another."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +123,19 @@ class KnownReceiver:
         }
 
 
-def receivers(path: str | Path) -> dict[str, KnownReceiver]:
+def fresh_hooks(path: str | Path) -> Reread[Hooks]:
+    """Raises `BadInput`, here alone."""
+    return Reread(load, path, names=lambda found: [name for each in found.known.values() for name in each.hook.secrets])
+
+
+def fresh_receivers(path: str | Path) -> Reread[Mapping[str, KnownReceiver]]:
+    """Raises `BadInput`, here alone."""
+    return Reread(
+        receivers, path, names=lambda found: [name for each in found.values() for name in each.receiver.secrets]
+    )
+
+
+def receivers(path: str | Path) -> Mapping[str, KnownReceiver]:
     """Who is told, with their secrets. Raises `BadInput` with the line of what is wrong."""
     path = Path(path)
     text, found = _receivers(path)

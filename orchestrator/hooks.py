@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -275,11 +275,13 @@ def redeliver(store: Store, id: str, hooks: Hooks | None = None) -> tuple[Delive
 
 @dataclass(kw_only=True)
 class Carrier:
-    """Carries out what is due until `stop`; `news` is set by whoever has kept something."""
+    """Carries out what is due until `stop`; `news` is set by whoever has kept something. `fresh` says what the file of
+    the hooks says by now."""
 
     store: Store
     ask: Asker
     hooks: Hooks
+    fresh: Callable[[], Hooks] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     news: threading.Event = field(default_factory=threading.Event)
     _busy: set[threading.Thread] = field(default_factory=set)
@@ -288,10 +290,14 @@ class Carrier:
         away = ""
         while not self.stop.is_set():
             self.news.clear()
+            if self.fresh is not None:
+                self.hooks = self.fresh()
             try:
                 self._busy = {each for each in self._busy if each.is_alive()}
                 for taken in take(self.store, self.hooks, most=HANDS - len(self._busy)):
-                    thread = threading.Thread(target=self._carry_out, args=(taken,), name=taken.id, daemon=True)
+                    thread = threading.Thread(
+                        target=self._carry_out, args=(taken, self.hooks), name=taken.id, daemon=True
+                    )
                     self._busy.add(thread)
                     thread.start()
                 away = ""
@@ -308,9 +314,9 @@ class Carrier:
         self.stop.set()
         self.news.set()
 
-    def _carry_out(self, taken: Delivery) -> None:
+    def _carry_out(self, taken: Delivery, hooks: Hooks) -> None:
         try:
-            carry_out(self.store, self.ask, self.hooks, taken, Waiter(sleep=self._sleep))
+            carry_out(self.store, self.ask, hooks, taken, Waiter(sleep=self._sleep))
         except (Unreachable, UnsafeStore) as error:  # it is due again when nobody has it in hand any more
             log.warning("hook", delivery=taken.id, why=error.message)
         self.news.set()

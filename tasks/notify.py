@@ -40,7 +40,7 @@ def run(world: World, *, receiver: str, rollout: str) -> Mapping[str, Any]:
     found = world.store.rollout(rollout)
     if feed is None or found is None:
         return {"ignored": "nobody is told of it"}
-    known = world.receivers.get(receiver)
+    known = world.receivers().get(receiver)
     if known is None:
         why = f"{world.worker} knows no receiver {receiver}: CHANGEOVER_NOTIFY is to be the same for all"
         world.store.change_feed(feed, replace(feed, why=why, due=world.store.now() + UNKNOWN))

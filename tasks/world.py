@@ -24,7 +24,7 @@ from orchestrator.domain.orphans import Patience
 from orchestrator.domain.plan import FoundServer, Plan, plan_from
 from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import NotFound, UnsafeStore
-from orchestrator.hook_file import KnownReceiver, receivers
+from orchestrator.hook_file import KnownReceiver, fresh_receivers
 from orchestrator.lanes import Reach, lanes
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
@@ -87,7 +87,7 @@ class World:
     crash: Callable[[str], None] = _no_crash
     ending: Callable[[], bool] = lambda: False
     find: Callable[[Any, str, Mapping[str, Any]], Any] = find
-    receivers: Mapping[str, KnownReceiver] = field(default_factory=dict)
+    receivers: Callable[[], Mapping[str, KnownReceiver]] = dict
     _specs: dict[str, tuple[Spec, float]] = field(default_factory=dict)
     _reaches: dict[str, Reach] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class World:
             gather=GATHER,
             patience=Patience(seen=settings.orphan_seen, kept=settings.orphan_kept),
             crowd=crowd,
-            receivers=receivers(settings.notify) if settings.notify else {},
+            receivers=fresh_receivers(settings.notify) if settings.notify else dict,
         )
 
     @property

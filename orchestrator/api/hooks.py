@@ -39,14 +39,15 @@ async def receive(name: str, request: Request, api: The) -> Response:
     once = {header: request.headers[header] for header in given if given.count(header) == 1}
 
     carrier = api.carrier
-    if carrier is None or not formed(once):
+    known = carrier.hooks if carrier is not None else None  # the same to the end, though the file changes meanwhile
+    if carrier is None or known is None or not formed(once):
         raise _unsigned()  # before anything of the body is read
     if api.unsigned >= AT_ONCE:
         raise Problem("too-many-requests", "too many deliveries are being read", next="see docs/webhooks.md")
     api.unsigned += 1
     try:
         raw = await bodies.raw_of(request, most=MOST)
-        signed = await anyio.to_thread.run_sync(hooks.verify, api.store, carrier.hooks, name, once, raw)
+        signed = await anyio.to_thread.run_sync(hooks.verify, api.store, known, name, once, raw)
     finally:
         api.unsigned -= 1
     if signed is None:
@@ -54,7 +55,7 @@ async def receive(name: str, request: Request, api: The) -> Response:
 
     def work() -> Response:
         bodies.kind_of(request, bodies.JSON)
-        found = hooks.receive(api.store, carrier.hooks, name, signed, bodies.strict_json(raw))
+        found = hooks.receive(api.store, known, name, signed, bodies.strict_json(raw))
         if found is None:
             raise Problem("too-many-requests", "too many deliveries wait to be carried out")
         carrier.news.set()

@@ -19,7 +19,7 @@ from orchestrator.api.app import ASGIApp, make_app
 from orchestrator.api.callers import Pace
 from orchestrator.api.routes import Api
 from orchestrator.errors import BadInput
-from orchestrator.hook_file import Hooks
+from orchestrator.hook_file import Hooks, Reread
 from orchestrator.hooks import LAST_WORDS, Carrier
 from orchestrator.messaging import make_app as make_celery
 from orchestrator.operations import celery_asker
@@ -113,7 +113,7 @@ def serve(
     listener: socket.socket,
     *,
     rate: float,
-    hooks: Hooks | None,
+    hooks: Reread[Hooks] | None,
     site: Callable[[Api], ASGIApp],
 ) -> None:
     """Until SIGTERM or Ctrl-C. `rate`: how often a token may ask, a second. `hooks`: who else may knock. `site` makes
@@ -124,7 +124,7 @@ def serve(
     # Somebody waits: an absent broker is told at once instead of being tried for ever.
     celery.conf.update(broker_connection_max_retries=2, broker_connection_timeout=3)
     ask = celery_asker(celery)
-    carrier = Carrier(store=store, ask=ask, hooks=hooks) if hooks is not None else None
+    carrier = Carrier(store=store, ask=ask, hooks=hooks(), fresh=hooks) if hooks is not None else None
     api = Api(store=store, ask=ask, pace=Pace(rate=rate), dev=settings.dev, carrier=carrier)
     for which in (signal.SIGTERM, signal.SIGINT):  # which uvicorn hands on once it has ended in order
         signal.signal(which, lambda *_: None)

@@ -38,7 +38,7 @@ def api(
         raise BadInput(f"{address!r} is no IPv4 address", place="--address", next="changeover api --help") from None
     settings = Settings.load()
     file = hooks or settings.hooks
-    known = hook_file.load(file) if file is not None else None
+    known = hook_file.fresh_hooks(file) if file is not None else None
     store = serving.open_store(settings)
     store.check(dev=settings.dev)
     serving.refuse_open_door(address, store)
@@ -46,7 +46,7 @@ def api(
     where = f"http://{address}:{listener.getsockname()[1]}"
     say(f"API  {where}/v1   what there is: /openapi.json\npage {where}/")
     if known is not None:
-        say(f"webhooks  /hooks/{{{','.join(known.known)}}}")
+        say(f"webhooks  /hooks/{{{','.join(known().known)}}}")
     pages = partial(make_site, flower=settings.flower_url)
     serving.serve(settings, store, listener, rate=rate, hooks=known, site=pages)
     return 0

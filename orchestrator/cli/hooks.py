@@ -48,7 +48,9 @@ def check(
         output.tell(f"/hooks/{name}   signed as {known.hook.scheme}, by one of {len(known.keys)}")
         for rule in known.hook.rules:
             conditions = [rule.event or "", *(f"{where} is {wanted!r}" for where, wanted in rule.when.items())]
-            output.tell(f"  {rule.verb} {found.about(rule)}   if {', '.join(filter(None, conditions))}")
+            put = rule.start.set.items() if rule.start is not None else ()
+            taken = f", {' and '.join(f'{place} from {where}' for place, where in put)}," if put else ""
+            output.tell(f"  {rule.verb} {found.about(rule)}{taken}   if {', '.join(filter(None, conditions))}")
     return 0
 
 

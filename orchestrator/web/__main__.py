@@ -16,7 +16,7 @@ RATE = 50.0  # requests a second of each token: it is one person's, on their own
 
 def main() -> None:
     settings = Settings.load()
-    hooks = hook_file.load(settings.hooks) if settings.hooks is not None else None
+    hooks = hook_file.fresh_hooks(settings.hooks) if settings.hooks is not None else None
     listener = socket.socket(fileno=INHERITED)
     pages = partial(make_site, flower=settings.flower_url)
     serving.serve(settings, serving.open_store(settings), listener, rate=RATE, hooks=hooks, site=pages)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from orchestrator import hook_file, hooks, operations
 from orchestrator.domain.delivery import GIVE_UP, IN_HAND, Delivery
@@ -699,6 +700,48 @@ def test_a_carrier_that_is_told_to_end_gives_back_what_it_waits_for(desk: Desk) 
     given_back = desk.now(asked)
     assert (given_back.state, given_back.in_hand) == ("waiting", 0.0)
     assert given_back == replace(given_back, why="the process that carried it out has ended")
+
+
+def test_a_changed_file_or_secret_counts_at_once_and_a_broken_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store, said = written(tmp_path), MemoryStore(Clock()), b"{}"
+    with capture_logs() as logs:
+        fresh = hook_file.fresh_hooks(path)
+
+        def holds(secret: str) -> bool:
+            given = headers(said, key=standard_key(secret))
+            return hooks.verify(store, fresh(), "releases", given, said) is not None
+
+        newer = "whsec_" + base64.b64encode(bytes(range(7, 39))).decode()
+        assert (holds(SECRET), holds(newer), logs) == (True, False, [])
+        replaced(tmp_path / "release.secret", newer)
+        assert (holds(SECRET), holds(newer)) == (False, True)
+        replaced(tmp_path / "release.secret", "half of i")
+        assert (holds(SECRET), holds(newer), holds(newer)) == (False, True, True), "the one before holds"
+        replaced(path, FILE.replace("older.secret", "next.secret"))
+        (tmp_path / "release.secret").unlink()
+        assert holds(newer)
+        replaced(tmp_path / "release.secret", SECRET)
+        assert holds(newer), "next.secret is not there"
+        replaced(tmp_path / "next.secret", newer)
+        monkeypatch.setattr(hook_file, "AGAIN", 0.0)
+        assert holds(SECRET) and holds(newer) and not holds(OLDER)
+    assert [(each["log_level"], each["kept"]) for each in logs] == [
+        ("info", "what it says now"),
+        ("warning", "what it said before"),
+        ("warning", "what it said before"),
+        ("warning", "what it said before"),
+        ("info", "what it says now"),
+    ]
+    told = " ".join(each.get("why", "") for each in logs)
+    assert "release.secret" in told and "next.secret cannot be read" in told and "half of i" not in told
+
+
+def replaced(file: Path, text: str) -> None:
+    """At once, as those who read it want it."""
+    file.with_suffix(".new").write_text(text)
+    file.with_suffix(".new").rename(file)
 
 
 # -- at the command line ---------------------------------------------------------------------------------------------

@@ -104,8 +104,8 @@ def site(tmp_path: Path, receiver: Receiver) -> Iterator[Runner]:
 
 
 def _know(runner: Runner, path: Path) -> None:
-    runner.world.receivers = hook_file.receivers(path)
-    runner.coordinator.receivers = hook_file.named_receivers(path)
+    runner.world.receivers = hook_file.fresh_receivers(path)
+    runner.coordinator.receivers = partial(hook_file.named_receivers, path)
     runner.coordinator.notify = partial(_tell, runner)
 
 
@@ -251,7 +251,7 @@ def test_a_log_that_has_ended_is_followed_to_its_end_and_no_longer(site: Runner,
 
 
 def test_a_worker_that_does_not_know_the_receiver_leaves_it_to_others(site: Runner, receiver: Receiver) -> None:
-    known, site.world.receivers = site.world.receivers, {}
+    known, site.world.receivers = site.world.receivers, dict
     (feed,) = settled(site)
     assert "CHANGEOVER_NOTIFY" in feed.why and receiver.heard == []
     site.world.receivers = known
