@@ -52,6 +52,17 @@ def many(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+ALONE = "no worker is alive: nothing goes on before one is"
+
+
+def unanswered(rollout: Rollout) -> str:
+    """When it is too late to approve its wave, and what happens then."""
+    if rollout.approval is None or rollout.wakes_at is None:
+        return ""
+    then = {"pause": "it is paused", "abort": "it is aborted", "continue": "it goes on all the same"}
+    return f"; if nobody has by {moment(rollout.wakes_at)}, {then[rollout.approval.otherwise]}"
+
+
 def names(upgrades: tuple[Upgrade, ...], *, most: int = 5) -> str:
     """Who and where: `web-1 (swap), web-2 (provision) and 3 more`."""
     told = ", ".join(f"{u.server} ({where(u)})" for u in upgrades[:most])

@@ -44,6 +44,7 @@ COLOURS: Mapping[str, str] = {
     "failed": "bold red",
 }
 ORDER = ("upgraded", "running", "waiting", "held", "failed", "rolled_back", "pending")
+LOOK = "changeover doctor FILE"
 MOST = 30  # rows of a table before "and N more"
 
 
@@ -144,6 +145,8 @@ def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
     parts: list[RenderableType] = [_head(view, now)]
     if view.frozen is not None:
         parts.append(_frozen(view.frozen))
+    if view.alone:
+        parts.append(Text.assemble(("STANDS STILL ", "bold yellow"), f"{words.ALONE}. ", next_line(LOOK)))
     if view.held or view.alarms or view.unread or r.state in ("paused", "awaiting_approval"):
         parts += [Text(), *_needs_you(view)]
     parts += [Text(), _waves(view)]
@@ -157,7 +160,8 @@ def rollout(view: View, *, now: float, whole: bool = False) -> RenderableType:
         parts += [Text(), *_orphans(view.orphans)]
     if whole:
         parts += [Text(), _all(view.upgrades)]
-    parts += [Text(), next_line(words.next_of(r, view.upgrades))]
+    next = LOOK if view.alone else words.next_of(r, view.upgrades)
+    parts += [Text(), next_line("changeover unfreeze" if view.frozen is not None and not r.ended else next)]
     return Group(*parts)
 
 
@@ -192,7 +196,7 @@ def _needs_you(view: View) -> Iterable[RenderableType]:
         )
     if r.state == "awaiting_approval":
         said = f"; {', '.join(r.approved_by)} approved it" if r.approved_by else ""
-        yield text(f"{r.why[:1].upper()}{r.why[1:]}{said}.")
+        yield text(f"{r.why[:1].upper()}{r.why[1:]}{said}{words.unanswered(r)}.")
         yield Padding(next_line(words.next_of(r, ())), (0, 0, 0, 2), expand=False)
     for u in view.held[:MOST]:
         yield Text.assemble((clean(u.server), "bold"), f" held at {words.where(u)}: ", clean(u.why))

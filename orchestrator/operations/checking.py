@@ -46,11 +46,13 @@ def doctor(
         if isinstance(error, Unreachable):
             return tuple(checks)
     workers = store.workers()
+    started = {name: {"pid": pid} for name, pid in (up or {}).get("processes", {}).items() if name not in OTHERS}
     if not workers:
-        started = {name: {"pid": pid} for name, pid in (up or {}).get("processes", {}).items() if name not in OTHERS}
         none = Check(name="workers", ok=False, detail="none is alive", fix="changeover up, or changeover worker")
         return (*checks, _silent(started, up, told="were started here") if started else none)
     checks.append(Check(name="workers", ok=True, detail=", ".join(sorted(workers))))
+    if hang := {name: info for name, info in started.items() if name not in workers}:
+        checks.append(_silent(hang, up, told="were started here"))
     frozen = store.frozen()
     if frozen is not None:
         checks.append(

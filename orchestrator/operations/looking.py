@@ -27,7 +27,8 @@ SLOWED = 600.0  # seconds for which it is worth telling that a provider has refu
 @dataclass(frozen=True, kw_only=True)
 class View:
     """A rollout as it is now. `held` wait for a person; `orphans` carry its mark and nobody accounts for them.
-    `unread`: servers whose records cannot be read, and why; `upgrades` are the others."""
+    `unread`: servers whose records cannot be read, and why; `upgrades` are the others. `alone`: something is under way,
+    and no worker is alive."""
 
     rollout: Rollout
     upgrades: tuple[Upgrade, ...]
@@ -35,6 +36,7 @@ class View:
     frozen: str | None
     orphans: tuple[Sighting, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = False
 
     @property
     def held(self) -> tuple[Upgrade, ...]:
@@ -106,6 +108,7 @@ def view(store: Store, id: str) -> View:
         frozen=frozen,
         orphans=tuple(orphans),
         unread=unread,
+        alone=any(u.state in ("running", "waiting") for u in upgrades) and not store.workers(),
     )
 
 

@@ -120,12 +120,15 @@ def needs(view: View, token: Token) -> list[Need]:
         said = f"; {', '.join(r.approved_by)} approved it" if r.approved_by else ""
         asks = Need(
             title=f"Wave {r.wave + 1} waits for your approval",
-            why=f"{r.why}{said}",
+            why=f"{r.why}{said}{words.unanswered(r)}",
             traffic="every server goes on serving as it is",
             next=words.next_of(r, ()),
             verbs=tuple(v for v in actions.of_rollout(r, view.upgrades, token) if v is actions.APPROVE),
         )
         found.insert(len(view.alarms), asks)
+    if view.alone:
+        goes_on = "every server goes on serving as it is"
+        found.append(Need(title="It stands still", why=words.ALONE, traffic=goes_on, next="changeover doctor FILE"))
     if view.frozen is not None:
         found.append(
             Need(

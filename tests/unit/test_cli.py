@@ -27,6 +27,7 @@ from orchestrator.settings import Settings
 from orchestrator.state_folder import StateFolder
 from orchestrator.store import Entry, LedgerItem, Row
 from orchestrator.store.memory import MemoryStore
+from orchestrator.words import moment
 from tests.support.valkey import running_valkey
 from tests.unit.test_operations import FLEET, Clock, World, at_step, put, row, upgraded
 
@@ -257,6 +258,12 @@ def test_doctor_knows_the_workers_that_hang_from_what_up_has_written(place: Plac
     lock = folder.lock()
     folder.write_run({"logs": str(folder.path / "logs"), "processes": {"valkey": 1, "coordinator": 2, "w1": 43}})
     _, body = place.json("doctor", str(place.file))
+    place.store.beat("w2", {}, ttl=1000)
+    code, others = place.json("doctor", str(place.file))
+    assert code == 1 and [c["detail"] for c in others["checks"] if not c["ok"]] == [
+        "w1 (process 43) were started here and do not answer"
+    ]
+    place.clock.now += 1001
     os.close(lock)
     (ill,) = (check for check in body["checks"] if not check["ok"])
     assert "w1 (process 43)" in ill["detail"]
@@ -327,6 +334,8 @@ def test_watch_waits_for_a_server_that_is_put_back_after_the_rollout_has_ended(
     _, out, _ = place.run("show", id)
     assert "now 2 of 3 upgraded, 1 on the way back" in out
     assert "when it ended: all went well" in out
+    place.store.beat("w1", {}, ttl=1000)
+    _, out, _ = place.run("show", id)
     assert f"Next: changeover watch {id}" in out
     assert f"Next: changeover watch {id}" in place.run("explain", "web-1")[1]
 
@@ -479,15 +488,28 @@ def test_pause_says_what_becomes_of_servers_under_way_and_how_to_go_on(place: Pl
     assert "is running again" in out
 
 
+def test_what_stands_still_without_a_worker_or_under_a_freeze_says_so(place: Place) -> None:
+    id = place.applied()
+    assert "STANDS STILL" not in place.run("show", id)[1], "nothing is under way yet"
+    at_step(place.store, id, "web-1", "swap")
+    _, out, _ = place.run("show", id)
+    assert "STANDS STILL no worker is alive" in out and out.endswith("Next: changeover doctor FILE\n")
+    place.store.beat("w1", {}, ttl=1000)
+    assert "STANDS STILL" not in place.run("show", id)[1]
+    place.run("freeze", "--reason", "a look")
+    assert place.run("show", id)[1].endswith("Next: changeover unfreeze\n")
+
+
 def test_a_wave_that_waits_for_people_says_so_and_how_to_approve_it(place: Place) -> None:
     id = place.applied()
     was = operations.find(place.store, id)
-    asks = (Approval(wave=0, count=2),)
+    asks = (Approval(wave=0, count=2, within=60.0, otherwise="abort"),)
     told = "wave 1 begins when 2 people have approved it"
     waits = replace(was, approvals=asks, state="awaiting_approval", asked_at=place.store.now(), why=told)
     place.store.change(was, waits, entry=Entry(event="approval asked", actor="t"))
     _, out, _ = place.run("show", id)
-    assert "NEEDS YOU" in out and "Wave 1 begins when 2 people have approved it." in out
+    assert "NEEDS YOU" in out and "Wave 1 begins when 2 people have approved it; if nobody has by " in out
+    assert f"{moment(place.store.now() + 60)}, it is aborted." in " ".join(out.split())
     assert f"Next: changeover approve {id} --wave 1" in out
     code, _, err = place.run("approve", id, "--wave", "2")
     assert code == 1 and "waits for wave 1 to be approved, not for wave 2" in err
