@@ -229,7 +229,7 @@ def report(outcome: Outcome) -> str:
     ]
     states = ", ".join(f"{count} {state}" for state, count in sorted(outcome.states.items()))
     reached = "reached" if outcome.each <= CALLS else "NOT REACHED"
-    early, most = crowded(outcome.looks, asked.poll)
+    early, again, most = crowded(outcome.looks, asked.poll)
     return "\n".join(
         [
             f"{n} servers in {asked.accounts} accounts, {asked.faults:.0%} of all answers faulty, {asked.workers} "
@@ -243,19 +243,25 @@ def report(outcome: Outcome) -> str:
             "",
             f"  {reached}: at most {CALLS} calls a server: {outcome.each:.1f}",
             f"  {len(outcome.looks)} looks for those that wait, of at most {most} at once; {early} more than one "
-            f"for each {BATCH} of a lane and kind in a poll interval of {asked.poll} s",
+            f"for each {BATCH} of a lane and kind in a poll interval of {asked.poll} s, beside {again} again after a "
+            "faulty answer",
         ]
     )
 
 
-def crowded(looks: Sequence[Mapping[str, Any]], poll: float) -> tuple[int, int]:
-    """How many looks were one too many in their poll interval, beyond ceil(waiting / 100) of their lane and kind, and
-    how many waited at most. An interval is one of those in which all who wait in a lane are looked at together."""
-    by: dict[tuple[str, str, float], list[int]] = defaultdict(list)
+def crowded(looks: Sequence[Mapping[str, Any]], poll: float) -> tuple[int, int, int]:
+    """How many looks were one too many in their poll interval, beyond ceil(waiting / 100) of their lane and kind; how
+    many were more since an earlier one there came to nothing; and how many waited at most. An interval is one of those
+    in which all who wait in a lane are looked at together."""
+    by: dict[tuple[str, str, float], list[Mapping[str, Any]]] = defaultdict(list)
     for look in looks:
-        by[look["lane"], look["kind"], next_look(look["lane"], poll, look["at"])].append(look["waiting"])
-    early = sum(max(0, len(waiting) - math.ceil(sum(waiting) / BATCH)) for waiting in by.values())
-    return early, max((look["waiting"] for look in looks), default=0)
+        by[look["lane"], look["kind"], next_look(look["lane"], poll, look["at"])].append(look)
+    early = repeated = 0
+    for some in by.values():
+        more = max(0, len(some) - math.ceil(sum(look["waiting"] for look in some) / BATCH))
+        after = min(more, sum(not look["answered"] for look in some))
+        early, repeated = early + more - after, repeated + after
+    return early, repeated, max((look["waiting"] for look in looks), default=0)
 
 
 if __name__ == "__main__":

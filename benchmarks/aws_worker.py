@@ -27,10 +27,15 @@ def main() -> int:
         def look(world: World, fleet: Fleet, ids: Sequence[str]) -> observe.Answers:
             paired = kind in observe.PAIRED
             lane = world.traffic(fleet).lane(ids[0]) if paired else fleet.lane
-            with lock:
-                waiting = len(ids) // 2 if paired else len(ids)
-                out.write(json.dumps({"at": time.time(), "lane": lane, "kind": kind, "waiting": waiting}) + "\n")
-            return ask(world, fleet, ids)
+            waiting = len(ids) // 2 if paired else len(ids)
+            told = {"at": time.time(), "lane": lane, "kind": kind, "waiting": waiting, "answered": False}
+            try:
+                answers = ask(world, fleet, ids)
+                told["answered"] = True
+            finally:
+                with lock:
+                    out.write(json.dumps(told) + "\n")
+            return answers
 
         return look
 

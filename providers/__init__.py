@@ -44,7 +44,8 @@ class Caps:
     together. `decides_together`: threads of one process may change a lane in one turn, since the provider decides for
     all of them on one look. `restores_at_once`: a member that drains serves again the moment it is restored; where not,
     it has to be proven anew. `poll`: seconds between looks that may tell anything new, if that takes longer than at a
-    balancer. `size_enforced`: whether memory and disk limits hold.
+    balancer. `member_tag`: the tag by which it knows a member's name; a server that has it from its beginning need not
+    be given it. `size_enforced`: whether memory and disk limits hold.
     """
 
     batch: int = 100
@@ -56,6 +57,7 @@ class Caps:
     decides_together: bool = False
     restores_at_once: bool = True
     poll: float = 0.0
+    member_tag: str = ""
     size_enforced: bool = True
     notes: tuple[str, ...] = ()
 

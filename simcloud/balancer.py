@@ -21,7 +21,8 @@ from simcloud.elbv2 import Target
 if TYPE_CHECKING:
     from simcloud.cloud import SimCloud
 
-TICK = 0.02  # seconds between two looks at what there is to do
+TICK = 0.02  # seconds between two looks at what there is to do, at least
+HASTE = 50  # looks in the time between two checks of a target
 PATIENCE = 60.0  # seconds for which a target may be silent
 LONGEST_HEAD = 65536  # bytes
 SWITCHING = 101  # from HTTP to what was asked for
@@ -83,7 +84,7 @@ class Balancers:
                     writer.transport.abort()
             for arn, listener, balancer in new:
                 await self._listen(arn, listener, balancer)
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(max(TICK, self._cloud.timings.health / HASTE))
 
     def _ask_all(self) -> None:
         """A check of each target whose turn it is."""

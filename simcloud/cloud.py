@@ -103,8 +103,10 @@ class SimCloud:
 
         from simcloud.cloudformation import Stacks
         from simcloud.elbv2 import Groups
+        from simcloud.speed import hasten
         from simcloud.wire import serve
 
+        hasten()
         moto_api_backend.reset()
         self.timings = timings or Timings()
         self.page, self.port = page, port

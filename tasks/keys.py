@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.domain.fleet import Fleet
@@ -30,9 +31,10 @@ def effect(fleet: Fleet, u: Upgrade, *, rung: int) -> tuple[str, str]:
     return made, f"co-{made[:40]}"
 
 
-def key(u: Upgrade, intent: Intent, *, role: str) -> Key:
-    """The key under which a provider makes, and finds again, what this intent is about."""
-    tags = {**ours(u), MANAGED: "1", ROLE: role, STEP: intent.step, ATTEMPT: str(intent.attempt)}
+def key(u: Upgrade, intent: Intent, *, role: str, more: Mapping[str, str] | None = None) -> Key:
+    """The key under which a provider makes, and finds again, what this intent is about. `more`: further tags, the same
+    whenever it is asked for."""
+    tags = {**(more or {}), **ours(u), MANAGED: "1", ROLE: role, STEP: intent.step, ATTEMPT: str(intent.attempt)}
     return Key(token=intent.token, name=intent.name, tags=tags)
 
 

@@ -263,6 +263,12 @@ def new_members(turn: Turn, address: str) -> list[tuple[str, Member]]:
     ]
 
 
+def known_as(turn: Turn) -> Mapping[str, str]:
+    """The tag by which B's balancer will know its name, where it goes by one, and B has one name in all its pools."""
+    tag, called = turn.traffic.caps.member_tag, {name for _, name in names(new_members(turn, ""))}
+    return {tag: called.pop()} if tag and len(called) == 1 else {}
+
+
 def member_of(seat: Seat, name: str, *, address: str, life: int) -> Member:
     """A or a B in that seat. It may take the place of the others of its upgrade, and of nobody else."""
     mine = (seat.name, *(generation(seat.new_name, each) for each in range(life)))

@@ -99,8 +99,10 @@ def _look(
     except Exception as error:  # whatever it was: the other rollouts of this lane are to be looked at as well
         expected = isinstance(error, ProviderError)
         log.warning("a look failed", kind=kind, servers=len(batch), error=repr(error), exc_info=not expected)
-        pause = error.retry_after if isinstance(error, Throttled) else 1.0
-        return _each(world, batch, lambda row: _missed(world, row, pause * (1 + world.spread())))
+        # Together as they were: one call for each of them would be a storm upon a provider in trouble.
+        pause = (error.retry_after if isinstance(error, Throttled) else 1.0) * (1 + world.spread())
+        now = world.store.now()
+        return _each(world, batch, lambda row: _missed(world, row, pause, now))
     now = world.store.now()
     return _each(world, batch, lambda row: _keep(world, steps, row, kind, answers, now, again))
 
@@ -118,9 +120,8 @@ def _each(world: World, batch: Sequence[Row], tell: Callable[[Row], bool]) -> in
     return woken
 
 
-def _missed(world: World, row: Row, pause: float) -> bool:
+def _missed(world: World, row: Row, pause: float, now: float) -> bool:
     """Look again after the pause. A step whose deadline has passed asks for itself, and answers for what it hears."""
-    now = world.store.now()
     last = row.upgrade.deadline
     again = now + (pause if last is None else min(pause, max(0.0, last - now) + 1.0 + world.spread()))
     to = row.upgrade.after(Looked(seen=Seen(kind="none", at=now, answers={}), again=again))

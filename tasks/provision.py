@@ -69,7 +69,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         )
     try:
         server = turn.compute.ensure_server(
-            keys.key(turn.upgrade, intent, role="target"),
+            keys.key(turn.upgrade, intent, role="target", more=membership.known_as(turn)),
             image=wanted["image"],
             like=wanted["like"],
             size=Size(

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from providers import Caps, Finding, Key
@@ -38,6 +38,8 @@ from providers.errors import (
     ProviderError,
     QuotaExceeded,
     Refused,
+    Throttled,
+    Transient,
     Unauthorized,
 )
 from providers.rights import Rights
@@ -63,6 +65,14 @@ _STATES: Mapping[str, ServerState] = {
 }
 _IMAGE_STATES: Mapping[str, ImageState] = {"pending": "pending", "available": "available"}
 Raw = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stop:
+    """One that is to be stopped, and the tags that it has to carry for it."""
+
+    id: str
+    given: tuple[tuple[str, str | None], ...]
 
 
 class AwsCompute:
@@ -105,6 +115,7 @@ class AwsCompute:
         }
         self._volumes_of = Rounds(self._attached_volumes)
         self._begun_of = Rounds(self._begun)
+        self._stops: Rounds[_Stop, ProviderError | None] = Rounds(self._stop)
 
     @property
     def caps(self) -> Caps:
@@ -419,11 +430,33 @@ class AwsCompute:
     # -- changing -----------------------------------------------------------------------------------------------------
 
     def stop(self, id: str, *, given: Given | None = None) -> None:
-        instance = self._instance(id)
-        if _STATES[instance["State"]["Name"]] in ("stopping", "stopped"):
-            return
-        compare(instance, given)
-        self._aws.write("ec2", "stop_instances", InstanceIds=[id])
+        asked = _Stop(id=id, given=tuple(sorted((given or {}).items())))
+        if (trouble := self._stops([asked])[asked]) is not None:
+            raise trouble
+
+    def _stop(self, asked: Collection[_Stop]) -> dict[_Stop, ProviderError | None]:
+        """What threads want to be stopped at the same moment is one look and one call; what became of each."""
+        said: dict[_Stop, ProviderError | None] = dict.fromkeys(asked)
+        wanted = sorted({each.id for each in asked if _INSTANCE.fullmatch(each.id)})
+        found = {instance["InstanceId"]: instance for instance in self._described("instance-id", wanted)}
+        due: list[_Stop] = []
+        for each in asked:
+            try:
+                instance = self._there(each.id, found.get(each.id))
+                if _STATES[instance["State"]["Name"]] not in ("stopping", "stopped"):
+                    compare(instance, dict(each.given))
+                    due.append(each)
+            except ProviderError as error:
+                said[each] = error
+        try:
+            if due:
+                self._aws.write("ec2", "stop_instances", InstanceIds=sorted({each.id for each in due}))
+        except ProviderError as error:
+            if len(due) == 1 or isinstance(error, (Throttled, Transient)):
+                return {**said, **dict.fromkeys(due, error)}
+            for each in due:  # one that may not be stopped spoils the call for all
+                said |= self._stop([each])
+        return said
 
     def start(self, id: str, *, given: Given | None = None) -> None:
         instance = self._instance(id)
@@ -525,6 +558,9 @@ class AwsCompute:
     def _instance(self, id: str) -> Raw:
         """One that is not terminated. `NotFound`, or `NotYetVisible` while that may be the reason."""
         found = next(iter(self._instances("instance-id", [id])), None) if _INSTANCE.fullmatch(id) else None
+        return self._there(id, found)
+
+    def _there(self, id: str, found: Raw | None) -> Raw:
         if found is None:
             self._not_too_new(id)
             raise NotFound(f"there is no server {id} in {self._aws.lane}")

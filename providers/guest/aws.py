@@ -25,7 +25,7 @@ PATIENCE = 8.0  # seconds in which an agent that is online has usually answered;
 ORDER_SECONDS = 30  # for a whole quiesce script; its watchdog is no part of it
 END = "end-of-facts"
 DOCUMENT = "AWS-RunShellScript"
-PAUSE = 0.5  # seconds between two looks at the answers
+PAUSE, LONGEST = 0.25, 2.0  # seconds until the first look at the answers; twice as long each time, up to so many
 GOING = ("Pending", "InProgress", "Delayed", "Cancelling")
 KINDS = {"regular file": "file", "regular empty file": "file", "directory": "directory", "symbolic link": "link"}
 
@@ -106,12 +106,10 @@ class AwsGuest:
         command = self._send([id], script, "changeover quiesces for an image", ORDER_SECONDS) if self._up(id) else None
         if command is None:
             raise Transient(f"the agent of Systems Manager on {id} does not answer", ambiguous=False)
-        end = time.monotonic() + PATIENCE
-        while not (over := [told for told in self._answers(command) if told["Status"] not in GOING]):
-            if time.monotonic() + PAUSE > end:
-                raise Transient(f"{id} has not answered within {PATIENCE:g} s", ambiguous=True)
-            time.sleep(PAUSE)
-        return word_of(id, self._said(over[0]))
+        for _ in _looks():
+            if over := [told for told in self._answers(command) if told["Status"] not in GOING]:
+                return word_of(id, self._said(over[0]))
+        raise Transient(f"{id} has not answered within {PATIENCE:g} s", ambiguous=True)
 
     def _up(self, id: str) -> bool:
         return id.startswith("i-") and bool(self._online([id]))
@@ -173,8 +171,7 @@ class AwsGuest:
             return None
         answers: dict[str, Facts] = {}
         over: set[str] = set()
-        end = time.monotonic() + PATIENCE
-        while True:
+        for _ in _looks():
             for told in self._answers(command):
                 id = told["InstanceId"]
                 if id in over or told["Status"] in GOING:
@@ -183,9 +180,9 @@ class AwsGuest:
                 heard = time.time()
                 if told["Status"] == "Success" and (output := self._output(command, told)):
                     answers[id] = read(id, output, paths, asked=asked, heard=heard)
-            if len(over) == len(ids) or time.monotonic() + PAUSE > end:
-                return answers
-            time.sleep(PAUSE)
+            if len(over) == len(ids):
+                break
+        return answers
 
     def _send(self, ids: Sequence[str], script: str, comment: str, seconds: int) -> str | None:
         """The command's id; None if the agent of one of them has gone away."""
@@ -222,6 +219,15 @@ class AwsGuest:
         whole = self._aws.read("ssm", "get_command_invocation", CommandId=command, InstanceId=told["InstanceId"])
         said = str(whole.get("StandardOutputContent", ""))
         return said if said.rstrip().endswith(END) else ""
+
+
+def _looks() -> Iterator[None]:
+    """When an answer may have come: an agent takes a moment, and whoever has many to run takes longer."""
+    end, pause = time.monotonic() + PATIENCE, PAUSE
+    while time.monotonic() + pause <= end:
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST)
+        yield
 
 
 def script(paths: Sequence[str]) -> str:

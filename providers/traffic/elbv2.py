@@ -116,6 +116,7 @@ class Elbv2Traffic:
             counts_sessions=False,
             restores_at_once=False,
             decides_together=True,
+            member_tag=MEMBER,
             poll=self._poll,
             notes=(
                 "ELBv2 cannot deregister under a condition: who is healthy is looked at right before and right after, "
@@ -444,7 +445,7 @@ class Elbv2Traffic:
         return {each: look.view(target.name) for each, target in ready.items()}
 
     def _registers(self, group: Group, targets: Iterable[Target]) -> None:
-        self._aws.write("elbv2", "register_targets", TargetGroupArn=group.arn, Targets=_listed_once(targets))
+        self._surely("elbv2", "register_targets", TargetGroupArn=group.arn, Targets=_listed_once(targets))
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -553,11 +554,21 @@ class Elbv2Traffic:
             alike.setdefault(tuple(sorted(tags.items())), []).append(instance)
         for told, instances in alike.items():
             pairs = [{"Key": key, "Value": value} for key, value in told]
-            self._aws.write("ec2", "create_tags", Resources=sorted(instances), Tags=pairs)
+            self._surely("ec2", "create_tags", Resources=sorted(instances), Tags=pairs)
 
     def _unmark(self, instances: Collection[str], place: str) -> None:
         if known := sorted(filter(None, instances)):
-            self._aws.write("ec2", "delete_tags", Resources=known, Tags=[{"Key": place}])
+            self._surely("ec2", "delete_tags", Resources=known, Tags=[{"Key": place}])
+
+    def _surely(self, service: str, operation: str, **params: Any) -> None:
+        """A call that made twice is as made once: where its answer was lost it is made again, which takes less than to
+        look at everything anew."""
+        try:
+            self._aws.write(service, operation, **params)
+        except Transient as error:
+            if not error.ambiguous:
+                raise
+            self._aws.write(service, operation, **params)
 
     # -- a doctor's questions -----------------------------------------------------------------------------------------
 

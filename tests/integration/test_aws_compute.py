@@ -22,7 +22,7 @@ from simcloud.cloud import Network, SimCloud
 from simcloud.ec2 import ec2
 from simcloud.faults import Fault
 from tests.contract.worlds import new_key
-from tests.support.aws import REGION, credentials, launch, wire
+from tests.support.aws import REGION, at_once, credentials, gathers, launch, wire
 
 GIB = 1024**3
 SMALL = Size(memory=2 * GIB, disk=8 * GIB, type="t3.small")
@@ -390,6 +390,23 @@ def test_a_stopped_server_may_find_no_room_to_start_in(stage: Stage) -> None:
     stage.cloud.ledgers.capacity["eu-west-1a", "t3.small"] = 0
     with pytest.raises(errors.NoCapacity):
         stage.compute.start(old)
+
+
+def test_those_who_are_to_stop_at_the_same_moment_are_one_call_and_nobody_holds_up_the_others(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [stage.server() for _ in range(6)]
+    stage.compute.protect(ids[0], on=True)
+    gathers(monkeypatch)
+    before = stage.cloud.calls["ec2:StopInstances"]
+    none = {"changeover:returned": None}
+    assert at_once(3, lambda number: stage.compute.stop(ids[number + 3], given=none)) == [None] * 3
+    assert stage.cloud.calls["ec2:StopInstances"] - before == 1
+    stage.compute.tag(ids[1], {"changeover:returned": "since"})
+    told = at_once(4, lambda number: stage.compute.stop([*ids[:3], "i-00000000"][number], given=none))
+    assert [type(one) for one in told] == [errors.GuardRefused, errors.GuardRefused, type(None), errors.NotFound]
+    there = stage.compute.servers(ids)
+    assert [there[id].state in ("stopping", "stopped") for id in ids] == [False, False, True, True, True, True]
 
 
 def test_a_server_runs_once_its_checks_pass_and_has_failed_when_they_go_on_failing(

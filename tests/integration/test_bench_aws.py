@@ -33,20 +33,25 @@ def test_a_small_rollout_with_a_tenth_of_all_answers_faulty_ends_and_leaves_noth
         assert call in rows, done.stdout
 
 
-def look(at: float, waiting: int, lane: str = "a") -> dict[str, object]:
+def look(at: float, waiting: int, lane: str = "a", *, answered: bool = True) -> dict[str, object]:
     """So many seconds after an interval has begun in that lane."""
-    return {"at": next_look(lane, POLL, 1000.0) + at, "lane": lane, "kind": "image", "waiting": waiting}
+    told = {"at": next_look(lane, POLL, 1000.0) + at, "lane": lane, "kind": "image", "waiting": waiting}
+    return {**told, "answered": answered}
 
 
 @pytest.mark.parametrize(
-    ("looks", "early"),
+    ("looks", "early", "again"),
     [
-        ([look(0, 100), look(POLL, 100)], 0),
-        ([look(0, 100), look(1, 100), look(POLL, 100)], 0),  # two hundred wait
-        ([look(0, 50), look(1, 50)], 1),
-        ([look(1, 50), look(POLL, 50)], 0),  # one late, and the next in time
-        ([look(0, 50), look(1, 50, "b")], 0),
+        ([look(0, 100), look(POLL, 100)], 0, 0),
+        ([look(0, 100), look(1, 100), look(POLL, 100)], 0, 0),  # two hundred wait
+        ([look(0, 50), look(1, 50)], 1, 0),
+        ([look(0, 50, answered=False), look(1, 50)], 0, 1),
+        ([look(0, 50, answered=False), look(1, 25), look(1, 25)], 1, 1),
+        ([look(1, 50), look(POLL, 50)], 0, 0),  # one late, and the next in time
+        ([look(0, 50), look(1, 50, "b")], 0, 0),
     ],
 )
-def test_a_look_is_too_many_if_one_of_a_hundred_was_enough(looks: list[dict[str, object]], early: int) -> None:
-    assert crowded(looks, POLL)[0] == early
+def test_a_look_is_too_many_if_one_of_a_hundred_was_enough(
+    looks: list[dict[str, object]], early: int, again: int
+) -> None:
+    assert crowded(looks, POLL)[:2] == (early, again)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from providers.clients import rounds
 from providers.errors import (
     Conflict,
     GuardRefused,
     NotFound,
-    ProviderError,
     QuotaExceeded,
     Refused,
     Throttled,
@@ -28,7 +23,19 @@ from providers.traffic import Guard, Member, MemberView
 from providers.traffic.elbv2 import Elbv2Traffic
 from simcloud.cloud import Network, SimCloud
 from simcloud.faults import Fault
-from tests.support.aws import PORT, REGION, address_of, attributes, balanced, credentials, launch, register, wire
+from tests.support.aws import (
+    PORT,
+    REGION,
+    address_of,
+    at_once,
+    attributes,
+    balanced,
+    credentials,
+    gathers,
+    launch,
+    register,
+    wire,
+)
 
 NO_GUARD = Guard(min_healthy=0)
 ILL = ("Target.ResponseCodeMismatch", "Health checks failed with these codes: [503]")
@@ -178,6 +185,9 @@ def test_a_stopped_instance_joins_nothing(stage: Stage) -> None:
 def test_an_answer_that_is_lost_on_the_way_in_changes_nothing(stage: Stage, action: str) -> None:
     new = stage.server()
     stage.cloud.troubles.add(Fault(action=action, after=True, drop=True))
+    before = stage.cloud.calls["elbv2:DescribeTargetHealth"]
+    stage.traffic.add("web", stage.member("web-1.g2", new))
+    assert stage.cloud.calls["elbv2:DescribeTargetHealth"] - before == 2, "once before, and once after the change"
     stage.bring_in(stage.member("web-1.g2", new))
     assert stage.targets() == [(new, "healthy")]
     assert stage.tags(new) == {"changeover:member": "web-1.g2"}
@@ -342,31 +352,11 @@ def test_many_are_looked_at_in_two_calls_a_look(stage: Stage) -> None:
     assert made == {"elbv2:DescribeTargetHealth": 6, "ec2:DescribeInstances": 3}
 
 
-def gathers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a worker that has much to do."""
-    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=99, coming=0, patience=9.0))
-    monkeypatch.setattr(rounds, "PAUSE", 0.5)
-
-
-def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
-    """What becomes of that many threads that act at the same moment: what each hears, or is refused with."""
-    start = threading.Barrier(count)
-
-    def one(number: int) -> Any:
-        start.wait(30)
-        try:
-            return act(number)
-        except ProviderError as error:
-            return error
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
-
-
 def test_those_who_come_at_the_same_moment_are_one_call_and_so_are_those_who_leave(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, new = stage.serving(), [stage.server() for _ in range(6)]
+    born = [{"changeover:member": f"web-{number}.g2"} for number in range(3)]
+    old, new = stage.serving(), [stage.server(tags=tags) for tags in (*born, {}, {}, {})]
     members = [stage.member(f"web-{number}.g2", id) for number, id in enumerate(new)]
     gathers(monkeypatch)
     before = Counter(stage.cloud.calls)
@@ -374,7 +364,7 @@ def test_those_who_come_at_the_same_moment_are_one_call_and_so_are_those_who_lea
     stage.until(lambda: all(stage.view(member.name).state == "serving" for member in members))
     at_once(6, lambda number: stage.traffic.add("web", members[number]))
     made = Counter(stage.cloud.calls) - before
-    assert (made["elbv2:RegisterTargets"], made["ec2:CreateTags"], made["ec2:DeleteTags"]) == (1, 6, 1)
+    assert (made["elbv2:RegisterTargets"], made["ec2:CreateTags"], made["ec2:DeleteTags"]) == (1, 1 + 3, 1)
     assert {state for _, state in stage.targets()} == {"healthy"}
     assert all(stage.tags(id) == {"changeover:member": member.name} for id, member in zip(new, members, strict=True))
 

@@ -13,6 +13,7 @@ from providers.compute import Server
 from providers.compute.fake import Fault
 from providers.errors import Transient
 from providers.traffic import MemberView
+from providers.traffic.fake import FakeTraffic
 from tests.support.outcome import Watch
 from tests.support.runner import PORT, Runner, running
 
@@ -174,3 +175,14 @@ def test_a_cloud_that_does_not_answer_makes_nobody_dead() -> None:
         assert r.upgrade(SERVER).direction == "forward"
         r.cloud.sick.clear()
         r.until(lambda: r.upgrade(SERVER).state == "upgraded")
+
+
+def test_a_balancer_that_knows_its_members_by_a_tag_finds_it_on_a_new_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    caps = FakeTraffic.caps.fget
+    assert caps is not None
+    by_tag = property(lambda traffic: replace(caps(traffic), member_tag="shop:member"))
+    monkeypatch.setattr(FakeTraffic, "caps", by_tag)
+    with running([SERVER]) as r:
+        r.finish()
+        assert [thing.view.tags.get("shop:member") for thing in r.cloud.things.values()].count(NEW) == 1
+        assert r.serving() == {NEW}

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import http.client
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import pytest
+
+from providers.clients import rounds
 from providers.clients.aws import Aws, place_of
-from providers.errors import Busy
+from providers.errors import Busy, ProviderError
 from simcloud.cloud import Network, SimCloud
 
 REGION = "eu-west-1"
@@ -41,6 +47,27 @@ def credentials() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a worker that has much to do."""
+    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=99, coming=0, patience=9.0))
+    monkeypatch.setattr(rounds, "PAUSE", 0.5)
+
+
+def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
+    """What becomes of that many threads that act at the same moment: what each hears, or is refused with."""
+    start = threading.Barrier(count)
+
+    def one(number: int) -> Any:
+        start.wait(30)
+        try:
+            return act(number)
+        except ProviderError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
 
 
 _wires: WeakKeyDictionary[SimCloud, Aws] = WeakKeyDictionary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from hypothesis import given
@@ -88,6 +89,18 @@ def test_a_rollout_whose_plan_was_edited_by_hand_is_unreadable_and_no_more() -> 
             r.world._specs.clear()
             with pytest.raises(UnsafeStore, match=f"rollout {r.rollout} is about cannot be read"):
                 r.world.spec(r.rollout)
+
+
+def test_those_of_whom_a_look_told_nothing_are_looked_at_again_together() -> None:
+    with running([f"web-{n}" for n in range(1, 6)]) as r:
+        r.until(lambda: all(looks(row) for row in r.store.rows(r.rollout)))
+        spread, lost = count(), ["before"]
+        r.world.spread = lambda: next(spread) % 10 / 10
+        r.cloud.fault = lambda name: lost.pop() if lost and name == "images" else ""
+        r.until(lambda: not lost)
+        assert len({row.upgrade.wait and row.upgrade.wait.at for row in r.store.rows(r.rollout)}) == 1
+        r.finish()
+        assert r.record().state == "succeeded"
 
 
 def test_one_look_answers_for_all_servers_that_wait_in_a_lane() -> None:
