@@ -109,7 +109,8 @@ def happened(entry: AuditEntry) -> str:
         case "Stumbled":
             return f"{step} will be tried again: {why}"
         case "AttemptEnded":
-            return f"{step} was refused, a new attempt follows: {why}"
+            back = str(entry.after.get("step") or step)
+            return f"{step} was refused, a new attempt{f' of {back}' if back != step else ''} follows: {why}"
         case "TurnedBack":
             return f"turned back: {why}"
         case "Held":

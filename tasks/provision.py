@@ -10,8 +10,10 @@ from orchestrator.store import LedgerItem
 from providers.compute import Size, Subnet
 from providers.errors import NoCapacity, NotFound, ProviderError, Refused
 from tasks import cleaning, keys, membership, poll_readiness, swap
-from tasks.step import Done, NeedsPerson, StepFailed, Wait
+from tasks.step import Done, NeedsPerson, ResultGone, StepFailed, Wait
 from tasks.world import Turn
+
+SURE = 3  # tries in a row that do not find its image before it is made anew
 
 
 def params(turn: Turn) -> Mapping[str, Any]:
@@ -80,6 +82,11 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         old = turn.compute.servers([wanted["like"]]).get(wanted["like"])
         if old is None or old.state == "terminated":  # and not ours to turn back from: that would say that it serves
             raise NeedsPerson(f"{turn.upgrade.server} is gone: {error}") from error
+        if turn.upgrade.tries + 1 >= min(SURE, turn.fleet.rollout.attempts) and _is_gone(turn, wanted["image"]):
+            raise ResultGone(
+                f"image {wanted['image']} of {turn.upgrade.server} is gone: somebody has deleted it",
+                step="create_image",
+            ) from error
         raise
     except NoCapacity as error:
         raise NoCapacity(f"no room for {turn.upgrade.server}'s new server: {error}") from error
@@ -94,6 +101,11 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         locks=(keys.lock(turn.fleet, server.id),),
         wait=poll_readiness.starting(turn.fleet, server.id) if server.state == "pending" else None,
     )
+
+
+def _is_gone(turn: Turn, image: str) -> bool:
+    found = turn.compute.images([image]).get(image)
+    return found is None or found.state == "failed"
 
 
 def check(u: Upgrade) -> bool:

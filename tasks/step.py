@@ -99,6 +99,14 @@ class StepFailed(Exception):
         self.evidence = evidence or {}
 
 
+class ResultGone(Exception):
+    """What an earlier step has made is there no more: it is made anew, by a new attempt of that `step`."""
+
+    def __init__(self, why: str, *, step: str) -> None:
+        super().__init__(why)
+        self.step = step
+
+
 class NeedsPerson(Exception):
     """It cannot go on before a person decided something."""
 
@@ -404,6 +412,8 @@ def _trouble(world: World, turn: Turn, error: Exception) -> tuple[Event, Extras]
         now=turn.now,
         spread=world.spread(),
     )
+    if isinstance(error, ResultGone) and isinstance(event, AttemptEnded):
+        event = replace(event, back_to=error.step)
     if isinstance(error, provider.Throttled) and isinstance(event, Stumbled):
         asked, last = turn.now + error.retry_after, turn.upgrade.deadline
         # What the provider asks for, and yet no later than one back-off behind the deadline: from then on tries count.
@@ -432,7 +442,7 @@ def classify(error: Exception) -> tuple[Trouble | None, str]:
             return "guard", why
         case provider.Transient() | provider.NotYetVisible():
             return "away", why
-        case provider.NoCapacity() | provider.Refused():
+        case provider.NoCapacity() | provider.Refused() | ResultGone():
             return "refused", why
         case provider.NotFound():
             return "unsure", why

@@ -348,10 +348,12 @@ class Stumbled:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptEnded:
-    """The provider said a definite no: a new attempt, with a new token, at `at`."""
+    """The provider said a definite no: a new attempt, with a new token, at `at`. `back_to`: the earlier step whose
+    result is gone, so that this one and all since are done anew; empty for the due step alone."""
 
     why: str
     at: float
+    back_to: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -509,10 +511,9 @@ def _after(u: Upgrade, event: Event) -> Upgrade:
                 tries=u.tries + counts,
                 why=why,
             )
-        case AttemptEnded(why=why, at=at) if active and u.direction == "forward" and u.intent is not None:
-            attempts = {**u.attempts, u.step: u.attempt(u.step) + 1}
-            fresh = {**_fresh(), "wait": Waiting(reason=why, at=at)}
-            return replace(u, state="waiting", **fresh, attempts=attempts, why=why)
+        case AttemptEnded(back_to=back) if active and u.direction == "forward" and u.intent is not None:
+            if not back or (back in u.results and not u.past_swap):
+                return _anew(u, event)
         case TurnedBack():
             return _turned_back(u, event)
         case Undone(at=at) if active and u.direction == "undo" and at_work:
@@ -587,6 +588,20 @@ def _settled(u: Upgrade, event: Settled) -> Upgrade:
         return replace(ended, state="upgraded", direction="forward", step=RETIRE, old_gone=event.old_gone)
     step = u.step if u.step in STEPS else STEPS[-1]
     return replace(ended, state="rolled_back", direction="undo", step=step, cause=u.cause or event.why, asked=True)
+
+
+def _anew(u: Upgrade, event: AttemptEnded) -> Upgrade:
+    first = event.back_to or u.step
+    again = STEPS[STEPS.index(first) : STEPS.index(u.step) + 1]
+    return replace(
+        u,
+        **{**_fresh(), "wait": Waiting(reason=event.why, at=event.at)},
+        state="waiting",
+        step=first,
+        attempts={**u.attempts, **{step: u.attempt(step) + 1 for step in again}},
+        results={step: result for step, result in u.results.items() if step not in again},
+        why=event.why,
+    )
 
 
 def _turned_back(u: Upgrade, event: TurnedBack) -> Upgrade:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +223,8 @@ def _steps(was: Position, now: Position, event: str) -> Iterator[str]:
                 step = next((name for name in reversed(STEPS) if was.has_begun(name)), was.step)
             if was.begun and now.state in TERMINAL:
                 yield "it ends at once, with things begun that nobody has undone"
+        case "AttemptEnded" if now.step in was.finished and not was.has_begun("swap"):  # what it had made is gone
+            step, finished = now.step, finished - set(_again(was, now))
         case "Settled":  # a person ends it as it stands
             step = was.step if was.step in STEPS else STEPS[-1]
             direction, step = ("forward", RETIRE) if now.state == "upgraded" else ("undo", step)
@@ -249,10 +251,17 @@ def _steps(was: Position, now: Position, event: str) -> Iterator[str]:
 def _counts(was: Position, now: Position, event: str) -> Iterator[str]:
     expected = dict(was.attempts)
     if event == "AttemptEnded":
-        expected[was.step] = expected.get(was.step, 0) + 1
+        expected |= {step: expected.get(step, 0) + 1 for step in _again(was, now)}
     used_up = {**was.attempts, was.step: was.attempts.get(was.step, 0) + 1}
     if now.attempts != expected and not (event == "TurnedBack" and was.intent and now.attempts == used_up):
         yield f"{event} leaves the attempts {dict(now.attempts)}, not {expected}"
+
+
+def _again(was: Position, now: Position) -> Sequence[str]:
+    """The steps of which a new attempt begins: the due one, or those from an earlier one on."""
+    if now.step not in was.finished or {now.step, was.step} - set(STEPS):
+        return (was.step,)
+    return STEPS[STEPS.index(now.step) : STEPS.index(was.step) + 1]
 
 
 def _names(begun: tuple[tuple[str, str], ...]) -> str:

@@ -42,6 +42,19 @@ def test_a_server_whose_images_are_deleted_again_and_again_goes_back() -> None:
         assert r.upgrade(SERVER).state == "failed" and SERVER in r.serving()
 
 
+def test_an_image_that_is_deleted_before_it_is_cloned_is_made_anew() -> None:
+    with running([SERVER, "web-2"]) as r:
+        r.until(lambda: r.upgrade(SERVER).step == "provision")
+        first = r.upgrade(SERVER).results["create_image"]["image"]
+        del r.cloud.things[first]
+        r.until(lambda: r.upgrade(SERVER).step == "create_image")
+        assert f"image {first} of web-1 is gone" in r.upgrade(SERVER).why and SERVER in r.serving()
+        r.finish()
+        assert (r.record().state, r.upgrade(SERVER).state) == ("succeeded", "upgraded")
+        assert r.upgrade(SERVER).attempts == {"create_image": 1, "provision": 1} and not r.made_twice()
+        assert [len(r.alive(role)) for role in ("image", "target")] == [2, 2]
+
+
 @pytest.mark.parametrize("seconds", [5.0, 40.0])
 def test_an_image_that_does_not_show_for_a_while_is_waited_for(seconds: float) -> None:
     with running([SERVER, "web-2"]) as r:

@@ -186,6 +186,15 @@ def test_a_definite_refusal_begins_anew_with_another_attempt() -> None:
     assert [i.attempt for i in again.begun] == [0, 1]
 
 
+def test_an_earlier_step_whose_result_is_gone_is_done_anew_as_long_as_no_user_was_sent_to_b() -> None:
+    u = told(*FORWARD, "Began", u=RECORDS["admitted"]).after(AttemptEnded(why="gone", at=AT, back_to=STEPS[0]))
+    assert (u.state, u.step, u.attempts, u.results) == ("waiting", STEPS[0], {STEPS[0]: 1, STEPS[1]: 1}, {})
+    assert [i.attempt for i in told(*FORWARD, "Began", u=u).begun] == [0, 0, 1, 1]
+    for late in ("swapping", "begun"):
+        with pytest.raises(IllegalTransition):
+            RECORDS[late].after(AttemptEnded(why="gone", at=AT, back_to=STEPS[0]))
+
+
 def test_a_retry_of_what_failed_uses_no_old_token() -> None:
     u = told("Released", u=RECORDS["failed"])
     assert (u.state, u.begun, u.attempts, u.direction) == ("pending", (), {STEPS[0]: 1, "drain_old": 1}, "forward")
