@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from zlib import crc32
 
 import structlog
@@ -102,7 +102,7 @@ class StepFailed(Exception):
 class ResultGone(Exception):
     """What an earlier step has made is there no more: it is made anew, by a new attempt of that `step`."""
 
-    def __init__(self, why: str, *, step: str) -> None:
+    def __init__(self, why: str, *, step: Literal["create_image"]) -> None:
         super().__init__(why)
         self.step = step
 

@@ -24,7 +24,8 @@ class Limit:
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
     """Where it stands: `rate` now, `tokens` left (below 0: promised to calls that wait for their turn), `at` that time;
-    how often the provider has refused, and when last; how many calls have had their turn. Epoch seconds."""
+    how often the provider has refused, and when that last made it slower; how many calls have had their turn. Epoch
+    seconds."""
 
     rate: float
     tokens: float
@@ -51,8 +52,10 @@ class Bucket:
     def slowed(self, limit: Limit, now: float) -> Bucket:
         """After a refusal."""
         ready = self.until(limit, now)
-        rate = max(ready.rate / 2, limit.rate * LEAST) if abs(now - self.refused_at) >= APART else ready.rate
-        return replace(ready, rate=rate, tokens=min(ready.tokens, 0.0), refused=self.refused + 1, refused_at=now)
+        after = replace(ready, tokens=min(ready.tokens, 0.0), refused=self.refused + 1)
+        if abs(now - self.refused_at) < APART:
+            return after
+        return replace(after, rate=max(ready.rate / 2, limit.rate * LEAST), refused_at=now)
 
 
 def fresh(limit: Limit, now: float) -> Bucket:

@@ -353,7 +353,7 @@ class AttemptEnded:
 
     why: str
     at: float
-    back_to: str = ""
+    back_to: Literal["", "create_image"] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,13 @@ def test_a_refusal_halves_the_rate_once_for_all_that_were_under_way() -> None:
     assert bucket.slowed(LIMIT, 102.0).rate == pytest.approx(2.6, rel=0.05)
 
 
+def test_refusals_without_a_pause_make_it_slower_each_second() -> None:
+    bucket = fresh(LIMIT, 0.0)
+    for tenth in range(100):
+        bucket = bucket.slowed(LIMIT, 10.0 + tenth / 10)
+    assert bucket.rate <= 2 * LIMIT.rate * LEAST
+
+
 def test_it_never_stops_and_comes_back_within_two_minutes() -> None:
     bucket = fresh(LIMIT, 0.0)
     for second in range(100):

@@ -10,8 +10,10 @@ local refused, refused_at = tonumber(v[4] or '') or 0, tonumber(v[5] or '') or 0
 local calls = tonumber(v[6] or '') or 0
 local wait = 0
 if a.refused then
-  if math.abs(now - refused_at) >= a.apart then rate = math.max(rate / 2, a.rate * a.least) end
-  tokens, refused, refused_at = math.min(tokens, 0), refused + 1, now
+  if math.abs(now - refused_at) >= a.apart then
+    rate, refused_at = math.max(rate / 2, a.rate * a.least), now
+  end
+  tokens, refused = math.min(tokens, 0), refused + 1
 else
   wait = math.max(0, (1 - tokens) / rate)
   if wait <= a.patience then tokens, calls = tokens - 1, calls + 1 end
