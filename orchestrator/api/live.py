@@ -106,7 +106,6 @@ class Live:
         self._tails: dict[tuple[str, Told], _Tail] = {}
         self._doors: dict[str, _Open] = {}
         self._threads = ThreadPoolExecutor(MOST + 4, thread_name_prefix="live")
-        self._ended = False
 
     def full(self, rollout: str, told: Told = told) -> bool:
         return len(self._tails) >= MOST and (rollout, told) not in self._tails
@@ -131,7 +130,7 @@ class Live:
             open.task = asyncio.create_task(self._guard(open))
         seen = place(after)
         try:
-            while not (open.shut or self._ended):
+            while not open.shut:
                 chunk, seen = await self._next(rollout, tail, seen, open)
                 if chunk and not open.shut:
                     yield chunk
@@ -147,15 +146,6 @@ class Live:
                 if self._tails.get(key) is tail:
                     del self._tails[key]
 
-    def end(self) -> None:
-        """Whoever follows is sent off, for good: this process ends."""
-        self._ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        for tail in self._tails.values():
-            tail.wake()
-
     async def _guard(self, open: _Open) -> None:
         """Looks every `CHECKED_EVERY` seconds whether they are still let in, once for all that came in by the same
         door, and sends them off if not."""
@@ -165,7 +155,8 @@ class Live:
                 open.shut = not await self._call(open.door.still)
             except Exception as error:  # which is not to keep a door open that has been shut
                 log.warning("token unread", why=str(error))
-        self._wake()
+        for tail in self._tails.values():
+            tail.wake()
 
     async def _next(self, rollout: str, tail: _Tail, seen: Place, open: _Open) -> tuple[bytes, Place]:
         """What comes after what was seen, if anything has by now, and what has been seen then."""
@@ -176,7 +167,7 @@ class Live:
                 return b"", seen
             return b"".join(map(tail.told, found)), place(found[-1].id)
         while tail.last <= seen:
-            if open.shut or self._ended:
+            if open.shut:
                 return b"", seen
             await tail.news.wait()
         if seen == tail.before:
@@ -198,10 +189,9 @@ class Live:
                 tail.grow(found)
 
     async def _read(self, rollout: str, after: str) -> Sequence[AuditEntry]:
-        while not self._ended:
+        while True:
             try:
                 return await self._call(self._store.events, rollout, after=after, limit=PAGE)
             except ChangeoverError as error:
                 log.warning("events unread", rollout=rollout, why=error.message)
                 await asyncio.sleep(AGAIN)
-        return ()

@@ -139,20 +139,8 @@ def serve(
     store.close()
 
 
-class _Server(uvicorn.Server):
-    """Ends the streams of events when it is to end: they are answers that would go on for ever."""
-
-    def __init__(self, config: uvicorn.Config, api: Api) -> None:
-        super().__init__(config)
-        self._api = api
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._api.live.end()
-        await super().shutdown(sockets)
-
-
 def server_of(api: Api, site: ASGIApp | None = None) -> uvicorn.Server:
-    return _Server(
+    return uvicorn.Server(
         uvicorn.Config(
             make_app(api, site),
             http=Protocol,
@@ -166,6 +154,5 @@ def server_of(api: Api, site: ASGIApp | None = None) -> uvicorn.Server:
             timeout_graceful_shutdown=DRAIN,
             h11_max_incomplete_event_size=32 * 1024,
             proxy_headers=False,
-        ),
-        api,
+        )
     )
