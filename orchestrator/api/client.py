@@ -158,6 +158,20 @@ class Client:
     def metrics(self) -> str:
         return self._asked("GET", "/metrics").text
 
+    # -- webhooks that came in -----------------------------------------------------------------------------------------
+
+    def deliveries(self, *, hook: str | None = None, state: str | None = None) -> Iterator[documents.Delivery]:
+        """What came in, newest first, read page by page. `hook`, `state`: only those."""
+        for page in self._pages("/v1/deliveries", {"hook": hook, "state": state, "limit": LIMIT}):
+            yield from page["deliveries"]
+
+    def delivery(self, id: str) -> documents.Delivery:
+        return cast(documents.DeliveryShown, self._json("GET", f"/v1/deliveries/{_part(id)}"))["delivery"]
+
+    def redeliver(self, id: str) -> documents.Redelivered:
+        """Carries it out once more, by the rules as they are now."""
+        return cast(documents.Redelivered, self._json("POST", f"/v1/deliveries/{_part(id)}:redeliver"))
+
     # -- what a person decides -----------------------------------------------------------------------------------------
 
     def pause(self, id: str, *, why: str = "", seen: str | None = None) -> documents.Answer:

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from orchestrator.cli import control, looking, output, plans, processes
+from orchestrator.cli import control, looking, output, plans, processes, session
 from orchestrator.errors import BadInput, ChangeoverError
 
 # Commands whose modules load with their first use: their place, and their line in `--help`.
@@ -86,7 +86,7 @@ def build(only: str = "") -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_global)
     found = {command.__name__: (panel, command) for panel, commands in PANELS.items() for command in commands}
-    if os.environ.get("CHANGEOVER_URL") and only in found:
+    if session.remote() and only in found:
         found[only] = (found[only][0], _remote(found[only][1]))
     for name, (panel, command) in found.items():
         if only not in found or name == only:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli import output, session
 from orchestrator.cli.output import Format, Output
+
+if TYPE_CHECKING:
+    from orchestrator import documents
 
 hooks = typer.Typer(
     add_completion=False,
@@ -115,20 +119,29 @@ def list_(
     form: Output = Format.text,
 ) -> int:
     """List what came, and what came of it."""
-    from orchestrator import schema, words
+    from orchestrator import words
 
-    with session.opened() as s:
-        found = s.store.deliveries()[:most]
+    found = _deliveries(most)
     if form is Format.json:
-        output.emit("deliveries", {"deliveries": [schema.delivery(each) for each in found]})
+        output.emit("deliveries", {"deliveries": found})
         return 0
     if not found:
         output.say("Nothing has come yet.\nNext: changeover api --hooks FILE")
     for each in found:
-        what = f"{each.verb} {each.fleet}" if each.verb else "nothing"
-        line = f"{words.moment(each.received_at)}  {each.id}  {each.hook}  {each.event or '-'}  {what}: {each.state}"
-        output.tell(line + (f": {each.why}" if each.why else ""))
+        what = f"{each['verb']} {each['fleet']}" if each["verb"] else "nothing"
+        came = f"{words.moment(each['received_at'])}  {each['id']}  {each['hook']}  {each['event'] or '-'}"
+        output.tell(f"{came}  {what}: {each['state']}" + (f": {each['why']}" if each["why"] else ""))
     return 0
+
+
+def _deliveries(most: int) -> list[documents.Delivery]:
+    from orchestrator import schema
+
+    if session.remote():
+        with session.api() as client:
+            return list(islice(client.deliveries(), most))
+    with session.opened() as s:
+        return [schema.delivery(each) for each in s.store.deliveries()[:most]]
 
 
 @hooks.command()
@@ -138,16 +151,24 @@ def redeliver(
 ) -> int:
     """Carry a delivery out once more, by the rules as they are now. What it has started is not started again; an
     approval is refused."""
+    done = _redelivered(id)
+    if form is Format.json:
+        output.emit("redelivered", done)
+        return 0
+    already = "" if done["changed"] else " It was so already."
+    output.tell(f"{id} will be carried out by an API that has its hook.{already}")
+    output.say_unconfirmed(done["confirmed"], f"Again: changeover hooks redeliver {id}")
+    output.say(f"Next: {done['next']}")
+    return 0
+
+
+def _redelivered(id: str) -> documents.Redelivered:
     from orchestrator import hooks as webhooks
     from orchestrator import operations, schema
 
+    if session.remote():
+        with session.api() as client:
+            return client.redeliver(id)
     with session.opened() as s:
         found, changed = webhooks.redeliver(s.store, id)
-        confirmed = operations.confirmed(s.store)
-    if form is Format.json:
-        output.emit("redelivered", schema.redelivered(found, changed=changed, confirmed=confirmed))
-        return 0
-    output.tell(f"{id} will be carried out by an API that has its hook." + ("" if changed else " It was so already."))
-    output.say_unconfirmed(confirmed, f"Again: changeover hooks redeliver {id}")
-    output.say("Next: changeover hooks list")
-    return 0
+        return schema.redelivered(found, changed=changed, confirmed=operations.confirmed(s.store))

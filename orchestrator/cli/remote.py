@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from orchestrator import documents, words
-from orchestrator.cli import output
+from orchestrator.cli import output, session
 from orchestrator.cli.output import NEEDS_YOU, Format
 from orchestrator.errors import BadInput, NotFound, WaitTimeout
 
@@ -25,22 +24,8 @@ if TYPE_CHECKING:
     from orchestrator.api.client import Client
 
 SERVES = "every server serves by its old or its new one"
-BESIDE = 15.0  # seconds of an answer's way
 SETTLED = 2.0  # seconds for which nothing but held servers must be under way, before a person is needed
 LOOK = 5.0  # seconds after which a rollout without news is looked at
-
-
-@contextmanager
-def _client(timeout: float = 60.0) -> Iterator[Client]:
-    """`timeout`: seconds that a worker's answer may take."""
-    from orchestrator.api.client import Client
-    from orchestrator.settings import Settings
-
-    found = Settings.load()
-    if not found.token:
-        raise BadInput("is not set", place="CHANGEOVER_TOKEN", next="changeover token create --help")
-    with Client(found.url, found.token, timeout=timeout + BESIDE, insecure=found.insecure) as client:
-        yield client
 
 
 def _emit(document: Mapping[str, Any]) -> None:
@@ -54,7 +39,7 @@ def plan(file: Path, detailed_exitcode: bool, out: Path | None, timeout: float, 
     from orchestrator import fleet_file
 
     fleet_file.load(file)  # its faults are told with their lines
-    with _client(timeout) as client:
+    with session.api(timeout) as client:
         made = client.plan(fleet_file.text_of(file))
     if out is not None:
         try:
@@ -95,7 +80,7 @@ def apply(file: Path, plan_id: str, watch: bool, yes: bool, timeout: float, form
         raise BadInput(
             "nobody is there to say yes: this is no terminal", place="apply", next=f"changeover apply {file} --yes"
         )
-    with _client(timeout) as client:
+    with session.api(timeout) as client:
         if not yes:
             agreed = client.would_start(plan=plan_id) if plan_id else client.would_start(fleet_file=text)
             _tell_plan(agreed)
@@ -126,7 +111,7 @@ def apply(file: Path, plan_id: str, watch: bool, yes: bool, timeout: float, form
 
 
 def rollouts(form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         found = client.rollouts()
     if form is Format.json:
         _emit(found)
@@ -145,7 +130,7 @@ def rollouts(form: Format) -> int:
 
 
 def show(id: str, servers: bool, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         found = client.rollout(id)
     _emit(found) if form is Format.json else _tell_rollout(found, servers=servers)
     return NEEDS_YOU if found["unread"] else 0
@@ -170,7 +155,7 @@ def _tell_rollout(found: documents.Shown, *, servers: bool = False) -> None:
 
 
 def watch(id: str, timeout: float | None, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _follow(client, id, form, timeout)
 
 
@@ -209,7 +194,7 @@ def _follow(client: Client, id: str, form: Format, timeout: float | None) -> int
 
 
 def explain(server: str, rollout: str, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         if not rollout:
             newest = client.rollouts()["rollouts"]
             rollout = next((r["id"] for r in newest if any(server in wave for wave in r["waves"])), "")
@@ -232,7 +217,7 @@ def explain(server: str, rollout: str, form: Format) -> int:
 
 
 def events(id: str, follow: bool, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         for event in client.follow(id) if follow else client.events(id):
             if event is not None:
                 _tell_event(event, form)
@@ -252,7 +237,7 @@ def _tell_event(event: documents.Event, form: Format) -> None:
 def report(id: str, out: Path, form: Format) -> int:
     from orchestrator.report import html
 
-    with _client() as client:
+    with session.api() as client:
         found = client.report(id)
     if found["uncertified"]:
         output.say(f"no certificate: {found['uncertified']}")
@@ -269,7 +254,7 @@ def report(id: str, out: Path, form: Format) -> int:
 
 
 def metrics() -> int:
-    with _client() as client:
+    with session.api() as client:
         sys.stdout.write(client.metrics())
     return 0
 
@@ -278,47 +263,47 @@ def metrics() -> int:
 
 
 def pause(id: str, why: str, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told(client.pause(id, why=why), form)
 
 
 def resume(id: str, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told(client.resume(id), form)
 
 
 def approve(id: str, wave: int | None, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told(client.approve(id, wave=None if wave is None else wave - 1), form)
 
 
 def promote(id: str, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told(client.promote(id), form)
 
 
 def abort(id: str, why: str, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told(client.abort(id, why=why), form)
 
 
 def rollback(id: str, server: str, why: str, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told(client.rollback(id, server=server or None, why=why), form)
 
 
 def retry(id: str, server: str, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told(client.retry(id, servers=[server] if server else None), form)
 
 
 def freeze(reason: str, form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told_frozen(client.freeze(reason=reason), form)
 
 
 def unfreeze(form: Format) -> int:
-    with _client() as client:
+    with session.api() as client:
         return _told_frozen(client.unfreeze(), form)
 
 

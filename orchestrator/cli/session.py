@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,13 @@ from orchestrator.errors import BadInput
 if TYPE_CHECKING:
     from celery import Celery
 
+    from orchestrator.api.client import Client
     from orchestrator.dispatch import Sender
     from orchestrator.operations import Asker
     from orchestrator.settings import Settings
     from orchestrator.store import Store
+
+BESIDE = 15.0  # seconds of an answer's way
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,24 @@ class Session:
         from orchestrator.dispatch import celery_sender
 
         return celery_sender(self._app)
+
+
+def remote() -> bool:
+    """Whether the API is to be asked, and not Redis."""
+    return bool(os.environ.get("CHANGEOVER_URL"))
+
+
+@contextmanager
+def api(timeout: float = 60.0) -> Iterator[Client]:
+    """The API that `CHANGEOVER_URL` names. `timeout`: seconds that a worker's answer may take."""
+    from orchestrator.api.client import Client
+    from orchestrator.settings import Settings
+
+    found = Settings.load()
+    if not found.token:
+        raise BadInput("is not set", place="CHANGEOVER_TOKEN", next="changeover token create --help")
+    with Client(found.url, found.token, timeout=timeout + BESIDE, insecure=found.insecure) as client:
+        yield client
 
 
 @contextmanager

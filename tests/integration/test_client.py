@@ -15,6 +15,7 @@ from orchestrator.api.client import Client
 from orchestrator.api.problems import PREFIX
 from orchestrator.api.routes import Api
 from orchestrator.cli import PANELS, main, remote
+from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.upgrade import Held
 from orchestrator.errors import BadInput, ChangeoverError, IllegalTransition, NotFound, Outdated, Unreachable
 from orchestrator.store import Entry
@@ -298,3 +299,23 @@ def test_without_a_token_or_with_a_wrong_one_it_says_so(
     monkeypatch.delenv("CHANGEOVER_TOKEN")
     code, _, err = run("rollouts")
     assert code == 64 and "CHANGEOVER_TOKEN: is not set" in err
+
+
+def test_what_came_by_webhooks_is_listed_and_carried_out_again(
+    run: Callable[..., tuple[int, str, str]], api: Served
+) -> None:
+    for n in range(3):
+        came = Delivery(id=f"d{n}", hook="releases", key="m", event="e", received_at=n, asked_at=n, rollout="")
+        api.store.put_delivery(came.ended("failed", "no worker"), {}, once=f"m{n}", keep=3600)
+    code, out, err = run("hooks", "list", "--most", "2")
+    assert code == 0 and out.count("\n") == 2 and "d2  releases  e  nothing: failed: no worker" in out, err
+    code, out, err = run("hooks", "list", "--output", "json")
+    assert code == 0 and [each["id"] for each in json.loads(out)["deliveries"]] == ["d2", "d1", "d0"]
+    code, out, err = run("hooks", "redeliver", "d1")
+    assert code == 0 and out == "d1 will be carried out by an API that has its hook.\n", err
+    code, out, err = run("hooks", "redeliver", "d1", "--output", "json")
+    assert code == 0 and json.loads(out)["delivery"]["state"] == "waiting" and not json.loads(out)["changed"]
+    assert run("hooks", "redeliver", "d9")[0] == 64
+    with Client(api.url, api.token(), transport=Wire()) as client:
+        assert client.delivery("d1")["state"] == "waiting"
+        assert [each["id"] for each in client.deliveries(state="failed")] == ["d2", "d0"]
