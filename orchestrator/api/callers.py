@@ -86,12 +86,16 @@ def refuse_haste(pace: Pace, token: Token) -> None:
 
 def needs(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     async def allowed(known: Annotated[Caller, Depends(caller)]) -> Caller:
-        if not known.token.may(scope):
-            has = ", ".join(known.token.scopes)
-            raise Problem("forbidden", f"this needs the scope {scope}; this token has {has}", next=_OTHER)
+        refuse_scope(known, scope)
         return known
 
     return allowed
+
+
+def refuse_scope(known: Caller, scope: Scope) -> None:
+    if not known.token.may(scope):
+        has = ", ".join(known.token.scopes)
+        raise Problem("forbidden", f"this needs the scope {scope}; this token has {has}", next=_OTHER)
 
 
 def refuse_part(known: Caller) -> None:

@@ -7,7 +7,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,9 +28,10 @@ from orchestrator.api.callers import (
     Planner,
     Reader,
     Runner,
-    needs,
+    caller,
     refuse_fleet,
     refuse_part,
+    refuse_scope,
 )
 from orchestrator.api.live import Door, Live
 from orchestrator.api.once import once
@@ -40,13 +41,13 @@ from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.plan import Plan
 from orchestrator.domain.rollout import Rollout, RolloutState
 from orchestrator.domain.upgrade import State, Upgrade
-from orchestrator.errors import NotFound, Unreachable, UnsafeStore
+from orchestrator.errors import ChangeoverError, Conflict, NotFound, Unreachable, UnsafeStore
 from orchestrator.hooks import Carrier
 from orchestrator.ids import new_id
 from orchestrator.metrics import CONTENT_TYPE, Metrics
 from orchestrator.operations import Answer, Asker, Waiter
 from orchestrator.reading import readable
-from orchestrator.store import Store
+from orchestrator.store import Entry, Store
 from orchestrator.verbs import VERBS, Said, Verb
 
 PAGE = 100
@@ -55,6 +56,7 @@ SLOW = 16  # requests at once that wait for a worker
 STREAMS = 500
 OF_ONE = 4  # of the `SLOW` requests may be of one token
 STREAMS_OF_ONE = 50
+REFUSALS = 1 / 60  # a second that the audit log of a rollout is told, of each token
 STREAM = "text/event-stream"
 REPLAYED = "Idempotency-Replayed"  # whether it had been done before under this key
 _CHUNK = 250
@@ -75,6 +77,7 @@ class Api:
     unsigned: int = 0
     streams: Counter[str] = field(default_factory=Counter)  # open now, by the token
     waiting: Counter[str] = field(default_factory=Counter)  # requests for `slow`, by the token
+    refusals: Pace = field(default_factory=lambda: Pace(rate=REFUSALS))
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)
@@ -493,8 +496,35 @@ async def _body(request: Request, model: type[bodies.B]) -> bodies.B:
     return bodies.parsed(raw or b"{}", model)
 
 
+@contextmanager
+def refusals_told(api: Api, who: Caller, id: str, verb: str) -> Iterator[None]:
+    """What is refused inside, for want of a scope or since it cannot be now, stands in the audit log of the rollout
+    as long as it is open: the first such of a token, and one a minute after that, so that nobody fills the log."""
+    try:
+        yield
+    except (Conflict, Problem) as error:
+        why = error.message if isinstance(error, Conflict) else error.document["detail"]
+        if isinstance(error, Conflict) or error.kind == "forbidden":
+            with suppress(ChangeoverError):  # what is told to who asked is why it was refused
+                _tell_refusal(api, who, id, {"verb": verb, "why": why})
+        raise
+
+
+def _tell_refusal(api: Api, who: Caller, id: str, detail: Mapping[str, str]) -> None:
+    rollout = api.store.rollout(id)
+    if rollout is None or rollout.closed or not who.token.sees(rollout.fleet):
+        return
+    if not api.refusals.wait(f"{who.token.id} {id}"):
+        api.store.note(id, Entry(event="refused", actor=who.actor, detail=detail))
+
+
+def _forbid(api: Api, who: Caller, id: str, verb: Verb) -> None:
+    with refusals_told(api, who, id, verb.name):
+        refuse_scope(who, verb.scope)
+
+
 def _route(verb: Verb, model: type[bodies.Body]) -> None:
-    needed = Depends(needs(verb.scope))
+    known = Depends(caller)
     told = {200: {"model": documents.Answer}, **TELLING}
 
     @routes.post(
@@ -505,8 +535,10 @@ def _route(verb: Verb, model: type[bodies.Body]) -> None:
         openapi_extra=_taking(model),
     )
     async def asked(
-        request: Request, id: RolloutId, api: The, who: Caller = needed, seen: IfMatch = None, dry_run: Dry = False
+        request: Request, id: RolloutId, api: The, who: Caller = known, seen: IfMatch = None, dry_run: Dry = False
     ) -> Response:
+        if not who.token.may(verb.scope):
+            await anyio.to_thread.run_sync(_forbid, api, who, id, verb)
         said = (await _body(request, model)).model_dump()
         if (server := said.pop("server", None)) is not None:
             said["servers"] = [server]
@@ -515,7 +547,9 @@ def _route(verb: Verb, model: type[bodies.Body]) -> None:
             if who.token.fleets:
                 visible(api, who, id)
             how = Said(who=who.token.name, actor=who.actor, seen=_seen(api, id, seen), dry=dry_run, **said)
-            return _told(api, verb.name, verb.act(api.store, id, how))
+            with nullcontext() if dry_run else refusals_told(api, who, id, verb.name):
+                done = verb.act(api.store, id, how)
+            return _told(api, verb.name, done)
 
         return await anyio.to_thread.run_sync(work)
 

@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 
@@ -32,7 +31,6 @@ STALLED = 30.0  # seconds in which a reader must take what is to be sent, or `LE
 LEAST = 32 * 1024  # bytes
 MOST = 2000  # connections
 DRAIN = 10  # seconds that requests are given to end
-SWITCH = 0.0005  # seconds after which a thread that has heard from Redis may go on, however much the loop has to send
 log = structlog.get_logger(__name__)
 
 
@@ -119,7 +117,6 @@ def serve(
     """Until SIGTERM or Ctrl-C. `rate`: how often a token may ask, a second. `hooks`: who else may knock. `site` makes
     the pages for people."""
     logs.configure("api")
-    sys.setswitchinterval(SWITCH)
     celery = make_celery(settings)
     # Somebody waits: an absent broker is told at once instead of being tried for ever.
     celery.conf.update(broker_connection_max_retries=2, broker_connection_timeout=3)

@@ -32,6 +32,7 @@ ROLLOUT: Mapping[str, str] = {
     "closed": "nothing more happens to its servers",
     "frozen": "a person has frozen everything: no step begins",
     "unfrozen": "steps begin again",
+    "refused": "a token asked in vain for it to be changed: it may not, or things had moved on",
     "alarm": "new servers do not serve as they must, and nobody turns them back by itself",
     "alarm over": "they do again",
 }
@@ -65,4 +66,4 @@ BOOKS: Mapping[str, str] = {
 }
 EVENTS: Mapping[str, str] = {**ROLLOUT, **SERVER, **BOOKS}
 # What goes out unless a receiver says which: how a rollout gets on, and where a person is wanted.
-USUAL = frozenset({*ROLLOUT, "TurnedBack", "Held", "Ailed", "Recovered", "Quarantined"})
+USUAL = frozenset({*ROLLOUT, "TurnedBack", "Held", "Ailed", "Recovered", "Quarantined"}) - {"refused"}

@@ -31,6 +31,7 @@ _MARKS: Mapping[str, str] = {
     "promoted": "note",
     "frozen": "note",
     "unfrozen": "note",
+    "refused": "note",
     "stopped": "fault",
     "budget spent": "fault",
 }

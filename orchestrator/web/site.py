@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
@@ -27,10 +28,10 @@ from starlette.routing import Route
 from orchestrator import evidence, operations, tokens, words
 from orchestrator.api import bodies
 from orchestrator.api.bodies import LOGGED
-from orchestrator.api.callers import refuse_haste
+from orchestrator.api.callers import refuse_haste, refuse_scope
 from orchestrator.api.live import Door
 from orchestrator.api.problems import KINDS, Problem, problem_of
-from orchestrator.api.routes import Api, EventId, refuse_streams, slowly, stream, visible
+from orchestrator.api.routes import Api, EventId, refusals_told, refuse_streams, slowly, stream, visible
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.token import Token
 from orchestrator.errors import ChangeoverError, Conflict, NotFound, Unreachable, UnsafeStore
@@ -399,11 +400,16 @@ class Site:
         if verb is None:
             raise Problem("not-found", "there is no such page")
         r = self._visible(asked)
-        self._may(asked, verb)
+        acting = asked.request.method == "POST"
+        with refusals_told(self.api, asked.who.caller, r.id, verb.name) if acting else nullcontext():
+            return self._verb(asked, verb, r, acting=acting)
+
+    def _verb(self, asked: Asked, verb: Verb, r: Rollout, *, acting: bool) -> Response:
+        refuse_scope(asked.who.caller, verb.scope)
         name = asked.form.get("server") or asked.query("server") or None
         if name is not None and (verb.name not in actions.ONE or not any(name in wave for wave in r.waves)):
             raise NotFound(f"there is no server like that in rollout {r.id}", next=f"changeover show {r.id}")
-        if asked.request.method == "POST":
+        if acting:
             return self._done(asked, verb, r, name)
         row = self.store.row(r.id, name) if name is not None else None
         refused = ""
@@ -439,7 +445,7 @@ class Site:
         return RedirectResponse(f"{where}?did={verb.name if answer.changed else 'nothing'}", 303, headers=HEADERS)
 
     def freezing(self, verb: Verb, asked: Asked) -> Response:
-        self._may(asked, verb)
+        refuse_scope(asked.who.caller, verb.scope)
         if asked.token.fleets:
             raise Problem("forbidden", "this concerns every fleet; this token is not for all of them")
         frozen = self.store.frozen()
@@ -466,16 +472,6 @@ class Site:
         else:
             done = operations.unfreeze(self.store, actor=actor)
         return RedirectResponse(f"/?did={verb.name if done.changed else 'nothing'}", 303, headers=HEADERS)
-
-    @staticmethod
-    def _may(asked: Asked, verb: Verb) -> None:
-        if not asked.token.may(verb.scope):
-            has = ", ".join(asked.token.scopes)
-            raise Problem(
-                "forbidden",
-                f"this needs the scope {verb.scope}; this token has {has}",
-                next="use another token: changeover token create --help",
-            )
 
     # -- how it looks ----------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from orchestrator.api import bodies, live, routes, serving
 from orchestrator.api.bodies import strict_json
 from orchestrator.api.callers import Pace
 from orchestrator.api.problems import KINDS, MEDIA, PREFIX, Problem
-from orchestrator.api.routes import Api
+from orchestrator.api.routes import REFUSALS, Api
 from orchestrator.domain.rollout import Become, decide
 from orchestrator.domain.upgrade import Held
 from orchestrator.errors import Unreachable, UnsafeStore
@@ -593,6 +593,37 @@ def test_who_has_not_seen_the_latest_decision_changes_nothing(api: Served) -> No
     for verb in ("pause", "resume", "abort", "rollback", "retry"):
         refused(api.http.post(f"/v1/rollouts/{id}:{verb}", headers=seen), 412, "outdated")
     refused(api.http.post(f"/v1/rollouts/{id}:retry", headers={"If-Match": '"new"'}), 422, "bad-input")
+
+
+def test_what_a_token_asks_in_vain_of_an_open_rollout_is_in_its_audit_log_once_a_minute(api: Served) -> None:
+    id, now = api.applied(), [0.0]
+    api.api.refusals = Pace(rate=REFUSALS, monotonic=lambda: now[0])
+
+    def told() -> list[tuple[str, str]]:
+        return [(e.actor.partition(" ")[0], e.detail["verb"]) for e in api.store.events(id) if e.event == "refused"]
+
+    reader, other = api.client(api.token("read")), api.client(api.token("run", fleets=("other",)))
+    for _ in range(5):
+        refused(reader.post(f"/v1/rollouts/{id}:abort", content=b"{"), 403, "forbidden")
+    assert told() == [("ci", "abort")]
+    now[0] += 61
+    refused(reader.post(f"/v1/rollouts/{id}:pause"), 403, "forbidden")
+    assert told() == [("ci", "abort"), ("ci", "pause")]
+    refused(other.post(f"/v1/rollouts/{id}:pause"), 404, "not-found")
+    refused(other.post(f"/v1/rollouts/{id}:approve"), 403, "forbidden")  # whether there is one, it does not learn
+    refused(api.http.post(f"/v1/rollouts/{id}:approve?dry_run=true"), 409, "illegal-transition")
+    assert len(told()) == 2
+    refused(api.http.post(f"/v1/rollouts/{id}:approve"), 409, "illegal-transition")
+    assert told()[2:] == [("ci", "approve")] and "nothing to approve" in api.store.events(id)[-1].detail["why"]
+    now[0] += 61
+    refused(api.http.post(f"/v1/rollouts/{id}:abort", headers={"If-Match": '"1-1-0"'}), 412, "outdated")
+    assert told()[3:] == [("ci", "abort")]
+    rollout = operations.find(api.store, id)
+    closed = replace(rollout, state="aborted", closed=True, ended_at=1.0)
+    api.store.change(rollout, closed, entry=Entry(event="aborted", actor="x"))
+    now[0] += 61
+    refused(api.http.post(f"/v1/rollouts/{id}:pause"), 409, "illegal-transition")
+    assert len(told()) == 4  # its trail has ended
 
 
 def test_everything_is_frozen_and_unfrozen_by_who_may(api: Served) -> None:

@@ -491,6 +491,7 @@ def test_what_has_moved_since_it_was_looked_at_is_not_decided(api: Served) -> No
     assert late.status_code == 412 and "was changed since you looked: it is paused" in late.text
     assert operations.find(api.store, id).state == "paused"
     assert browser.post(f"/rollouts/{id}/abort", word=form["word"]).status_code == 412, "and so if it does not say"
+    assert [e.event for e in api.store.events(id)].count("refused") == 1, "its audit log has it, once a minute"
     operations.resume(api.store, id, actor="somebody else")
     hold(api, id, "web-1")
     form = browser.form(f"/rollouts/{id}/rollback?server=web-1")
