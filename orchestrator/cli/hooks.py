@@ -53,7 +53,7 @@ def check(
         for rule in known.hook.rules:
             conditions = [rule.event or "", *(f"{where} is {wanted!r}" for where, wanted in rule.when.items())]
             put = rule.start.set.items() if rule.start is not None else ()
-            taken = f", {' and '.join(f'{place} from {where}' for place, where in put)}," if put else ""
+            taken = f" with {', '.join(f'{place} from {where}' for place, where in put)}" if put else ""
             output.tell(f"  {rule.verb} {found.about(rule)}{taken}   if {', '.join(filter(None, conditions))}")
     return 0
 

@@ -49,10 +49,10 @@ def doctor(
     started = {name: {"pid": pid} for name, pid in (up or {}).get("processes", {}).items() if name not in OTHERS}
     if not workers:
         none = Check(name="workers", ok=False, detail="none is alive", fix="changeover up, or changeover worker")
-        return (*checks, _silent(started, up, told="were started here") if started else none)
+        return (*checks, _silent(started, up, told="started here") if started else none)
     checks.append(Check(name="workers", ok=True, detail=", ".join(sorted(workers))))
     if hang := {name: info for name, info in started.items() if name not in workers}:
-        checks.append(_silent(hang, up, told="were started here"))
+        checks.append(_silent(hang, up, told="started here"))
     frozen = store.frozen()
     if frozen is not None:
         checks.append(
@@ -62,7 +62,7 @@ def doctor(
         answer = await_answer(store, "doctor", send_request(store, ask, "doctor", fleet), waiter or Waiter())
     except ChangeoverError as error:
         if isinstance(error, WaitTimeout) and not store.workers():  # all of them fell silent while we waited
-            return (*(c for c in checks if c.name != "workers"), _silent(workers, up, told="are registered"))
+            return (*(c for c in checks if c.name != "workers"), _silent(workers, up, told="registered"))
         again = error.next.startswith("changeover doctor")  # which is where we are
         return (*checks, Check(name="providers", ok=False, detail=error.message, fix="" if again else error.next))
     checks += [
@@ -87,6 +87,6 @@ def _silent(workers: Mapping[str, Mapping[str, Any]], up: Mapping[str, Any] | No
     return Check(
         name="workers",
         ok=False,
-        detail=f"{names} {told} and do not answer",
+        detail=f"{names}: {told}, and no answer",
         fix=f"less {logs}; then kill -9 {pids or 'them'}: `up` starts them again, and no server is touched",
     )

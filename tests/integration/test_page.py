@@ -277,7 +277,7 @@ def test_nothing_is_shown_of_fleets_that_the_token_may_not_see(api: Served) -> N
 def test_the_page_says_first_whether_users_are_hurt_and_what_needs_a_person(api: Served) -> None:
     browser, id = inside(api), api.applied()
     assert "Nothing needs you" in browser.see("/") and "Nothing needs you" in browser.see(f"/rollouts/{id}")
-    assert "nobody counts them" in browser.see(f"/rollouts/{id}")
+    assert "no balancer has counted them yet" in browser.see(f"/rollouts/{id}")
     api.store.put_users(id, Users(requests=12000, failed=0, at=api.clock.now))
     assert "failed user requests, of 12,000" in browser.see(f"/rollouts/{id}")
     hold(api, id, "web-1", why="the quota of processors is spent")

@@ -249,7 +249,7 @@ def test_doctor_says_how_to_mend_workers_that_hang_and_never_to_end_what_serves(
     code, body = place.json("doctor", str(place.file), "--timeout", "0.1")
     ill = {check["name"]: check for check in body["checks"] if not check["ok"]}
     assert (code, list(ill)) == (1, ["workers"])
-    assert ill["workers"]["detail"] == "w1 (process 41), w2 (process 42) are registered and do not answer"
+    assert ill["workers"]["detail"] == "w1 (process 41), w2 (process 42): registered, and no answer"
     assert "kill -9 41 42" in ill["workers"]["fix"]
 
 
@@ -261,7 +261,7 @@ def test_doctor_knows_the_workers_that_hang_from_what_up_has_written(place: Plac
     place.store.beat("w2", {}, ttl=1000)
     code, others = place.json("doctor", str(place.file))
     assert code == 1 and [c["detail"] for c in others["checks"] if not c["ok"]] == [
-        "w1 (process 43) were started here and do not answer"
+        "w1 (process 43): started here, and no answer"
     ]
     place.clock.now += 1001
     os.close(lock)
