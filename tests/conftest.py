@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +14,10 @@ from orchestrator.store import Store
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.redis import RedisStore
 from tests.support.valkey import running_valkey
+
+if TYPE_CHECKING:
+    from orchestrator.api.routes import Api
+    from tests.support.api import Served
 
 # Many more histories of the state machines: `pytest tests/unit --hypothesis-profile=thorough`.
 settings.register_profile("thorough", deadline=None, database=None)
@@ -48,6 +52,24 @@ def valkey_url() -> Iterator[str]:
     """One Valkey for the whole run. Take a namespace, or a database, of your own."""
     with running_valkey() as valkey:
         yield valkey.url
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[tuple[str, Api]]:
+    """Where an API of this process listens, and what it serves from. Loaded only for who asks: it takes a second."""
+    from tests.support.api import listening
+
+    with listening() as found:
+        yield found
+
+
+@pytest.fixture
+def api(door: tuple[str, Api]) -> Iterator[Served]:
+    """The same with an empty store of its own."""
+    from tests.support.api import served
+
+    with served(*door) as found:
+        yield found
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator import operations
-from orchestrator.api.routes import Api
 from orchestrator.domain.upgrade import Admitted, Held
 from orchestrator.store import Users
 from orchestrator.web import sessions
-from tests.support.api import Served, listening, served
+from tests.support.api import Served
 from tests.unit.test_operations import FLEET, at_step, put, row, upgraded
 
 if TYPE_CHECKING:
@@ -74,18 +73,6 @@ class Wire:
         self._listener.close()
         for end in self._ends:
             end.close()
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[tuple[str, Api]]:
-    with listening() as found:
-        yield found
-
-
-@pytest.fixture
-def api(door: tuple[str, Api]) -> Iterator[Served]:
-    with served(*door) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

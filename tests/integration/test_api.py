@@ -26,29 +26,17 @@ from orchestrator.api import bodies, live, routes, serving
 from orchestrator.api.bodies import strict_json
 from orchestrator.api.callers import Pace
 from orchestrator.api.problems import KINDS, MEDIA, PREFIX, Problem
-from orchestrator.api.routes import REFUSALS, Api
+from orchestrator.api.routes import REFUSALS
 from orchestrator.domain.rollout import Become, decide
 from orchestrator.domain.upgrade import Held
 from orchestrator.errors import Unreachable, UnsafeStore
 from orchestrator.operations import Waiter
 from orchestrator.store import Entry
-from tests.support.api import Served, listening, served
+from tests.support.api import Served
 from tests.unit.test_operations import FLEET, at_step, put, row
 
 OTHER = FLEET.replace("fleet: shop", "fleet: blog").replace("web-", "blog-")
 YAML = {"Content-Type": "application/yaml"}
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[tuple[str, Api]]:
-    with listening() as found:
-        yield found
-
-
-@pytest.fixture
-def api(door: tuple[str, Api]) -> Iterator[Served]:
-    with served(*door) as found:
-        yield found
 
 
 def refused(answer: httpx2.Response, status: int, kind: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from orchestrator import hook_file
 from orchestrator.domain.delivery import Delivery
 from orchestrator.hooks import Carrier
@@ -21,6 +23,7 @@ EXAMPLES = 5  # of each operation, beside the edge cases of each parameter and f
 EXCEPT = "positive_data_acceptance"
 
 
+@pytest.mark.timeout(300)  # half a minute, where nothing else runs
 def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path) -> None:
     with listening() as door, served(*door) as api:
         id = api.applied()
@@ -40,7 +43,7 @@ def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path) -> None
         ]
         clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         done = subprocess.run(
-            command, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=110, check=False
+            command, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=280, check=False
         )
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
         selected, total = re.findall(r"(\d+) selected / (\d+) total", done.stdout)[0]

@@ -13,27 +13,13 @@ import pytest
 from orchestrator import operations, schema
 from orchestrator.api.client import Client
 from orchestrator.api.problems import PREFIX
-from orchestrator.api.routes import Api
 from orchestrator.cli import PANELS, main, remote
 from orchestrator.domain.delivery import Delivery
 from orchestrator.domain.upgrade import Held
 from orchestrator.errors import BadInput, ChangeoverError, IllegalTransition, NotFound, Outdated, Unreachable
 from orchestrator.store import Entry
-from tests.support.api import Served, listening, served
+from tests.support.api import Served
 from tests.unit.test_operations import FLEET, at_step, put, row
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[tuple[str, Api]]:
-    with listening() as found:
-        yield found
-
-
-@pytest.fixture
-def api(door: tuple[str, Api]) -> Iterator[Served]:
-    with served(*door) as found:
-        yield found
-
 
 SAID = {"detail": "d", "traffic": "t", "next": "n"}
 

@@ -27,7 +27,7 @@ from orchestrator.api.routes import Api
 from orchestrator.domain.signatures import standard, standard_key, verified
 from orchestrator.hooks import Carrier
 from tests.integration.test_api_command import as_file, serving
-from tests.support.api import Served, listening, served
+from tests.support.api import Served, served
 from tests.support.control_plane import control_plane
 from tests.support.redis_servers import wait_for
 from tests.unit.test_hooks import KEYS, NOW, READY, SECRET, SHARED, STAMP, written
@@ -38,12 +38,6 @@ __all__ = ["receiver"]  # a fixture
 
 PAGE = Path(__file__).parents[2] / "docs" / "webhooks.md"
 CHANGEOVER = [sys.executable, "-P", "-c", "import sys; from orchestrator.cli import main; sys.exit(main())"]
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[tuple[str, Api]]:
-    with listening() as found:
-        yield found
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
@@ -15,28 +14,15 @@ import pytest
 
 from orchestrator import operations, tokens
 from orchestrator.api import live
-from orchestrator.api.routes import Api
 from orchestrator.domain.upgrade import Ailed, Held, Upgrade
 from orchestrator.errors import Unreachable
 from orchestrator.store import Entry, Users
 from orchestrator.web import sessions, telling
 from orchestrator.web.site import assets
-from tests.support.api import FLOWER, Served, listening, served
+from tests.support.api import FLOWER, Served
 from tests.unit.test_operations import FLEET, at_step, put, row, upgraded
 
 BLOG = FLEET.replace("fleet: shop", "fleet: blog").replace("web-", "blog-")
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[tuple[str, Api]]:
-    with listening() as found:
-        yield found
-
-
-@pytest.fixture
-def api(door: tuple[str, Api]) -> Iterator[Served]:
-    with served(*door) as found:
-        yield found
 
 
 class Browser:
