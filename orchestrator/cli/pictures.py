@@ -352,7 +352,7 @@ def plan(p: Plan) -> RenderableType:
         Text.assemble(("Plan ", "bold"), (p.id, "bold"), f"  {clean(str(p.fleet['fleet']))}"),
         text(
             f"{words.many(p.changes, 'server')} to replace in {words.many(len(p.waves), 'wave')}, "
-            f"at least {words.span(p.least_seconds)} of soaking and baking and {p.provider_calls:,} provider calls"
+            f"at least {words.span(p.least_seconds)} of soaking and baking, about {p.provider_calls:,} provider calls"
         ),
         text(f"each becomes: {target}"),
         Text(),

@@ -59,7 +59,7 @@ def plan(file: Path, detailed_exitcode: bool, out: Path | None, timeout: float, 
 
 
 def _tell_plan(made: documents.Plan) -> None:
-    takes = f"{words.span(made['least_seconds'])} of soaking and baking and {made['provider_calls']:,} provider calls"
+    takes = f"{words.span(made['least_seconds'])} of soaking and baking, about {made['provider_calls']:,} provider calls"
     output.tell(f"Plan {made['id']}  {made['fleet']}")
     waves = words.many(len(made["waves"]), "wave")
     output.tell(f"{words.many(made['changes'], 'server')} to replace in {waves}, at least {takes}")

@@ -140,7 +140,7 @@ def make_plan(fleet: Fleet, survey: Survey) -> Plan:
         blockers=tuple(blockers(fleet, survey)),
         caveats=tuple(caveats(fleet, survey)),
         least_seconds=least_seconds(fleet, waves),
-        provider_calls=least_calls(fleet),
+        provider_calls=calls_of(fleet),
         changes=len(names),
     )
 
@@ -250,9 +250,10 @@ def least_seconds(fleet: Fleet, waves: Sequence[Sequence[str]]) -> float:
     return rounds * each + len(waves) * fleet.rollout.bake
 
 
-def least_calls(fleet: Fleet) -> int:
-    """Calls that every server needs of its own: image, server, look inside and stop; for each pool B in, B open, A
-    draining and A out; and its smoke test. Looks at many servers at once come on top."""
+def calls_of(fleet: Fleet) -> int:
+    """Calls of every server by itself: image, server, look inside and stop; for each pool B in, B open, A draining and
+    A out; and its smoke test. Where a provider takes many servers in one call they are fewer; looks at those that wait
+    come on top."""
     smoke = fleet.checks.smoke
     calls = 0
     for server in fleet.servers:

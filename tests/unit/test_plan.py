@@ -20,7 +20,7 @@ from orchestrator.domain.plan import (
     fingerprint,
     generation,
     human,
-    least_calls,
+    calls_of,
     make_plan,
     next_generation,
     plan_from,
@@ -185,7 +185,7 @@ def test_a_balancer_that_does_not_count_or_started_anew_proves_nothing(epoch: st
 
 
 def test_a_plan_counts_the_calls_that_each_server_needs() -> None:
-    assert least_calls(fleet_file(["a", "b", "c"], "w")) == 3 * (4 + 4 + 2), "two passes of one request, in one pool"
+    assert calls_of(fleet_file(["a", "b", "c"], "w")) == 3 * (4 + 4 + 2), "two passes of one request, in one pool"
 
 
 def test_what_servers_are_made_of_is_part_of_the_plan_where_it_is_the_user_s_own() -> None:
