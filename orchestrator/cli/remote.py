@@ -59,10 +59,12 @@ def plan(file: Path, detailed_exitcode: bool, out: Path | None, timeout: float, 
 
 
 def _tell_plan(made: documents.Plan) -> None:
-    takes = f"{words.span(made['least_seconds'])} of soaking and baking, about {made['provider_calls']:,} provider calls"
+    soaks, calls = words.span(made["least_seconds"]), f"{made['provider_calls']:,}"
     output.tell(f"Plan {made['id']}  {made['fleet']}")
     waves = words.many(len(made["waves"]), "wave")
-    output.tell(f"{words.many(made['changes'], 'server')} to replace in {waves}, at least {takes}")
+    changes = words.many(made["changes"], "server")
+    takes = f"at least {soaks} of soaking and baking, about {calls} provider calls"
+    output.tell(f"{changes} to replace in {waves}, {takes}")
     for number, wave in enumerate(made["waves"], 1):
         more = f" and {len(wave) - 10} more" if len(wave) > 10 else ""
         output.tell(f"  wave {number}: {', '.join(wave[:10])}{more}")

@@ -44,9 +44,11 @@ def gather(crowd: Crowd | None) -> None:
     _Process.crowd = crowd
 
 
-def linger(come: Callable[[], int], *, pause: float = PAUSE) -> None:
+def linger(come: Callable[[], int], *, pause: float | None = None) -> None:
     """Returns as soon as nobody else is to be expected; `come`: how many have come by now. `pause`: seconds for which a
-    free thread is waited for, with which others of those that were woken together may be about to come."""
+    free thread is waited for, with which others of those that were woken together may be about to come; `PAUSE` if it
+    is None."""
+    pause = PAUSE if pause is None else pause
     crowd, count = _Process.crowd, come()
     first = last = time.monotonic()
     while crowd is not None and count < crowd.busy:
@@ -62,7 +64,7 @@ def linger(come: Callable[[], int], *, pause: float = PAUSE) -> None:
 class Rounds(Generic[Q, T]):
     """`ask` is given what several threads want to know, and answers for each of it. `pause`: see `linger`."""
 
-    def __init__(self, ask: Callable[[Collection[Q]], Mapping[Q, T]], *, pause: float = PAUSE) -> None:
+    def __init__(self, ask: Callable[[Collection[Q]], Mapping[Q, T]], *, pause: float | None = None) -> None:
         self._ask = ask
         self._pause = pause
         self._lock = threading.Lock()

@@ -51,7 +51,7 @@ def credentials() -> Iterator[None]:
 
 def gathers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a worker that has much to do."""
-    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=99, coming=0, patience=9.0))
+    monkeypatch.setattr(rounds._Process, "crowd", SimpleNamespace(busy=99, threads=100, coming=0, patience=9.0))
     monkeypatch.setattr(rounds, "PAUSE", 0.5)
 
 

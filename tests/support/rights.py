@@ -22,7 +22,7 @@ from tests.support.aws import ROLE, credentials
 
 SERVICES = {"elbv2": "elasticloadbalancing", "service-quotas": "servicequotas"}
 CLIENT = "providers.clients.aws"
-CALLS = ("read", "write", "pages", "dry_run")
+CALLS = ("read", "write", "_surely", "pages", "dry_run")
 
 
 def aws_providers() -> dict[str, EntryPoint]:
