@@ -393,3 +393,19 @@ def test_the_entrance_speaks_tls_leads_to_api_and_flower_and_hides_what_needs_no
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.debian
+def test_every_lock_can_be_audited() -> None:
+    """What `make audit` does before it asks PyPI: each version that is named, with its hash, and nothing else."""
+    locks = [word for lock in sorted((ROOT / "requirements").glob("*.txt")) for word in ("-r", str(lock))]
+    done = subprocess.run(
+        [validator("pip-audit"), "--dry-run", "--strict", "--require-hashes", "--disable-pip", *locks],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    packages = re.search(r"would have audited (\d+) packages", done.stderr)
+    assert packages is not None and int(packages[1]) > 100, done.stderr
