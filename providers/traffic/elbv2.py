@@ -18,13 +18,13 @@ import ipaddress
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from providers import Caps, Finding
 from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
-from providers.clients.rounds import Rounds
+from providers.clients.rounds import Rounds, own
 from providers.errors import Busy, Conflict, GuardRefused, NotFound, ProviderError, Refused, Throttled, Transient
 from providers.rights import Rights
 from providers.traffic import Guard, Member, MemberView, PoolCounters
@@ -46,6 +46,7 @@ from providers.traffic.elbv2_look import (
     unreached,
     with_health,
 )
+from providers.traffic.joint import Coming, Going, Said
 
 BATCH = 200  # values of one filter of DescribeInstances
 POLL = 5  # seconds between looks: a balancer checks its targets every 5 to 300 s
@@ -55,27 +56,7 @@ FRESH = 60.0  # seconds for which it is who has no name
 NAMED = 3600.0  # seconds for which a name is: it changes only while it is noted how far its instance has come
 BY_ADDRESS = "private-ip-address"
 _OURS = SETTINGS | {"pools", "poll"}
-_Said = MemberView | ProviderError  # what became of one of those that were asked for together
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Coming:
-    """One that is to serve in that pool."""
-
-    pool: str
-    member: Member
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Going:
-    """One that is to leave it."""
-
-    pool: str
-    name: str
-    guard: Guard
-
-
-Q = TypeVar("Q", _Coming, _Going)
+Q = TypeVar("Q", Coming, Going)
 T = TypeVar("T")
 
 
@@ -106,8 +87,8 @@ class Elbv2Traffic:
         self._healths = Rounds(lambda arns: {arn: self._asked_health(arn) for arn in arns})
         self._notes = Rounds(self._asked_notes)
         # What they want to be changed in a pool, too: one look, and one call, are for all of them.
-        self._comings: Rounds[_Coming, _Said] = Rounds(lambda asked: self._by_pool(asked, self._add))
-        self._goings: Rounds[_Going, _Said] = Rounds(lambda asked: self._by_pool(asked, self._remove))
+        self._comings: Rounds[Coming, Said] = Rounds(lambda asked: self._by_pool(asked, self._add))
+        self._goings: Rounds[Going, Said] = Rounds(lambda asked: self._by_pool(asked, self._remove))
 
     @property
     def caps(self) -> Caps:
@@ -332,15 +313,15 @@ class Elbv2Traffic:
     def add(self, pool: str, member: Member) -> MemberView:
         _valid(member.name)
         self._where(pool)
-        return _said(self._comings, _Coming(pool=pool, member=replace(member, address=_address(member))))
+        return own(self._comings, Coming(pool=pool, member=replace(member, address=_address(member))))
 
     restore = add
 
-    def _add(self, look: Look, asked: Sequence[_Coming]) -> dict[_Coming, _Said]:
+    def _add(self, look: Look, asked: Sequence[Coming]) -> dict[Coming, Said]:
         """All of them, of one pool."""
-        said: dict[_Coming, _Said] = {}
-        ready: dict[_Coming, Target] = {}
-        new: list[_Coming] = []
+        said: dict[Coming, Said] = {}
+        ready: dict[Coming, Target] = {}
+        new: list[Coming] = []
         for each in asked:
             try:
                 target = _place_of(look, each.member)
@@ -360,12 +341,12 @@ class Elbv2Traffic:
         return {**said, **self._settle(look, ready)}
 
     def _bring(
-        self, look: Look, asked: Sequence[_Coming], said: dict[_Coming, _Said]
-    ) -> tuple[Look, dict[_Coming, Target]]:
+        self, look: Look, asked: Sequence[Coming], said: dict[Coming, Said]
+    ) -> tuple[Look, dict[Coming, Target]]:
         """Noted and registered, all those that can be: the group as it is then, and them in it. What is to be said of
         the others goes into `said`."""
         group, place = look.group, place_of(look.group, look.port)
-        come: dict[_Coming, Target] = {}
+        come: dict[Coming, Target] = {}
         back: list[str] = []
         notes: dict[str, Mapping[str, str]] = {}
         for each, instance in self._standing(group, asked, said).items():
@@ -391,11 +372,11 @@ class Elbv2Traffic:
             raise Transient(f"{listed(lost)}: registered in {group.name}, and not there", ambiguous=True)
         return after, {each: target for each, target in there.items() if target is not None}
 
-    def _standing(self, group: Group, asked: Sequence[_Coming], said: dict[_Coming, _Said]) -> dict[_Coming, Instance]:
+    def _standing(self, group: Group, asked: Sequence[Coming], said: dict[Coming, Said]) -> dict[Coming, Instance]:
         """The instances that run at these addresses and may have these names."""
         wanted = sorted({each.member.address for each in asked})
         at = {one.address: one for some in _batched(wanted) for one in self._described(group.vpc, BY_ADDRESS, some)}
-        found: dict[_Coming, Instance] = {}
+        found: dict[Coming, Instance] = {}
         for each in asked:
             name, address = each.member.name, each.member.address
             instance = at.get(address)
@@ -426,7 +407,7 @@ class Elbv2Traffic:
                 said[each] = Conflict(why)
         return found
 
-    def _settle(self, look: Look, ready: Mapping[_Coming, Target]) -> dict[_Coming, _Said]:
+    def _settle(self, look: Look, ready: Mapping[Coming, Target]) -> dict[Coming, Said]:
         """What is noted of those that are registered, brought up to date."""
         place = place_of(look.group, look.port)
         warming: list[Target] = []
@@ -449,18 +430,18 @@ class Elbv2Traffic:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def remove(self, pool: str, name: str, *, guard: Guard, cut: bool) -> MemberView:  # noqa: ARG002 - see there
+    def remove(self, pool: str, name: str, *, guard: Guard, cut: bool) -> MemberView:
         """As promised; the balancer ends what still runs when the deregistration delay is over, and not before: `cut`
         waits for it all the same."""
         _valid(name)
         self._where(pool)
-        return _said(self._goings, _Going(pool=pool, name=name, guard=guard))
+        return own(self._goings, Going(pool=pool, name=name, guard=guard, cut=cut))
 
-    def _remove(self, look: Look, asked: Sequence[_Going]) -> dict[_Going, _Said]:
+    def _remove(self, look: Look, asked: Sequence[Going]) -> dict[Going, Said]:
         """All of them, of one pool. Each is decided as if those before it had left already."""
         place = place_of(look.group, look.port)
-        said: dict[_Going, _Said] = {}
-        leaving: dict[_Going, Target] = {}
+        said: dict[Going, Said] = {}
+        leaving: dict[Going, Target] = {}
         over: list[str] = []
         for each in asked:
             try:
@@ -486,7 +467,7 @@ class Elbv2Traffic:
         self._tag({target.instance: {place: "leaving"} for target in noted})
         return {**said, **(self._deregister(look, leaving) if leaving else {})}
 
-    def _deregister(self, look: Look, leaving: Mapping[_Going, Target]) -> dict[_Going, _Said]:
+    def _deregister(self, look: Look, leaving: Mapping[Going, Target]) -> dict[Going, Said]:
         """Out, and looked at right afterwards: the others may have fallen between the look and the call, or we may have
         stood still there. Then those who relied on them are registered again."""
         group, lost = look.group, None
@@ -502,7 +483,7 @@ class Elbv2Traffic:
         if still := [each.name for each, target in there.items() if target is not None and target.registered]:
             why = f"{listed(still)}: deregistered from {group.name}, and still there"
             raise lost or Transient(why, ambiguous=True)
-        said: dict[_Going, _Said] = {}
+        said: dict[Going, Said] = {}
         again: list[Target] = []
         for each, target in leaving.items():
             try:
@@ -519,14 +500,14 @@ class Elbv2Traffic:
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    def _by_pool(self, asked: Collection[Q], act: Callable[[Look, Sequence[Q]], Mapping[Q, _Said]]) -> dict[Q, _Said]:
+    def _by_pool(self, asked: Collection[Q], act: Callable[[Look, Sequence[Q]], Mapping[Q, Said]]) -> dict[Q, Said]:
         """What threads of this process want to be changed at the same moment, decided on one look at each pool."""
-        said: dict[Q, _Said] = {}
+        said: dict[Q, Said] = {}
         for pool in sorted({each.pool for each in asked}):
             said |= self._together([each for each in asked if each.pool == pool], act)
         return said
 
-    def _together(self, asked: Sequence[Q], act: Callable[[Look, Sequence[Q]], Mapping[Q, _Said]]) -> dict[Q, _Said]:
+    def _together(self, asked: Sequence[Q], act: Callable[[Look, Sequence[Q]], Mapping[Q, Said]]) -> dict[Q, Said]:
         """What is wrong with one is not to hold up the others: where all were refused, each is asked for alone."""
         try:
             return dict(self._advance(lambda: act(self._look(asked[0].pool), asked)))
@@ -639,13 +620,6 @@ class Elbv2Traffic:
             detail="; ".join(said),
             fix="" if group.delay > 0 else "give it a deregistration delay as long as your longest request",
         )
-
-
-def _said(rounds: Rounds[Q, _Said], asked: Q) -> MemberView:
-    said = rounds([asked])[asked]
-    if isinstance(said, ProviderError):
-        raise said
-    return said
 
 
 def _place_of(look: Look, member: Member) -> Target | None:
