@@ -24,8 +24,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from providers.clients.fake_cloud import pack, told, unpack
-from providers.compute import Image, Server
-from providers.compute.fake import FakeCloud, FakeCompute, GiB, Stopping
+from providers.compute import Image, Server, Stopping
+from providers.compute.fake import FakeCloud, FakeCompute, GiB
 from providers.errors import ProviderError, Refused, Throttled, Transient
 from providers.guest.fake import FakeGuest
 from providers.probe.answer import Answer

@@ -67,6 +67,18 @@ class Image:
 Given = Mapping[str, str | None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """A server that is to be stopped, if it carries these tags."""
+
+    id: str
+    given: tuple[tuple[str, str | None], ...]
+
+    @classmethod
+    def of(cls, id: str, given: Given | None) -> Stopping:
+        return cls(id=id, given=tuple(sorted((given or {}).items())))
+
+
 class Compute(Protocol):
     """Every call is bounded (connect 3 s, read 10 s), makes at most one mutation, and may be repeated.
 

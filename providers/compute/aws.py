@@ -6,14 +6,14 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from providers import Caps, Finding, Key
 from providers.clients import iam
 from providers.clients.aws import SETTINGS, aws
-from providers.clients.rounds import Rounds
-from providers.compute import Given, Image, ImageState, Server, ServerState, Size, Subnet
+from providers.clients.rounds import Rounds, own
+from providers.compute import Given, Image, ImageState, Server, ServerState, Size, Stopping, Subnet
 from providers.compute.aws_rights import statements
 from providers.compute.aws_room import addresses_left, processors_left, subnets_of
 from providers.compute.aws_spec import (
@@ -67,14 +67,6 @@ _IMAGE_STATES: Mapping[str, ImageState] = {"pending": "pending", "available": "a
 Raw = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stop:
-    """One that is to be stopped, and the tags that it has to carry for it."""
-
-    id: str
-    given: tuple[tuple[str, str | None], ...]
-
-
 class AwsCompute:
     """`settings`: those of `providers.clients.aws`, `leave_tags` (patterns of tags of A, with commas between, that B
     does not have), `user_data` (`keep` or `empty`) and `volume_initialization_rate` (MiB/s). See
@@ -115,7 +107,7 @@ class AwsCompute:
         }
         self._volumes_of = Rounds(self._attached_volumes)
         self._begun_of = Rounds(self._begun)
-        self._stops: Rounds[_Stop, ProviderError | None] = Rounds(self._stop)
+        self._stops: Rounds[Stopping, ProviderError | None] = Rounds(self._stop)
 
     @property
     def caps(self) -> Caps:
@@ -430,16 +422,14 @@ class AwsCompute:
     # -- changing -----------------------------------------------------------------------------------------------------
 
     def stop(self, id: str, *, given: Given | None = None) -> None:
-        asked = _Stop(id=id, given=tuple(sorted((given or {}).items())))
-        if (trouble := self._stops([asked])[asked]) is not None:
-            raise trouble
+        own(self._stops, Stopping.of(id, given))
 
-    def _stop(self, asked: Collection[_Stop]) -> dict[_Stop, ProviderError | None]:
+    def _stop(self, asked: Collection[Stopping]) -> dict[Stopping, ProviderError | None]:
         """What threads want to be stopped at the same moment is one look and one call; what became of each."""
-        said: dict[_Stop, ProviderError | None] = dict.fromkeys(asked)
+        said: dict[Stopping, ProviderError | None] = dict.fromkeys(asked)
         wanted = sorted({each.id for each in asked if _INSTANCE.fullmatch(each.id)})
         found = {instance["InstanceId"]: instance for instance in self._described("instance-id", wanted)}
-        due: list[_Stop] = []
+        due: list[Stopping] = []
         for each in asked:
             try:
                 instance = self._there(each.id, found.get(each.id))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from providers import Caps, Finding, Key
 from providers.clients.fake_cloud import PAUSE, Remote
 from providers.clients.rounds import Rounds, each, own
-from providers.compute import Given, Image, Server, Size, Subnet
+from providers.compute import Given, Image, Server, Size, Stopping, Subnet
 from providers.errors import Conflict, GuardRefused, NoCapacity, NotFound, ProviderError, Refused, Transient
 from providers.rights import Rights
 
@@ -167,14 +167,6 @@ class FakeCloud:
         return thing if thing is not None and thing.view.state != "terminated" else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stopping:
-    """A server that is to be stopped, if it carries these tags."""
-
-    id: str
-    given: tuple[tuple[str, str | None], ...]
-
-
 class _Joint:
     """Servers that threads want stopped at the same moment are stopped in one call."""
 
@@ -182,7 +174,7 @@ class _Joint:
         self._stopping = Rounds(stop, pause=PAUSE)
 
     def stop(self, id: str, *, given: Given | None = None) -> None:
-        own(self._stopping, Stopping(id=id, given=tuple(sorted((given or {}).items()))))
+        own(self._stopping, Stopping.of(id, given))
 
 
 class _Remote(_Joint, Remote):
