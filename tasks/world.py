@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator import secrets
-from orchestrator.dispatch import Sender, celery_sender
+from orchestrator.dispatch import Sender
 from orchestrator.domain.budget import Limit
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.orphans import Patience
@@ -26,7 +26,6 @@ from orchestrator.domain.upgrade import Upgrade
 from orchestrator.errors import NotFound, UnsafeStore
 from orchestrator.hook_file import KnownReceiver, fresh_receivers
 from orchestrator.lanes import Reach, lanes
-from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
 from orchestrator.store import Claim, Store
 from orchestrator.store.redis import RedisStore
@@ -98,11 +97,10 @@ class World:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, settings: Settings, *, worker: str) -> World:
+    def open(cls, settings: Settings, *, worker: str, publish: Sender) -> World:
         """The world of a real worker."""
         store = RedisStore(settings.store_url(), namespace=settings.namespace, connections=settings.concurrency + 4)
         budget.use(SharedBudget(store))
-        publish = celery_sender(make_app(settings))
         crowd = Crowd(patience=min(COMING, settings.lease / 20), threads=settings.concurrency)
         rounds.gather(crowd)
         return cls(

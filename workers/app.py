@@ -13,13 +13,14 @@ from celery.worker.control import Panel
 
 from orchestrator import garbage, logs
 from orchestrator.addresses import parse
+from orchestrator.dispatch import celery_sender
 from orchestrator.messaging import make_app, queue_length
 from orchestrator.settings import Settings
 from orchestrator.store.connecting import connect
 from orchestrator.store.health import check_messages
 from tasks import register
 from tasks.world import World
-from workers import guard, taken
+from workers import guard, plain, results, sent, taken
 from workers.intake import CONSUMER
 from workers.lifecycle import Lifecycle
 from workers.watchdog import Watchdog
@@ -29,6 +30,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     """Works until it is told to end; the exit code. Raises `UntestedKombu`, `Unreachable`, `UnsafeStore`."""
     guard.apply()
     taken.apply()
+    plain.apply()
     logs.configure(name)
     # With a receiver of its own, Celery leaves logging and the standard streams as they are.
     signals.setup_logging.connect(_keep_logging)
@@ -37,10 +39,16 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     # Says at each lost connection that a default will change; orchestrator/messaging.py sets that one by name.
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
     settings = Settings.load()
-    app = make_app(settings)
+    app, sending = (
+        make_app(settings),
+        make_app(settings),
+    )  # another one: what it sends is no child of the task that runs
     app.conf.worker_consumer = CONSUMER
+    results.apply(app)
+    for each in (app, sending):
+        sent.apply(each)
     _listen_to_questions_only(parse(settings.urls().messages).where)
-    world = World.open(settings, worker=name)
+    world = World.open(settings, worker=name, publish=celery_sender(sending))
     world.store.check(dev=settings.dev)
     check_messages(settings.urls(), dev=settings.dev)
     register(app, world)

@@ -9,7 +9,7 @@ the process, once for each of them.
 
 At the same place kombu makes a new client of redis-py for each publish, acknowledgement and delivery, several a
 message, which is a fifth of a worker's processor time. One is kept a channel, for as long as its pool lives: a client
-holds nothing but the pool, and any thread may use it.
+holds nothing but the pool, and any thread may use it. Its connections are handed out as ours are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import logging
 from importlib.metadata import version
 from queue import Empty
 from typing import Any
+
+from orchestrator.store.connecting import KeptPool
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,13 @@ def apply() -> None:
             kept = channel.kept_client = unguarded(channel)  # type: ignore[no-untyped-call]  # kombu has no types here
         return kept
 
+    def _get_pool(channel: Any, asynchronous: bool = False) -> Any:
+        if asynchronous:
+            return unkept(channel, asynchronous)  # type: ignore[no-untyped-call]  # nor here
+        return KeptPool(**channel._connparams())
+
+    unkept = transport.Channel._get_pool
+    transport.Channel._get_pool = _get_pool  # type: ignore[method-assign]  # those of sentinels have their own
     _create_client.guarded = True  # type: ignore[attr-defined]  # a mark on our own function, read a few lines above
     transport.Channel._create_client = _create_client  # type: ignore[method-assign]  # replacing it is the point
     unread = transport.Channel._brpop_read

@@ -16,6 +16,7 @@ from celery.worker.consumer import Consumer
 from vine import promise as vine_promise
 
 from workers import parked
+from workers.sent import SENT
 
 CONSUMER = f"{__name__}:Intake"
 GATHER = 0.5  # seconds for which events are gathered: Flower shows them a moment later
@@ -28,6 +29,7 @@ class Intake(Consumer):  # type: ignore[misc] # celery has no types
     def update_strategies(self) -> None:
         super().update_strategies()
         parked.trace(self.app, self)
+        SENT.consumer = self
 
     def create_task_handler(self, promise: Any = vine_promise) -> Callable[[Any], None]:
         take = super().create_task_handler(promise)

@@ -20,7 +20,8 @@ from typing import Any
 from kombu.asynchronous import get_event_loop
 from kombu.transport import redis as transport
 from kombu.transport import virtual
-from kombu.utils.json import dumps
+
+from workers.plain import dumps
 
 MOMENT = 0.5  # seconds for which new messages are gathered before they are noted
 SOON = 0.1  # seconds for which notes that are over are gathered
@@ -114,7 +115,7 @@ class Taken(transport.QoS):
 def _noted(message: Any) -> str:
     """As kombu writes it, who reads it again."""
     info = message.delivery_info
-    return str(dumps([message._raw, info["exchange"], info["routing_key"]]))
+    return dumps([message._raw, info["exchange"], info["routing_key"]])
 
 
 def apply() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -17,9 +19,55 @@ from orchestrator.errors import ChangeoverError, Unreachable, UnsafeStore
 WAIT_FOR_ONE = 10.0  # seconds that a thread waits for one of its process' connections
 ANSWER = 10.0  # seconds
 CONNECT = 3.0
+FRESH = 0.5  # seconds for which a connection that answered last is taken for one that answers
 
 
-class _MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
+class Kept:
+    """Beside a pool of redis-py's: hands out again as it is what was given back a moment ago.
+
+    redis-py asks each connection whether something has come on it meanwhile, and counts it twice, which takes longer
+    than a command. Here it does so with those that lay idle, whose server may have gone. A process that has forked must
+    not use it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kept: list[tuple[Any, float]] = []
+        self._wanting = 0  # threads that ask redis-py for one, and may wait for ours
+        self._mutex = threading.Lock()
+
+    def get_connection(self, *_: Any, **__: Any) -> Any:
+        with self._mutex:
+            kept, at = self._kept.pop() if self._kept else (None, 0.0)
+            if kept is not None and time.monotonic() - at < FRESH:
+                return kept
+            self._wanting += 1
+        pool: Any = super()
+        try:
+            if kept is not None:
+                pool.release(kept)
+            return pool.get_connection()
+        finally:
+            with self._mutex:
+                self._wanting -= 1
+
+    def release(self, connection: Any) -> None:
+        with self._mutex:
+            if not self._wanting:
+                self._kept.append((connection, time.monotonic()))
+                return
+        pool: Any = super()
+        pool.release(connection)
+
+
+class KeptPool(Kept, redis.ConnectionPool):
+    """Connections without a limit but redis-py's own."""
+
+
+class _BlockingPool(Kept, redis.BlockingConnectionPool):
+    """As many connections as allowed are made; who wants one more waits."""
+
+
+class _MasterPool(Kept, SentinelConnectionPool, redis.BlockingConnectionPool):
     """Connections to whom the sentinels call the master now. As many as allowed are made; who wants one more waits."""
 
 
@@ -81,7 +129,7 @@ def connect(address: Address, *, connections: int, answer: float = ANSWER) -> An
 
 
 def _pool(address: Address, options: dict[str, Any]) -> Any:
-    blocking: Any = redis.BlockingConnectionPool  # Any here and below: redis-py has no types for its pools
+    blocking: Any = _BlockingPool  # Any here and below: redis-py has no types for its pools
     if address.path:
         return blocking(connection_class=redis.UnixDomainSocketConnection, path=address.path, **options)
     options |= {"socket_connect_timeout": CONNECT, "socket_keepalive": True}
