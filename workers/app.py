@@ -20,7 +20,7 @@ from orchestrator.store.connecting import connect
 from orchestrator.store.health import check_messages
 from tasks import register
 from tasks.world import World
-from workers import guard, plain, results, sent, taken
+from workers import guard, order, plain, results, sent, taken
 from workers.intake import CONSUMER
 from workers.lifecycle import Lifecycle
 from workers.watchdog import Watchdog
@@ -31,6 +31,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     guard.apply()
     taken.apply()
     plain.apply()
+    order.apply()
     logs.configure(name)
     # With a receiver of its own, Celery leaves logging and the standard streams as they are.
     signals.setup_logging.connect(_keep_logging)
