@@ -9,7 +9,6 @@ from celery import Celery
 from orchestrator.domain.steps import PRIORITY, RETIRE, STEPS, UNDO_PRIORITY, task_name
 from orchestrator.domain.upgrade import SCHEMA, Upgrade
 from orchestrator.store import Row, Store
-from orchestrator.store.shapes import RESEND
 
 
 class Sender(Protocol):
@@ -31,12 +30,18 @@ def send(store: Store, publish: Sender, row: Row, *, grace: float) -> int | None
     messages = row.upgrade.remaining
     if not messages:
         return None
-    # What waited for hours when no worker lived says nothing of the next message, and that may be lost.
-    wait = max(grace, min(RESEND, 2 * store.queue_wait()))
-    epoch = store.issue(row.upgrade.rollout, row.upgrade.server, version=row.version, grace=wait)
+    epoch = store.issue(row.upgrade.rollout, row.upgrade.server, version=row.version, grace=grace)
     if epoch is not None:
         publish(compose(row.upgrade, epoch))
     return epoch
+
+
+def wake(store: Store, publish: Sender, row: Row, to: Upgrade, *, grace: float) -> bool:
+    """The same for one that waits for a look, with what it has seen, `to`; whether it was sent."""
+    woken = store.wake_up(row, to, grace=grace)
+    if woken is not None:
+        publish(compose(woken.upgrade, woken.epoch))
+    return woken is not None
 
 
 def compose(upgrade: Upgrade, epoch: int) -> list[Message]:

@@ -125,10 +125,10 @@ def _missed(world: World, row: Row, pause: float, now: float) -> bool:
     last = row.upgrade.deadline
     again = now + (pause if last is None else min(pause, max(0.0, last - now) + 1.0 + world.spread()))
     to = row.upgrade.after(Looked(seen=Seen(kind="none", at=now, answers={}), again=again))
-    stored = world.store.looked(row, to, due=again)
-    if stored is None or to.deadline is None or now <= to.deadline:
-        return False
-    return dispatch.send(world.store, world.publish, stored, grace=world.grace) is not None
+    if to.deadline is not None and now > to.deadline:
+        return dispatch.wake(world.store, world.publish, row, to, grace=world.grace)
+    world.store.looked(row, to, due=again)
+    return False
 
 
 def _keep(
@@ -151,10 +151,10 @@ def _keep(
     if not enough and now - wait.at < KEPT:
         again[to.rollout, to.server] = again_at
         return False
-    stored = world.store.looked(row, to, due=again_at)
-    if stored is None or not enough:
-        return False
-    return dispatch.send(world.store, world.publish, stored, grace=world.grace) is not None
+    if enough:
+        return dispatch.wake(world.store, world.publish, row, to, grace=world.grace)
+    world.store.looked(row, to, due=again_at)
+    return False
 
 
 def _keys(observe: Observe) -> tuple[str, ...]:

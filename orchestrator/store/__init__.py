@@ -315,7 +315,8 @@ class Store(Protocol):
     def issue(self, rollout: str, server: str, *, version: int, grace: float) -> int | None:
         """The epoch to send a chain under; its due time is now + grace. A new epoch, unless a message of the present
         one is still out and not taken: that is sent again under the same, and due again after as long as it has been
-        out already (five minutes at the most), so that a time without workers does not multiply it. None if the record
+        out already, or twice as long as messages have lately waited for a worker (five minutes at the most), so that a
+        time without workers does not multiply it. None if the record
         has changed since `version`, or someone holds a live lease: then it is due when that lease ends. `version`
         rises, so that of several coordinators that saw the same, one sends. A lease that ended and was not given back
         counts as lost; from the second one lost in a row on it is due some moments later instead, and sent then."""
@@ -425,6 +426,11 @@ class Store(Protocol):
     def looked(self, row: Row, to: Upgrade, *, due: float) -> Row | None:
         """`to`, which differs only by its observation, is stored, due at `due` in its lane, if the record is still
         `row.version` and unleased; else None. No audit entry; `version` rises."""
+        ...
+
+    def wake_up(self, row: Row, to: Upgrade, *, grace: float) -> Row | None:
+        """The same with what is worth waking it for, and `issue` with it: the row, whose epoch a chain is to be sent
+        under."""
         ...
 
     def put_off(self, due: Sequence[tuple[str, str]], *, seconds: float) -> None:

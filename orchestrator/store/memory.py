@@ -444,15 +444,18 @@ class MemoryStore:
                 if again > now:
                     self._place(record, again, "")
                     return None
-            record.version = _version_after(record.version, now)
-            if record.sent is None:
-                record.epoch += 1
-                record.sent = now
-            else:
-                self._resent += 1
-            record.owner, record.lease = "", 0.0
-            self._place(record, now + max(grace, min(now - record.sent, RESEND)), "")
-            return record.epoch
+            return self._sent_out(record, now, grace)
+
+    def _sent_out(self, record: _Record, now: float, grace: float) -> int:
+        record.version = _version_after(record.version, now)
+        if record.sent is None:
+            record.epoch += 1
+            record.sent = now
+        else:
+            self._resent += 1
+        record.owner, record.lease = "", 0.0
+        self._place(record, now + max(grace, min(max(2 * self._queue_wait, now - record.sent), RESEND)), "")
+        return record.epoch
 
     def claim(
         self, rollout: str, server: str, *, epoch: int, step: str, direction: Direction, owner: str, lease: float
@@ -685,6 +688,22 @@ class MemoryStore:
                 return None
             self._store(record, to, doc)
             self._place(record, due, record.lane)
+            return self._row(record)
+
+    def wake_up(self, row: Row, to: Upgrade, *, grace: float) -> Row | None:
+        doc = codec.UPGRADE.dump(to)
+        with self._lock:
+            record = self._record(to.rollout, to.server)
+            if (
+                record is None
+                or record.version != row.version
+                or at_rest(record.upgrade)
+                or not record.lane
+                or record.owner
+            ):
+                return None
+            self._store(record, to, doc)
+            self._sent_out(record, self.now(), grace)
             return self._row(record)
 
     def put_off(self, due: Sequence[tuple[str, str]], *, seconds: float) -> None:

@@ -735,6 +735,10 @@ class RedisStore:
         values = self._run("looked", {**_seen(row), "due": due}, codec.UPGRADE.dump(to))
         return None if values is None else self._row(self._key("sv", to.rollout, to.server), values)
 
+    def wake_up(self, row: Row, to: Upgrade, *, grace: float) -> Row | None:
+        values = self._run("wake", {**_seen(row), "grace": grace, "longest": RESEND}, codec.UPGRADE.dump(to))
+        return None if values is None else self._row(self._key("sv", to.rollout, to.server), values)
+
     def put_off(self, due: Sequence[tuple[str, str]], *, seconds: float) -> None:
         for some in _batches([f"{rollout}/{server}" for rollout, server in due], _ROWS):
             self._run("put_off", {"members": some, "seconds": seconds})

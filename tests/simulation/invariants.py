@@ -405,6 +405,9 @@ class Invariants:
             self._given_once(f"{to.server} of {to.rollout}", answer.version)
             self._believe(to, answer)
 
+    def stored_wake_up(self, answer: Row | None, row: Row, to: Upgrade, **_how: Any) -> None:
+        self.stored_looked(answer, row, to)
+
     def stored_note(self, _answer: None, rollout: str, _entry: Any, *, server: str = "") -> None:
         if server:
             self.shadows.setdefault((rollout, server), Shadow()).entry += 1

@@ -251,15 +251,14 @@ def stopped_before_it_has_left(patch: Patch) -> None:
 
 def nobody_sends_again(patch: Patch) -> None:
     """What is lost on its way is not sent again."""
-    honest = MemoryStore.issue
+    honest = MemoryStore._sent_out
 
-    def issue(store: Any, rollout: str, server: str, **how: Any) -> int | None:
-        epoch = honest(store, rollout, server, **how)
-        if epoch is not None:
-            store._due[rollout, server] = NEVER
+    def sent_out(store: Any, record: Any, now: float, grace: float) -> int:
+        epoch = honest(store, record, now, grace)
+        store._due[record.upgrade.rollout, record.upgrade.server] = NEVER
         return epoch
 
-    patch.setattr(MemoryStore, "issue", issue)
+    patch.setattr(MemoryStore, "_sent_out", sent_out)
 
 
 class _With:

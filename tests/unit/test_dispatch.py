@@ -132,7 +132,7 @@ def test_what_nobody_took_is_sent_again_as_it_was_and_what_was_taken_anew() -> N
 
 def test_a_night_without_workers_does_not_put_off_what_is_lost_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     store, sent = stored(), list[list[Message]]()
-    monkeypatch.setattr(store, "queue_wait", lambda: 30_000.0)
+    monkeypatch.setattr(store, "_queue_wait", 30_000.0)
     row = store.row("r42", "web-013")
     assert row is not None and dispatch.send(store, sent.append, row, grace=5.0) == 1
     assert store.next_due() == 1000.0 + 300.0

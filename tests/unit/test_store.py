@@ -641,7 +641,7 @@ def test_what_nobody_takes_for_an_hour_is_sent_again_a_few_times_only(site: Site
     site.take()
     site.clock.now += 1000
     assert site.issue(grace=5) == 2
-    assert site.store.next_due() == site.clock.now + 5, "one that was taken begins anew"
+    assert site.store.next_due() == site.clock.now + 300, "while messages wait for an hour, the next one may as well"
 
 
 def test_of_many_that_saw_the_same_one_sends(site: Site) -> None:
@@ -1268,8 +1268,41 @@ def test_a_look_at_what_has_moved_on_is_dropped(site: Site, how: str) -> None:
         site.clock.now += 10 if how == "claimed and lost" else 0
     before = site.row()
     assert site.store.looked(row, row.upgrade, due=START + 1) is None
+    assert site.store.wake_up(row, row.upgrade, grace=1) is None
     assert site.row() == before
     assert site.store.due_lanes() == []
+
+
+def test_what_is_worth_waking_for_is_stored_and_sent_in_one(site: Site) -> None:
+    site.create()
+    row = site.parked()
+    site.clock.now += 5
+    seen = Seen(kind="image", at=site.clock.now, answers={"i1": {"state": "available"}})
+    to = row.upgrade.after(Looked(seen=seen, again=site.clock.now + 1))
+    woken = site.store.wake_up(row, to, grace=7)
+    assert woken is not None
+    assert woken == site.row()
+    assert (woken.upgrade, woken.entry, woken.epoch) == (to, row.entry, row.epoch + 1)
+    assert woken.version > row.version
+    assert (site.store.due_lanes(), site.store.next_due()) == ([], site.clock.now + 7)
+    assert site.store.wake_up(row, to, grace=7) is None
+    assert site.store.wake_up(woken, to, grace=7) is None
+    assert site.claim().row.epoch == woken.epoch
+
+
+def test_what_is_sent_while_messages_wait_long_is_given_as_long_twice(site: Site) -> None:
+    site.create()
+    site.admit()
+    site.issue()
+    site.clock.now += 30
+    site.claim()  # having waited for 30 s
+    site.admit("b")
+    site.issue("b", grace=5)
+    assert site.store.due(limit=9) == []
+    site.clock.now += 59
+    assert site.store.due(limit=9) == []
+    site.clock.now += 2
+    assert ("r1", "b") in site.store.due(limit=9)
 
 
 def test_a_wait_for_time_is_due_without_a_lane(site: Site) -> None:
@@ -1920,6 +1953,7 @@ def test_a_full_redis_refuses_everything_and_nothing_has_changed() -> None:
             lambda: site.store.commit(claim, to, entry=DID, due=START, failure="after", stop="x"),
             lambda: site.store.turn(parked, parked.upgrade, entry=DID, due=START),
             lambda: site.store.looked(parked, parked.upgrade, due=START),
+            lambda: site.store.wake_up(parked, parked.upgrade, grace=1),
             lambda: site.store.release(claim),
             lambda: site.store.release_owner("w"),
             lambda: site.become(lambda r: replace(r, closed=True)),
@@ -2281,7 +2315,11 @@ class Pair:
                 if waiting.wait is not None and waiting.wait.observe is not None:
                     seen = Seen(kind="image", at=now, answers={"i1": {"n": pick.random()}})
                     to = waiting.after(Looked(seen=seen, again=due))
-                    self.both(lambda s: s.looked(old, to, due=due))
+                    grace = pick.choice((None, 2.0))
+                    if grace is None:
+                        self.both(lambda s: s.looked(old, to, due=due))
+                    else:
+                        self.both(lambda s: s.wake_up(old, to, grace=grace))
             case 12:
                 lane, limit = pick.choice((LANE, "other")), pick.randrange(1, 4)
                 self.both(lambda s: s.due_in_lane(lane, limit=limit, postpone=1.5))

@@ -192,3 +192,26 @@ local function row(r, doc)
   return {doc or call('HGET', r.key, 'doc'), whole(r.version), whole(r.epoch), whole(r.entry), r.owner, whole(r.fence),
     stamp(r.lease)}
 end
+
+-- A message is sent from now: the epoch to send it under. The version rises, so that of several who saw the same, one
+-- sends. While a message of the present epoch is out that nobody has taken, the epoch stays, and the time of its first
+-- sending: under a backlog a new epoch would make stale what is merely slow, and put it at the end of the queue, for ever.
+-- Further fields of the hash are written with it.
+local function sent_out(r, ...)
+  -- The longer it is out, or others have lately waited, the longer the next sending waits: with no worker at work, a
+  -- backlog is not multiplied either. What waited while none lived says nothing of the next one, and that may be lost.
+  local waited = 2 * (tonumber(call('GET', P .. 'queue_wait') or '0') or 0)
+  local sent = r.sent
+  if sent == '' then
+    r.epoch = r.epoch + 1
+    sent = stamp(now)
+  else
+    call('HINCRBY', P .. 'counts', 'resent', 1)
+  end
+  r.version = number_after(r.version)
+  call('HSET', r.key, 'version', whole(r.version), 'epoch', whole(r.epoch), 'sent', sent, 'lane', '', 'owner', '',
+    'lease', '0', ...)
+  unown(r)
+  place(r, now + math.max(a.grace, math.min(math.max(waited, now - tonumber(sent)), a.longest)), '')
+  return r.epoch
+end
