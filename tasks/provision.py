@@ -83,6 +83,7 @@ def do(turn: Turn, intent: Intent) -> Done | Wait:
         if old is None or old.state == "terminated":  # and not ours to turn back from: that would say that it serves
             raise NeedsPerson(f"{turn.upgrade.server} is gone: {error}") from error
         if turn.upgrade.tries + 1 >= min(SURE, turn.fleet.rollout.attempts) and _is_gone(turn, wanted["image"]):
+            cleaning.end_servers(turn)  # what an unheard call has made of it: another one is made of the next image
             raise ResultGone(
                 f"image {wanted['image']} of {turn.upgrade.server} is gone: somebody has deleted it",
                 step="create_image",

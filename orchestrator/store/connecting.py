@@ -19,7 +19,7 @@ from orchestrator.errors import ChangeoverError, Unreachable, UnsafeStore
 WAIT_FOR_ONE = 10.0  # seconds that a thread waits for one of its process' connections
 ANSWER = 10.0  # seconds
 CONNECT = 3.0
-FRESH = 0.5  # seconds for which a connection that answered last is taken for one that answers
+FRESH = 0.1  # seconds for which a connection that answered last is taken for one that answers
 
 
 class Kept:
@@ -82,7 +82,11 @@ class Client(redis.Redis):
         parse: Any = self.parse_response
         connection: Any = self.connection_pool.get_connection()
         try:
-            connection.send_command(*args)
+            try:
+                connection.send_command(*args)
+            except redis.exceptions.ConnectionError:  # it had ended: what got there is no whole command
+                connection.disconnect()
+                connection.send_command(*args)
             return parse(connection, args[0], **options)
         except redis.exceptions.ResponseError:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from providers.compute import Image
+from providers.compute.fake import Fault
 from tests.support.runner import Runner, running
 
 SERVER = "web-1"
@@ -53,6 +54,32 @@ def test_an_image_that_is_deleted_before_it_is_cloned_is_made_anew() -> None:
         assert (r.record().state, r.upgrade(SERVER).state) == ("succeeded", "upgraded")
         assert r.upgrade(SERVER).attempts == {"create_image": 1, "provision": 1} and not r.made_twice()
         assert [len(r.alive(role)) for role in ("image", "target")] == [2, 2]
+
+
+def test_what_was_made_of_a_deleted_image_and_not_heard_of_ends_before_another_is_made() -> None:
+    with running([SERVER, "web-2"]) as r:
+        made: list[str] = []
+
+        def lost(call: str) -> Fault:
+            if call != "ensure_server" or made:
+                return ""
+            made.append(r.upgrade(SERVER).results["create_image"]["image"])
+            return "after"
+
+        r.cloud.fault = lost
+        r.until(lambda: bool(made))
+        (unheard,) = r.alive("target")
+        del r.cloud.things[made[0]]
+        most = 0
+
+        def anew() -> bool:
+            nonlocal most
+            mine = [id for id in r.alive("target") if r.cloud.things[id].view.tags["changeover:server"] == SERVER]
+            most = max(most, len(mine))
+            return r.upgrade(SERVER).state == "upgraded"
+
+        r.until(anew)
+        assert most == 1 and unheard not in r.alive("target")
 
 
 @pytest.mark.parametrize("seconds", [5.0, 40.0])
