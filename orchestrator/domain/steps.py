@@ -14,8 +14,8 @@ STEPS: Final = (
 )
 RETIRE: Final = "retire"  # after `retain`: A terminated, images cleaned by policy
 
-# Redis' priorities, 0 highest: what is nearest to its end goes first, so that servers in flight finish; but for one message
-# in four, so that who has been admitted begins (`workers.order`).
+# Redis' priorities, 0 highest: what is nearest to its end goes first, so that servers in flight finish; but for one
+# message in four, so that who has been admitted begins (`workers.order`).
 PRIORITY: Final = {
     "create_image": 9,
     "provision": 9,

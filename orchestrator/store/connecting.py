@@ -86,6 +86,7 @@ class Client(redis.Redis):
                 connection.send_command(*args)
             except redis.exceptions.ConnectionError:  # it had ended: what got there is no whole command
                 connection.disconnect()
+                connection.connect()  # asks sentinels for the master, which sending alone does not
                 connection.send_command(*args)
             return parse(connection, args[0], **options)
         except redis.exceptions.ResponseError:
