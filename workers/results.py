@@ -15,7 +15,8 @@ from orchestrator.store.connecting import KeptPool
 
 _KEEP = """
 local was = redis.call('GET', KEYS[1])
-if was and cjson.decode(was).status == 'SUCCESS' then return 0 end
+local read, told = pcall(cjson.decode, was)  -- it cannot read all that Python writes: half a surrogate pair, for one
+if read and type(told) == 'table' and told.status == 'SUCCESS' then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return 1
@@ -47,6 +48,7 @@ class Results(RedisBackend):  # type: ignore[misc]  # celery has no types
 
 
 def apply(app: Celery) -> None:
-    """The results of this app's tasks go this way, wherever they are kept in one Redis, or behind TLS."""
+    """The results of this app's tasks go this way, wherever they are kept in one Redis, or behind TLS. Those that
+    sentinels lead to go Celery's."""
     here = f"{__name__}:{Results.__name__}"
     app.loader.override_backends = {**app.loader.override_backends, "redis": here, "rediss": here}

@@ -26,19 +26,26 @@ class Kept:
     """Beside a pool of redis-py's: hands out again as it is what was given back a moment ago.
 
     redis-py asks each connection whether something has come on it meanwhile, and counts it twice, which takes longer
-    than a command. Here it does so with those that lay idle, whose server may have gone. A process that has forked must
-    not use it."""
+    than a command. Here it does so with those that lay idle, whose server may have gone, and with those that ended or
+    whose server is the master no more: what connects by itself comes to where it was, and asks no sentinel. A process
+    that has forked must not use it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._kept: list[tuple[Any, float]] = []
         self._wanting = 0  # threads that ask redis-py for one, and may wait for ours
         self._mutex = threading.Lock()
+        super().__init__(*args, **options)
+
+    def reset(self) -> None:
+        """Forgets all of them, as redis-py does: it begins with this."""
+        with self._mutex:
+            self._kept: list[tuple[Any, float]] = []
+        pool: Any = super()
+        pool.reset()
 
     def get_connection(self, *_: Any, **__: Any) -> Any:
         with self._mutex:
             kept, at = self._kept.pop() if self._kept else (None, 0.0)
-            if kept is not None and time.monotonic() - at < FRESH:
+            if kept is not None and time.monotonic() - at < FRESH and self._is_good(kept):
                 return kept
             self._wanting += 1
         pool: Any = super()
@@ -57,6 +64,10 @@ class Kept:
                 return
         pool: Any = super()
         pool.release(connection)
+
+    def _is_good(self, connection: Any) -> bool:
+        pool: Any = self
+        return connection.is_connected and not connection.should_reconnect() and pool.owns_connection(connection)
 
 
 class KeptPool(Kept, redis.ConnectionPool):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from workers import guard
+from workers import guard, plain
 from workers.intake import CONSUMER
 
 
@@ -16,6 +16,7 @@ def main(broker: str, marks: str, *, guarded: bool) -> None:
     app.conf.update(accept_content=["json"], task_acks_late=True)
     if guarded:
         guard.apply()
+        plain.apply()
         app.conf.worker_consumer = CONSUMER
 
     @app.task(name="note")  # type: ignore[untyped-decorator] # celery has no types

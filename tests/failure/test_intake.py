@@ -53,6 +53,7 @@ FORGED: dict[str, str | bytes] = {
     "a list": "[1]",
     "no JSON": "garbage",
     "no text": b"\xff\xfe\x00",
+    "a list in a list, and so on": "[" * 100_000,
     "nothing": b"",
 }
 

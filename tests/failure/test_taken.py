@@ -49,7 +49,7 @@ class Worker:
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    for name in ("_create_client", "_brpop_read", "QoS"):  # put back what is replaced
+    for name in ("_create_client", "_get_pool", "_brpop_read", "QoS"):  # put back what is replaced
         monkeypatch.setattr(transport.Channel, name, getattr(transport.Channel, name))
     guard.apply()
     taken.apply()

@@ -7,14 +7,17 @@ import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from orchestrator.messaging import make_app
 from orchestrator.settings import Settings
+from tasks import Parked
 from tests.support.redis_servers import wait_for
 from tests.support.redis_users import ROOT, Guarded, guarded_redis
+from workers import results
 
 RULES = ROOT / "deploy" / "redis" / "users.acl"
 STORE = ROOT / "orchestrator" / "store"
@@ -119,10 +122,13 @@ def test_no_process_may_do_what_none_needs(guarded: Guarded, user: str, command:
         ("flower", "PUBLISH /1.celeryev/task.succeeded {}"),
         ("coordinator", "BRPOP changeover 1"),
         ("coordinator", "SETEX celery-task-meta-some 60 1"),
+        ("coordinator", "EVALSHA 0000000000000000000000000000000000000000 1 celery-task-meta-some"),
         ("coordinator", "PUBLISH /1.celery.pidbox {}"),
         ("coordinator", "HGETALL co:{default}:tokens"),
         ("api", "BRPOP changeover 1"),
         ("api", "SETEX celery-task-meta-some 60 1"),
+        ("api", "EVALSHA 0000000000000000000000000000000000000000 1 celery-task-meta-some"),
+        ("flower", "EVALSHA 0000000000000000000000000000000000000000 1 celery-task-meta-some"),
         ("api", "PUBLISH /1.celery.pidbox {}"),
         ("worker", "HGETALL co:{default}:tokens"),
         ("worker", "HSET co:{default}:tokens some {}"),
@@ -200,6 +206,34 @@ def test_a_worker_may_give_back_what_another_took_and_did_not_end(guarded: Guard
             client.zadd(channel.unacked_index_key, {taken.delivery_tag: time.time() - 86400})
             channel.qos.restore_visible(interval=1)
             assert client.llen("changeover") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's own
+@pytest.mark.parametrize("kept_by", ["us", "Celery, as where sentinels lead to the results"])
+def test_a_worker_may_keep_results_and_whoever_reads_them_may_wait_for_one(
+    guarded: Guarded, tmp_path: Path, kept_by: str
+) -> None:
+    guarded.refusals()  # those of others
+    url = f"redis://worker:{guarded.password('worker')}@127.0.0.1:{guarded.port}/0"
+    app = make_app(Settings(redis_url=url, state_dir=tmp_path))
+    if kept_by == "us":
+        results.apply(app)
+    backend: Any = app.backend
+    assert isinstance(backend, results.Results) is (kept_by == "us")
+    task = f"of {kept_by}"
+    backend.mark_as_retry(task, Parked("a wave waits").exc, "")
+    with guarded.client("admin") as admin:
+        admin.script_flush()  # as a restart does: a worker may tell it again
+    backend.mark_as_done(task, {"step": "done"})
+    backend.mark_as_done(task, "once more")
+    for user in PROCESSES:
+        url = f"redis://{user}:{guarded.password(user)}@127.0.0.1:{guarded.port}/0"
+        reader = make_app(Settings(redis_url=url, state_dir=tmp_path))
+        assert reader.AsyncResult(task).get(timeout=60) == {"step": "done"}
+        reader.backend.result_consumer.stop()
+        reader.backend.client.connection_pool.disconnect()
+    backend.client.connection_pool.disconnect()
+    assert guarded.refusals() == []
 
 
 def test_secrets_once_made_are_kept_and_those_who_may_not_enter_their_folder_read_none(guarded: Guarded) -> None:
