@@ -162,13 +162,13 @@ def verdicts(found: Sequence[Figures]) -> str:
 
 # Why a figure may not be reached, and what would help next.
 _MAKESPAN = (
-    "those that are ready at the same time wait for each other's CPU (CPU ms, above; a process has one core at most): "
-    "six empty tasks for each of 100 servers at once would be most of what is over already; and a poll of 0.5 s is "
-    "waited for twice. Next: more cores with a worker process each"
+    "those that are ready at the same time wait for each other's CPU (CPU ms, above; a process has one core at most); "
+    "each waits for others with whom to share a call; and a poll of 0.5 s is waited for twice. Next: more cores with "
+    "a worker process each, and calls that are shared without holding a thread"
 )
 _CPU = (
     "a server takes seven messages of steps and a share of a look, the bare chain six; two more chains are published "
-    "for each; beside that come the journal's scripts. Next: an answer and the sending that follows in one script"
+    "for each; beside that come the journal's scripts. Next: looks and a coordinator that read only what has changed"
 )
 _COMPUTE = (
     "what carries our mark is listed when B is made, and B is asked after once more right before users are sent to it: "
