@@ -36,8 +36,9 @@ log = structlog.get_logger()
 LONGEST_SLEEP = 1.0  # seconds between sweeps when nothing wakes it
 SHORTEST_SLEEP = 0.05  # a look may be due and sent, and not have begun
 AT_ONCE = 500  # due upgrades that one sweep sends
-RELOAD_SHARE = 20.0  # reading all records of a rollout may take one part in so many of the time
-STALE = 5.0  # seconds after which a rollout is read again though no count of it has changed
+RELOAD_SHARE = 20.0  # reading the records of a rollout may take one part in so many of the time
+STALE = 5.0  # seconds after which all records of a rollout are read again, whatever its counts and its audit log say
+NEWS = 500  # entries of the audit log up to which only those are read again of whom they tell
 OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begun is sent again
 SCAN_EVERY = 300.0  # seconds between two searches for what nobody accounts for
 MEND_EVERY = 30.0  # seconds between two looks whether the agendas agree with the records
@@ -75,12 +76,18 @@ def _nobody(_rollout: str, _ticket: str, /) -> None: ...
 
 @dataclass
 class _View:
-    """What this coordinator last read of a rollout: a cache, and never a reason by itself."""
+    """What this coordinator last read of a rollout: a cache, and never a reason by itself. `seen` is the newest entry
+    of its audit log that `rows` are not older than, `whole_at` when they were last read all, and `cost` what that took;
+    `pause` is how long nothing of it is read again, all times of `monotonic`."""
 
     rows: dict[str, Row] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+    seen: str = "0"
     version: int = -1
     tally: tuple[object, ...] = ()
     read_at: float = 0.0
+    pause: float = 0.0
+    whole_at: float = 0.0
     cost: float = 0.0
     look_every: float | None = None
     patrolled_at: float = 0.0
@@ -229,36 +236,79 @@ class Coordinator:
         until = rollout.wakes_at
         timed = until is not None and self.store.now() >= until
         clock = self.monotonic()
-        known = (view.version, view.tally) == (rollout.version, moved) and clock - view.read_at < STALE
-        if known and not timed:
+        known = (view.version, view.tally) == (rollout.version, moved) and clock - view.whole_at < STALE
+        if (known and not timed) or clock - view.read_at < view.pause:
             return
-        if clock - view.read_at < view.cost * RELOAD_SHARE:
-            return
-        names = [name for wave in rollout.waves for name in wave]
-        rows, unread = readable(self.store, rollout.id, names)
-        self._tell(f"records of {rollout.id}", "; ".join(unread.values()))
-        view.rows = {row.upgrade.server: row for row in rows}
-        view.read_at, view.cost = self.monotonic(), self.monotonic() - clock
-        # In the order of the fleet file: who stands first there goes first.
-        upgrades = [view.rows[name].upgrade for name in names if name in view.rows]
-        now = self.store.now()
-        view.look_every = look_every(rollout, upgrades, now=now)
-        decisions = decide(rollout, upgrades, failed_before_swap=tally.failed_before_swap, now=now)
-        if unread:
-            decisions = [decision for decision in decisions if _holds_without_all(decision)]
+        decisions, now = self._look(rollout, view, tally)
+        view.read_at = self.monotonic()
+        view.pause = (view.read_at - clock) * RELOAD_SHARE
+        view.look_every = look_every(rollout, [row.upgrade for row in view.rows.values()], now=now)
         for decision in decisions:
             self._act(rollout, view, decision, now)
         if not decisions:
             view.version, view.tally = rollout.version, moved
             self._wake_refused(rollout, view)
 
+    def _look(self, rollout: Rollout, view: _View, tally: Tally) -> tuple[list[Decision], float]:
+        """What follows from the records, and as of when. All of them are read for whatever but admissions: their script
+        alone checks all that they follow from."""
+        if self._read_news(rollout, view):
+            decisions, now = self._decide(rollout, view, tally)
+            admitted = [decision.server for decision in decisions if isinstance(decision, Admit)]
+            if len(admitted) == len(decisions) and self._as_read(rollout, view, admitted):
+                return decisions, now
+        self._read_all(rollout, view)
+        return self._decide(rollout, view, tally)
+
+    def _decide(self, rollout: Rollout, view: _View, tally: Tally) -> tuple[list[Decision], float]:
+        now = self.store.now()
+        # In the order of the fleet file: who stands first there goes first.
+        upgrades = [view.rows[name].upgrade for wave in rollout.waves for name in wave if name in view.rows]
+        decisions = decide(rollout, upgrades, failed_before_swap=tally.failed_before_swap, now=now)
+        if view.unread:
+            decisions = [decision for decision in decisions if _holds_without_all(decision)]
+        return decisions, now
+
+    def _read_all(self, rollout: Rollout, view: _View) -> None:
+        clock = self.monotonic()
+        view.seen = self.store.last_event(rollout.id)
+        rows, view.unread = readable(self.store, rollout.id, [name for wave in rollout.waves for name in wave])
+        self._tell(f"records of {rollout.id}", "; ".join(view.unread.values()))
+        view.rows = {row.upgrade.server: row for row in rows}
+        view.whole_at = self.monotonic()
+        view.cost = view.whole_at - clock
+
+    def _read_news(self, rollout: Rollout, view: _View) -> bool:
+        """Whether it is enough to read those of whom the audit log tells, and they have been read."""
+        if not view.rows or view.unread or self.monotonic() - view.whole_at >= STALE:
+            return False
+        news = self.store.changed(rollout.id, after=view.seen, limit=NEWS)
+        if news is None:
+            return False
+        seen, servers = news
+        rows, unread = readable(self.store, rollout.id, servers)
+        if unread:
+            return False
+        view.seen = seen
+        view.rows |= {row.upgrade.server: row for row in rows}
+        return True
+
+    def _as_read(self, rollout: Rollout, view: _View, servers: Sequence[str]) -> bool:
+        """Whether their records are still those that were decided upon."""
+        rows, _ = readable(self.store, rollout.id, servers)
+        return [row.upgrade for row in rows] == [view.rows[name].upgrade for name in sorted(servers)]
+
     def _wake_refused(self, rollout: Rollout, view: _View) -> None:
         """Those that were not allowed to begin their step may try again as soon as the rollout goes on."""
-        refused = [row for row in view.rows.values() if row.upgrade.wait is not None and row.upgrade.wait.refused]
-        allowed = [row for row in refused if may_begin(rollout, row.upgrade)]
-        if not allowed or self.store.frozen() is not None:
+
+        def allowed(row: Row) -> bool:
+            wait = row.upgrade.wait
+            return wait is not None and wait.refused and may_begin(rollout, row.upgrade)
+
+        names = [name for name, row in view.rows.items() if allowed(row)]
+        if not names or self.store.frozen() is not None:
             return
-        for row in allowed:
+        for row in filter(allowed, readable(self.store, rollout.id, names)[0]):
             dispatch.send(self.store, self.publish, row, grace=self.grace)
 
     def _patrol(self, rollout: Rollout) -> None:

@@ -451,6 +451,11 @@ class Store(Protocol):
         """The id of the newest audit entry; "0" without any. As long as it is the same no upgrade changes its state."""
         ...
 
+    def changed(self, rollout: str, *, after: str, limit: int) -> tuple[str, Sequence[str]] | None:
+        """`last_event`, and the servers that have an audit entry after that id; None if there are more than `limit`
+        entries. Whoever has read all records since `after` knows the state of every other."""
+        ...
+
     def beside(self, rollout: str) -> tuple[str, str | None, Sequence[Sighting]]:
         """`last_event` of it, `frozen`, and those of the `sightings` that are of it, in one question as a rule."""
         ...

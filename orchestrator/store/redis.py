@@ -761,6 +761,10 @@ class RedisStore:
             last = self._redis.xrevrange(self._key("audit", rollout), count=1)
         return last[0][0].decode() if last else "0"
 
+    def changed(self, rollout: str, *, after: str, limit: int) -> tuple[str, Sequence[str]] | None:
+        found = self._texts("changed", {"rollout": rollout, "after": check_cursor(after), "limit": limit})
+        return (found[0], sorted(found[1:])) if found else None
+
     def beside(self, rollout: str) -> tuple[str, str | None, Sequence[Sighting]]:
         audit = ("XREVRANGE", self._key("audit", rollout), "+", "-", "COUNT", "1")
         with self._told:
@@ -1028,7 +1032,7 @@ def _load_scripts() -> dict[str, tuple[bytes, str]]:
     return found
 
 
-_READS = frozenset({"due", "due_lanes", "next_due", "owner_of", "workers"})
+_READS = frozenset({"changed", "due", "due_lanes", "next_due", "owner_of", "workers"})
 _SCRIPTS = _load_scripts()
 
 

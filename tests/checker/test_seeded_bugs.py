@@ -43,7 +43,7 @@ class Seeded:
 SEEDED = (
     Seeded(bug=bugs.random_token, breaks="I6"),
     Seeded(bug=bugs.no_intent, breaks="I6"),
-    Seeded(bug=bugs.counted_fence, breaks="I8", seed=13),
+    Seeded(bug=bugs.counted_fence, breaks="I8", seed=37),
     Seeded(bug=bugs.commit_without_owner, breaks="I6", seed=8),
     Seeded(bug=bugs.early_acknowledgement, breaks="I3", seed=6, net=False),
     Seeded(bug=bugs.last_smoke_test_wins, breaks="I2"),

@@ -1393,6 +1393,26 @@ def test_a_note_about_nobody_is_refused(site: Site) -> None:
         site.store.note("r9", DID)
 
 
+def test_the_log_tells_whose_records_have_changed(site: Site) -> None:
+    site.create()
+    began = site.store.last_event("r1")
+    assert site.store.changed("r1", after=began, limit=9) == (began, [])
+    site.admit("b")
+    site.admit("a")
+    site.store.turn(site.row("a"), site.row().upgrade.after(Held(why="ask")), entry=DID, due=None)
+    site.store.note("r1", DID)
+    last = site.store.last_event("r1")
+    assert site.store.changed("r1", after=began, limit=4) == (last, ["a", "b"])
+    assert site.store.changed("r1", after="0", limit=5) == (last, ["a", "b"])
+    assert site.store.changed("r1", after=began, limit=3) is None
+    assert site.store.changed("r1", after=last, limit=0) == (last, [])
+    assert site.store.changed("nobody", after="0", limit=9) == ("0", [])
+    site.store.looked(site.row("b"), site.row("b").upgrade, due=site.clock.now)
+    assert site.store.changed("r1", after=last, limit=9) == (last, []), "what a look has seen is no change of state"
+    with pytest.raises(BadInput):
+        site.store.changed("r1", after="yesterday", limit=9)
+
+
 # -- mending -----------------------------------------------------------------------------------------------------------
 
 
