@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -54,8 +55,8 @@ def redact(text: str) -> str:
 
 
 def shortened(value: Any) -> Any:
-    """What JSON can say, with no text longer than a record has room for: a provider may answer with megabytes. What is
-    cut is redacted before, since half a secret would not be known for one."""
+    """What JSON can say, of dataclasses their fields, with no text longer than a record has room for: a provider may
+    answer with megabytes. What is cut is redacted before, since half a secret would not be known for one."""
     match value:
         case str() if len(value) > LONGEST_TEXT:
             return redact(value)[: LONGEST_TEXT - 1] + "…"
@@ -65,6 +66,8 @@ def shortened(value: Any) -> Any:
             return {key: shortened(each) for key, each in value.items()}
         case list() | tuple():
             return [shortened(each) for each in value]
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return shortened(vars(value))
     return value
 
 

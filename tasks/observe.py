@@ -7,7 +7,6 @@ waiting step itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -29,7 +28,7 @@ AT_ONCE = 1000  # rows one message looks at
 POSTPONE = 15.0  # seconds for which they are this observer's, should it die
 KEPT = 5.0  # seconds for which a record may go on saying what it said of its wait, while the answer is "not yet"
 PAIRED = ("proven", "idle")  # looks whose ids are pairs of a pool and a member's name
-Answers = Mapping[str, Mapping[str, Any]]
+Answers = Mapping[str, object]  # by id: dataclasses, or their fields
 
 
 def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> Mapping[str, Any]:
@@ -164,28 +163,27 @@ def _keys(observe: Observe) -> tuple[str, ...]:
 
 
 def _servers(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
-    return {id: asdict(server) for id, server in world.compute(fleet).servers(ids).items()}
+    return world.compute(fleet).servers(ids)
 
 
 def _images(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
     found = world.compute(fleet).images(ids)
     # Who makes an image is told whether it was there: a look knows nothing of that.
-    return {id: {what: value for what, value in asdict(i).items() if what != "adopted"} for id, i in found.items()}
+    return {id: {what: value for what, value in vars(i).items() if what != "adopted"} for id, i in found.items()}
 
 
 def _guests(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
-    found = world.guest(fleet).facts(ids, paths=paths(fleet))
-    return {id: asdict(facts) for id, facts in found.items()}
+    return world.guest(fleet).facts(ids, paths=paths(fleet))
 
 
 def _proven(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
     views = world.traffic(fleet).proven(list(zip(ids[::2], ids[1::2], strict=True)))
-    return {f"{pool}/{name}": asdict(view) for (pool, name), view in views.items()}
+    return {f"{pool}/{name}": view for (pool, name), view in views.items()}
 
 
 def _idle(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
     views = world.traffic(fleet).idle(list(zip(ids[::2], ids[1::2], strict=True)))
-    return {f"{pool}/{name}": asdict(view) for (pool, name), view in views.items()}
+    return {f"{pool}/{name}": view for (pool, name), view in views.items()}
 
 
 ASK: Mapping[str, Callable[[World, Fleet, Sequence[str]], Answers]] = {
