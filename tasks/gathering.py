@@ -19,6 +19,7 @@ from providers.compute import Compute, Image, Server
 from providers.errors import Transient
 
 LONGEST = 60.0  # seconds that a thread waits for a call which another one makes: above any call's own time-out
+Tag = tuple[str, str]
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -98,11 +99,16 @@ class Gathering:
         return {id: found[id] for id in ids if id in found}
 
     def inventory(self, tags: Mapping[str, str]) -> Sequence[Server | Image]:
-        return [thing for thing in self._marked.ask(tags) if tags.items() <= thing.tags.items()]
+        if not tags:
+            return self._compute.inventory(tags)
+        found = self._marked.ask(tags)
+        fewest = min((found.get(tag, ()) for tag in tags.items()), key=len)
+        return [thing for thing in fewest if tags.items() <= thing.tags.items()]
 
-    def _all_marked(self, asked: Sequence[Mapping[str, str]]) -> Sequence[Server | Image]:
-        """What carries the tags that some have asked for in common. Those who have nothing in common, as two rollouts,
-        are asked for apart: what carries no tag at all is all that there is in the account."""
+    def _all_marked(self, asked: Sequence[Mapping[str, str]]) -> Mapping[Tag, Sequence[Server | Image]]:
+        """What carries the tags that some have asked for in common, by each tag that is asked for. Those who have
+        nothing in common, as two rollouts, are asked for apart: what carries no tag at all is all that there is in the
+        account."""
         common: list[Mapping[str, str]] = []
         for tags in asked:
             for place, others in enumerate(common):
@@ -112,7 +118,13 @@ class Gathering:
             else:
                 common.append(tags)
         found = {(type(thing), thing.id): thing for tags in common for thing in self._compute.inventory(tags)}
-        return list(found.values())
+        # Of a thousand servers everyone looks through its own few things.
+        wanted = {tag for tags in asked for tag in tags.items()}
+        by_tag: dict[Tag, list[Server | Image]] = {}
+        for thing in found.values():
+            for tag in wanted & thing.tags.items():
+                by_tag.setdefault(tag, []).append(thing)
+        return by_tag
 
 
 class Crowd:
