@@ -23,7 +23,7 @@ from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, 
 from orchestrator.domain.upgrade import Admitted, TurnedBack
 from orchestrator.errors import ChangeoverError, Conflict, Unreachable, UnsafeStore
 from orchestrator.mending import mend
-from orchestrator.reading import readable
+from orchestrator.reading import STALE, Known, readable
 from orchestrator.settings import Settings
 from orchestrator.store import Entry, Row, Store, Tally
 
@@ -37,8 +37,6 @@ LONGEST_SLEEP = 1.0  # seconds between sweeps when nothing wakes it
 SHORTEST_SLEEP = 0.05  # a look may be due and sent, and not have begun
 AT_ONCE = 500  # due upgrades that one sweep sends
 RELOAD_SHARE = 20.0  # reading the records of a rollout may take one part in so many of the time
-STALE = 5.0  # seconds after which all records of a rollout are read again, whatever its counts and its audit log say
-NEWS = 500  # entries of the audit log up to which only those are read again of whom they tell
 OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begun is sent again
 SCAN_EVERY = 300.0  # seconds between two searches for what nobody accounts for
 MEND_EVERY = 30.0  # seconds between two looks whether the agendas agree with the records
@@ -76,19 +74,14 @@ def _nobody(_rollout: str, _ticket: str, /) -> None: ...
 
 @dataclass
 class _View:
-    """What this coordinator last read of a rollout: a cache, and never a reason by itself. `seen` is the newest entry
-    of its audit log that `rows` are not older than, `whole_at` when they were last read all, and `cost` what that took;
-    `pause` is how long nothing of it is read again, all times of `monotonic`."""
+    """What this coordinator knows of a rollout. It last read of it at `read_at`, and does not again for `pause` seconds
+    (of `monotonic`)."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)
-    seen: str = "0"
+    known: Known
     version: int = -1
     tally: tuple[object, ...] = ()
     read_at: float = 0.0
     pause: float = 0.0
-    whole_at: float = 0.0
-    cost: float = 0.0
     look_every: float | None = None
     patrolled_at: float = 0.0
     mended_at: float = 0.0
@@ -137,10 +130,10 @@ class Coordinator:
     def _mend(self, rollout: Rollout) -> None:
         """Of all coordinators one compares the agendas with the records: half a minute after it was first seen, and
         every half a minute from then on."""
-        view = self._views.setdefault(rollout.id, _View())
+        view = self._view(rollout)
         clock = self.monotonic()
         view.mended_at = view.mended_at or clock
-        if clock - view.mended_at < max(MEND_EVERY, 2 * view.cost * RELOAD_SHARE):
+        if clock - view.mended_at < max(MEND_EVERY, 2 * view.known.cost * RELOAD_SHARE):
             return
         view.mended_at = clock
         ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
@@ -229,20 +222,25 @@ class Coordinator:
 
     # -- rollouts -------------------------------------------------------------------------------------------------
 
+    def _view(self, rollout: Rollout) -> _View:
+        if rollout.id not in self._views:
+            self._views[rollout.id] = _View(known=Known(store=self.store, monotonic=self.monotonic))
+        return self._views[rollout.id]
+
     def _advance(self, rollout: Rollout) -> None:
-        view = self._views.setdefault(rollout.id, _View())
+        view = self._view(rollout)
         tally = self.store.tally(rollout.id)
         moved = _moved(tally)
         until = rollout.wakes_at
         timed = until is not None and self.store.now() >= until
         clock = self.monotonic()
-        known = (view.version, view.tally) == (rollout.version, moved) and clock - view.whole_at < STALE
+        known = (view.version, view.tally) == (rollout.version, moved) and clock - view.known.whole_at < STALE
         if (known and not timed) or clock - view.read_at < view.pause:
             return
         decisions, now = self._look(rollout, view, tally)
         view.read_at = self.monotonic()
         view.pause = (view.read_at - clock) * RELOAD_SHARE
-        view.look_every = look_every(rollout, [row.upgrade for row in view.rows.values()], now=now)
+        view.look_every = look_every(rollout, [row.upgrade for row in view.known.rows.values()], now=now)
         for decision in decisions:
             self._act(rollout, view, decision, now)
         if not decisions:
@@ -252,51 +250,25 @@ class Coordinator:
     def _look(self, rollout: Rollout, view: _View, tally: Tally) -> tuple[list[Decision], float]:
         """What follows from the records, and as of when. All of them are read for whatever but admissions: their script
         alone checks all that they follow from."""
-        if self._read_news(rollout, view):
+        known = view.known
+        if known.read_news(rollout):
             decisions, now = self._decide(rollout, view, tally)
             admitted = [decision.server for decision in decisions if isinstance(decision, Admit)]
-            if len(admitted) == len(decisions) and self._as_read(rollout, view, admitted):
+            if len(admitted) == len(decisions) and known.still(rollout, admitted):
                 return decisions, now
-        self._read_all(rollout, view)
+        known.read_all(rollout)
+        self._tell(f"records of {rollout.id}", "; ".join(known.unread.values()))
         return self._decide(rollout, view, tally)
 
     def _decide(self, rollout: Rollout, view: _View, tally: Tally) -> tuple[list[Decision], float]:
         now = self.store.now()
         # In the order of the fleet file: who stands first there goes first.
-        upgrades = [view.rows[name].upgrade for wave in rollout.waves for name in wave if name in view.rows]
+        rows = view.known.rows
+        upgrades = [rows[name].upgrade for wave in rollout.waves for name in wave if name in rows]
         decisions = decide(rollout, upgrades, failed_before_swap=tally.failed_before_swap, now=now)
-        if view.unread:
+        if view.known.unread:
             decisions = [decision for decision in decisions if _holds_without_all(decision)]
         return decisions, now
-
-    def _read_all(self, rollout: Rollout, view: _View) -> None:
-        clock = self.monotonic()
-        view.seen = self.store.last_event(rollout.id)
-        rows, view.unread = readable(self.store, rollout.id, [name for wave in rollout.waves for name in wave])
-        self._tell(f"records of {rollout.id}", "; ".join(view.unread.values()))
-        view.rows = {row.upgrade.server: row for row in rows}
-        view.whole_at = self.monotonic()
-        view.cost = view.whole_at - clock
-
-    def _read_news(self, rollout: Rollout, view: _View) -> bool:
-        """Whether it is enough to read those of whom the audit log tells, and they have been read."""
-        if not view.rows or view.unread or self.monotonic() - view.whole_at >= STALE:
-            return False
-        news = self.store.changed(rollout.id, after=view.seen, limit=NEWS)
-        if news is None:
-            return False
-        seen, servers = news
-        rows, unread = readable(self.store, rollout.id, servers)
-        if unread:
-            return False
-        view.seen = seen
-        view.rows |= {row.upgrade.server: row for row in rows}
-        return True
-
-    def _as_read(self, rollout: Rollout, view: _View, servers: Sequence[str]) -> bool:
-        """Whether their records are still those that were decided upon."""
-        rows, _ = readable(self.store, rollout.id, servers)
-        return [row.upgrade for row in rows] == [view.rows[name].upgrade for name in sorted(servers)]
 
     def _wake_refused(self, rollout: Rollout, view: _View) -> None:
         """Those that were not allowed to begin their step may try again as soon as the rollout goes on."""
@@ -305,7 +277,7 @@ class Coordinator:
             wait = row.upgrade.wait
             return wait is not None and wait.refused and may_begin(rollout, row.upgrade)
 
-        names = [name for name, row in view.rows.items() if allowed(row)]
+        names = [name for name, row in view.known.rows.items() if allowed(row)]
         if not names or self.store.frozen() is not None:
             return
         for row in filter(allowed, readable(self.store, rollout.id, names)[0]):
@@ -315,7 +287,7 @@ class Coordinator:
         """The pools are looked after as long as the rollout is open, by one worker at a time, whoever sends it."""
         view = self._views[rollout.id]
         clock, every = self.monotonic(), view.look_every
-        if every is None or clock - view.patrolled_at < max(every, view.cost * RELOAD_SHARE):
+        if every is None or clock - view.patrolled_at < max(every, view.known.cost * RELOAD_SHARE):
             return
         view.patrolled_at = clock
         ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
@@ -325,9 +297,9 @@ class Coordinator:
     def _act(self, rollout: Rollout, view: _View, decision: Decision, now: float) -> None:
         match decision:
             case Admit(server=server):
-                self._admit(rollout, view.rows[server], now)
+                self._admit(rollout, view.known.rows[server], now)
             case Turn(server=server, why=why):
-                self._turn(view.rows[server], why, now)
+                self._turn(view.known.rows[server], why, now)
             case Become(rollout=to, event=event):
                 entry = Entry(event=event, actor=self.name, detail={"why": to.why, "wave": to.wave})
                 if self.store.change(rollout, to, entry=entry) is not None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from orchestrator import coordinator as module
-from orchestrator.coordinator import STALE, Coordinator
+from orchestrator import reading
+from orchestrator.coordinator import Coordinator
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Upgrade
+from orchestrator.errors import Unreachable
+from orchestrator.reading import STALE
 from orchestrator.store import Entry, Row
 from orchestrator.store.memory import MemoryStore
 
@@ -25,8 +27,11 @@ class Read(MemoryStore):
     def __init__(self, clock: Site) -> None:
         super().__init__(clock=lambda: clock.now)
         self.asked: list[str] = []
+        self.away = False
 
     def rows(self, rollout: str, servers: Collection[str] | None = None) -> Sequence[Row]:
+        if self.away:
+            raise Unreachable("gone")
         self.asked += NAMES if servers is None else sorted(servers)
         return super().rows(rollout, servers)
 
@@ -104,9 +109,21 @@ def test_who_is_through_and_who_begins_instead_are_read_and_no_others(site: Site
 
 
 def test_all_are_read_where_the_log_tells_of_too_many(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NEWS", 3)
+    monkeypatch.setattr(reading, "NEWS", 3)
     site.ended("s01", "s02", "s03", "s04")
     assert site.tick() == list(NAMES)
+
+
+def test_what_the_log_told_before_redis_went_away_is_not_missed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.ended("s00")
+    with monkeypatch.context() as all_are_read:
+        all_are_read.setattr(reading, "NEWS", 0)
+        site.store.away = True
+        with pytest.raises(Unreachable):
+            site.tick()
+    site.store.away = False
+    site.tick()
+    assert site.sent[IN_FLIGHT:] == ["s05"]
 
 
 def test_what_the_log_does_not_tell_is_seen_after_a_while(site: Site) -> None:
