@@ -23,7 +23,7 @@ from orchestrator.domain.rollout import Admit, Become, Decision, Rollout, Turn, 
 from orchestrator.domain.upgrade import Admitted, TurnedBack
 from orchestrator.errors import ChangeoverError, Conflict, Unreachable, UnsafeStore
 from orchestrator.mending import mend
-from orchestrator.reading import STALE, Known, readable
+from orchestrator.reading import SHARE, STALE, Known, readable
 from orchestrator.settings import Settings
 from orchestrator.store import Entry, Row, Store, Tally
 
@@ -36,7 +36,6 @@ log = structlog.get_logger()
 LONGEST_SLEEP = 1.0  # seconds between sweeps when nothing wakes it
 SHORTEST_SLEEP = 0.05  # a look may be due and sent, and not have begun
 AT_ONCE = 500  # due upgrades that one sweep sends
-RELOAD_SHARE = 20.0  # reading the records of a rollout may take one part in so many of the time
 OBSERVER_LOST = 5.0  # seconds after which a look that was sent and has not begun is sent again
 SCAN_EVERY = 300.0  # seconds between two searches for what nobody accounts for
 MEND_EVERY = 30.0  # seconds between two looks whether the agendas agree with the records
@@ -75,13 +74,14 @@ def _nobody(_rollout: str, _ticket: str, /) -> None: ...
 @dataclass
 class _View:
     """What this coordinator knows of a rollout. It last read of it at `read_at`, and does not again for `pause` seconds
-    (of `monotonic`)."""
+    (of `monotonic`); `woken` are those that were lately sent since they may begin again, and when."""
 
     known: Known
     version: int = -1
     tally: tuple[object, ...] = ()
     read_at: float = 0.0
     pause: float = 0.0
+    woken: dict[str, float] = field(default_factory=dict)
     look_every: float | None = None
     patrolled_at: float = 0.0
     mended_at: float = 0.0
@@ -114,6 +114,7 @@ class Coordinator:
         for rollout in open_now:
             with self._alone(rollout.id):
                 self._advance(rollout)
+            with self._alone(f"the pools of {rollout.id}"):
                 self._patrol(rollout)
             with self._alone(f"the agendas of {rollout.id}"):
                 self._mend(rollout)
@@ -133,7 +134,7 @@ class Coordinator:
         view = self._view(rollout)
         clock = self.monotonic()
         view.mended_at = view.mended_at or clock
-        if clock - view.mended_at < max(MEND_EVERY, 2 * view.known.cost * RELOAD_SHARE):
+        if clock - view.mended_at < max(MEND_EVERY, 2 * view.known.cost * SHARE):
             return
         view.mended_at = clock
         ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"
@@ -234,28 +235,37 @@ class Coordinator:
         until = rollout.wakes_at
         timed = until is not None and self.store.now() >= until
         clock = self.monotonic()
-        known = (view.version, view.tally) == (rollout.version, moved) and clock - view.known.whole_at < STALE
+        known = (view.version, view.tally) == (rollout.version, moved) and not view.known.stale
         if (known and not timed) or clock - view.read_at < view.pause:
             return
-        decisions, now = self._look(rollout, view, tally)
-        view.read_at = self.monotonic()
-        view.pause = (view.read_at - clock) * RELOAD_SHARE
+        found = self._consider(rollout, view, tally)
+        if found is None:
+            return
+        decisions, now = found
         view.look_every = look_every(rollout, [row.upgrade for row in view.known.rows.values()], now=now)
         for decision in decisions:
             self._act(rollout, view, decision, now)
         if not decisions:
+            if view.version != rollout.version:
+                view.woken.clear()
             view.version, view.tally = rollout.version, moved
             self._wake_refused(rollout, view)
 
-    def _look(self, rollout: Rollout, view: _View, tally: Tally) -> tuple[list[Decision], float]:
-        """What follows from the records, and as of when. All of them are read for whatever but admissions: their script
-        alone checks all that they follow from."""
-        known = view.known
-        if known.read_news(rollout):
-            decisions, now = self._decide(rollout, view, tally)
-            admitted = [decision.server for decision in decisions if isinstance(decision, Admit)]
-            if len(admitted) == len(decisions) and known.still(rollout, admitted):
-                return decisions, now
+    def _consider(self, rollout: Rollout, view: _View, tally: Tally) -> tuple[list[Decision], float] | None:
+        """What follows from the records, and as of when; None if that cannot be said yet. Only an admission may follow
+        from records read before, since its script checks all that it depends on; for everything else all are read."""
+        known, began = view.known, self.monotonic()
+        try:
+            if known.read_news(rollout):
+                decisions, now = self._decide(rollout, view, tally)
+                admitted = [decision.server for decision in decisions if isinstance(decision, Admit)]
+                if len(admitted) == len(decisions) and known.still(rollout, admitted):
+                    return decisions, now
+        finally:
+            view.read_at = self.monotonic()
+            view.pause = (view.read_at - began) * SHARE
+        if known.tired:
+            return None
         known.read_all(rollout)
         self._tell(f"records of {rollout.id}", "; ".join(known.unread.values()))
         return self._decide(rollout, view, tally)
@@ -277,17 +287,20 @@ class Coordinator:
             wait = row.upgrade.wait
             return wait is not None and wait.refused and may_begin(rollout, row.upgrade)
 
-        names = [name for name, row in view.known.rows.items() if allowed(row)]
+        clock = self.monotonic()
+        told = {name for name, at in view.woken.items() if clock - at < STALE}
+        names = [name for name, row in view.known.rows.items() if allowed(row) and name not in told]
         if not names or self.store.frozen() is not None:
             return
+        view.woken.update(dict.fromkeys(names, clock))
         for row in filter(allowed, readable(self.store, rollout.id, names)[0]):
             dispatch.send(self.store, self.publish, row, grace=self.grace)
 
     def _patrol(self, rollout: Rollout) -> None:
         """The pools are looked after as long as the rollout is open, by one worker at a time, whoever sends it."""
-        view = self._views[rollout.id]
+        view = self._view(rollout)
         clock, every = self.monotonic(), view.look_every
-        if every is None or clock - view.patrolled_at < max(every, view.known.cost * RELOAD_SHARE):
+        if every is None or clock - view.patrolled_at < max(every, view.known.cost * SHARE):
             return
         view.patrolled_at = clock
         ticket = f"{self.name}:{uuid.uuid4().hex[:8]}"

@@ -10,6 +10,7 @@ from orchestrator.errors import UnsafeStore
 from orchestrator.store import Row, Store
 
 STALE = 5.0  # seconds after which all records of a rollout are read again, whatever its audit log says
+SHARE = 20.0  # reading the records of a rollout may take one part in so many of the time
 NEWS = 500  # entries of the audit log up to which only those are read again of whom they tell
 
 
@@ -39,9 +40,10 @@ def readable(store: Store, rollout: str, servers: Sequence[str]) -> tuple[list[R
 class Known:
     """What this process last read of a rollout's records: a cache, and never a reason by itself. Each change of a state
     is in the audit log, so that it tells whose are to be read again; a version may rise without. `rows` and `unread`
-    are as `readable` tells them; they were last read all at `whole_at` (of `monotonic`), which took `cost` seconds.
+    are as `readable` tells them. All were last read at `whole_at` (of `monotonic`), which took `cost` seconds: it is
+    done again after `STALE` seconds, or `SHARE` times as long as it took.
 
-    All raise `Unreachable`, and `UnsafeStore` where the log cannot be read.
+    Reading raises `Unreachable`, and `UnsafeStore` where the log cannot be read.
     """
 
     store: Store
@@ -51,6 +53,16 @@ class Known:
     whole_at: float = 0.0
     cost: float = 0.0
     _seen: str = "0"  # the newest entry of the log that no row is older than
+
+    @property
+    def stale(self) -> bool:
+        """Whether what no log tells of would go unseen for too long."""
+        return self.monotonic() - self.whole_at >= max(STALE, self.cost * SHARE)
+
+    @property
+    def tired(self) -> bool:
+        """Whether it would take too much of the time to read all again so soon."""
+        return self.monotonic() - self.whole_at < self.cost * SHARE
 
     def read_all(self, rollout: Rollout) -> None:
         began = self.monotonic()
@@ -62,7 +74,7 @@ class Known:
 
     def read_news(self, rollout: Rollout) -> bool:
         """Whether it was enough to read those of whom the log tells."""
-        if not self.rows or self.unread or self.monotonic() - self.whole_at >= STALE:
+        if not self.rows or self.unread or self.stale:
             return False
         news = self.store.changed(rollout.id, after=self._seen, limit=NEWS)
         if news is None or not self.read(rollout, news[1]):

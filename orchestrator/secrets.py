@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -67,8 +67,13 @@ def shortened(value: Any) -> Any:
         case list() | tuple():
             return [shortened(each) for each in value]
         case _ if is_dataclass(value) and not isinstance(value, type):
-            return shortened(vars(value))
+            return shortened(field_values(value))
     return value
+
+
+def field_values(of: Any) -> dict[str, Any]:
+    """Of a dataclass, by their names: `asdict`, without a copy of what is in them. Raises `TypeError` for others."""
+    return {each.name: getattr(of, each.name) for each in fields(of)}
 
 
 def redact_json(document: bytes) -> bytes:

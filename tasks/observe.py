@@ -16,7 +16,7 @@ from orchestrator import dispatch
 from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.upgrade import Looked, Observe, Seen
 from orchestrator.errors import NotFound, Unreachable, UnsafeStore
-from orchestrator.secrets import shortened
+from orchestrator.secrets import field_values, shortened
 from orchestrator.store import Row
 from providers.errors import ProviderError, Throttled
 from tasks.poll_readiness import paths
@@ -28,7 +28,7 @@ AT_ONCE = 1000  # rows one message looks at
 POSTPONE = 15.0  # seconds for which they are this observer's, should it die
 KEPT = 5.0  # seconds for which a record may go on saying what it said of its wait, while the answer is "not yet"
 PAIRED = ("proven", "idle")  # looks whose ids are pairs of a pool and a member's name
-Answers = Mapping[str, object]  # by id: dataclasses, or their fields
+Answers = Mapping[str, Mapping[str, Any]]
 
 
 def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> Mapping[str, Any]:
@@ -163,27 +163,30 @@ def _keys(observe: Observe) -> tuple[str, ...]:
 
 
 def _servers(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
-    return world.compute(fleet).servers(ids)
+    return {id: field_values(server) for id, server in world.compute(fleet).servers(ids).items()}
 
 
 def _images(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
     found = world.compute(fleet).images(ids)
     # Who makes an image is told whether it was there: a look knows nothing of that.
-    return {id: {what: value for what, value in vars(i).items() if what != "adopted"} for id, i in found.items()}
+    return {
+        id: {what: value for what, value in field_values(image).items() if what != "adopted"}
+        for id, image in found.items()
+    }
 
 
 def _guests(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
-    return world.guest(fleet).facts(ids, paths=paths(fleet))
+    return {id: field_values(facts) for id, facts in world.guest(fleet).facts(ids, paths=paths(fleet)).items()}
 
 
 def _proven(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
     views = world.traffic(fleet).proven(list(zip(ids[::2], ids[1::2], strict=True)))
-    return {f"{pool}/{name}": view for (pool, name), view in views.items()}
+    return {f"{pool}/{name}": field_values(view) for (pool, name), view in views.items()}
 
 
 def _idle(world: World, fleet: Fleet, ids: Sequence[str]) -> Answers:
     views = world.traffic(fleet).idle(list(zip(ids[::2], ids[1::2], strict=True)))
-    return {f"{pool}/{name}": view for (pool, name), view in views.items()}
+    return {f"{pool}/{name}": field_values(view) for (pool, name), view in views.items()}
 
 
 ASK: Mapping[str, Callable[[World, Fleet, Sequence[str]], Answers]] = {

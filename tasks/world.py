@@ -490,7 +490,7 @@ class _Renewing:
 
 
 def server_from(answer: Mapping[str, Any]) -> Server:
-    """The server that was kept on a record as `asdict(server)`."""
+    """The server that was kept on a record as its fields."""
     return Server(**{**answer, "size": Size(**answer["size"])})
 
 

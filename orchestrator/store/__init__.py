@@ -452,8 +452,9 @@ class Store(Protocol):
         ...
 
     def changed(self, rollout: str, *, after: str, limit: int) -> tuple[str, Sequence[str]] | None:
-        """`last_event`, and the servers that have an audit entry after that id; None if there are more than `limit`
-        entries. Whoever has read all records since `after` knows the state of every other."""
+        """`last_event`, and the servers that have an audit entry after `after`, which was the last: whoever has read
+        all records since then knows the state of every other. None if there are more than `limit` such entries, or
+        the log is another one than that was the last of."""
         ...
 
     def beside(self, rollout: str) -> tuple[str, str | None, Sequence[Sighting]]:

@@ -763,13 +763,11 @@ class MemoryStore:
     def changed(self, rollout: str, *, after: str, limit: int) -> tuple[str, Sequence[str]] | None:
         cursor = _position(check_cursor(after))
         with self._lock:
-            stored = self._rollouts.get(rollout)
-            found = [] if stored is None else [each for each in stored.audit if each[0] > cursor]
-        if len(found) > limit:
+            stored, last = self._rollouts.get(rollout), self.last_event(rollout)
+            found = [] if stored is None else [fields for at, fields in stored.audit if at > cursor]
+        if len(found) > limit or (not found and last != after):
             return None
-        last = found[-1][0] if found else None
-        servers = {fields["server"] for _, fields in found}
-        return (after if last is None else f"{last[0]}-{last[1]}"), sorted(servers - {""})
+        return last, sorted({fields["server"] for fields in found} - {""})
 
     def beside(self, rollout: str) -> tuple[str, str | None, Sequence[Sighting]]:
         return self.last_event(rollout), self.frozen(), [s for s in self.sightings() if s.rollout == rollout]

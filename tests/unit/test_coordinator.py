@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from orchestrator import reading
+from orchestrator import coordinator, reading
 from orchestrator.coordinator import Coordinator
 from orchestrator.domain.rollout import Rollout
-from orchestrator.domain.upgrade import Upgrade
-from orchestrator.errors import Unreachable
+from orchestrator.domain.upgrade import Upgrade, Waiting
+from orchestrator.errors import Unreachable, UnsafeStore
 from orchestrator.reading import STALE
 from orchestrator.store import Entry, Row
 from orchestrator.store.memory import MemoryStore
@@ -22,10 +22,12 @@ DID = Entry(event="did", actor="test")
 
 
 class Read(MemoryStore):
-    """Remembers whose records were asked for."""
+    """Remembers whose records were asked for, each of which takes `each` seconds."""
 
-    def __init__(self, clock: Site) -> None:
-        super().__init__(clock=lambda: clock.now)
+    def __init__(self, site: Site) -> None:
+        super().__init__(clock=lambda: site.now)
+        self._site = site
+        self.each = 0.0
         self.asked: list[str] = []
         self.away = False
 
@@ -33,6 +35,7 @@ class Read(MemoryStore):
         if self.away:
             raise Unreachable("gone")
         self.asked += NAMES if servers is None else sorted(servers)
+        self._site.now += self.each * len(NAMES if servers is None else servers)
         return super().rows(rollout, servers)
 
 
@@ -163,3 +166,69 @@ def test_a_wave_ends_by_what_is_stored_and_not_by_what_was_read_before(site: Sit
     site.now += STALE
     site.tick()
     assert site.wave() == 1
+
+
+def test_few_are_read_at_once_though_all_would_take_long(site: Site) -> None:
+    site.store.each = 0.1
+    site.now += STALE
+    site.ended("s00")
+    assert site.tick() == list(NAMES)
+    for number in range(1, 5):
+        site.ended(f"s0{number}")
+        site.now += 20 * 0.1 * 3
+        assert len(site.tick()) <= 3, "the two seconds that all take may be spent once in forty"
+    assert site.sent[IN_FLIGHT:] == ["s05", "s06", "s07", "s08", "s09"]
+    site.ended(*NAMES[5:10])
+    site.tick()
+    assert site.wave() == 0
+    site.now += 20 * 0.1 * len(NAMES)
+    site.tick()
+    assert site.wave() == 1
+
+
+def test_what_cannot_be_decided_is_not_tried_all_the_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("of a record that somebody edited")
+
+    site.store.each = 0.1
+    monkeypatch.setattr(coordinator, "decide", broken)
+    site.now += STALE
+    site.ended("s00")
+    spent = 0.0
+    began = site.now
+    while site.now < began + 100:
+        before = site.now
+        site.tick()
+        spent += site.now - before - 0.01
+        site.now += 0.1
+    assert spent <= 0.11 * (site.now - began)
+
+
+def test_who_may_begin_again_is_sent_once_though_its_message_waits(site: Site) -> None:
+    row = site.store.row("r1", "s00")
+    assert row is not None
+    refused = replace(row.upgrade, state="waiting", wait=Waiting(reason="paused", at=site.now + 600, refused=True))
+    assert site.store.turn(row, refused, entry=DID, due=site.now + 600) is not None
+    for name in ("s01", "s02", "s03"):
+        site.ended(name)
+        site.tick()
+        site.tick()
+    assert site.sent[IN_FLIGHT:].count("s00") == 1
+    site.now += STALE
+    site.tick()
+    assert site.sent[IN_FLIGHT:].count("s00") == 2
+
+
+def test_pools_are_looked_after_though_nothing_can_be_decided(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    site.coordinator.patrol = lambda rollout, _ticket: asked.append(rollout)
+    site.coordinator._views["r1"].look_every = 1.0
+
+    def broken(*_: object, **__: object) -> None:
+        raise UnsafeStore("the log is of another type")
+
+    monkeypatch.setattr(site.store, "changed", broken)
+    monkeypatch.setattr(site.store, "last_event", broken)
+    site.ended("s00")
+    site.tick()
+    assert asked == ["r1"]

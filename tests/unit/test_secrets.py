@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from pydantic import ValidationError
@@ -173,3 +176,29 @@ def test_a_worker_answers_questions_and_takes_no_orders() -> None:
     assert left & orders == {"enable_events"}, "which changes nothing: a worker sends its events from its start"
     assert {"stats", "active", "conf"} <= left
     assert not left & {"shutdown", "revoke", "terminate", "pool_shrink", "cancel_consumer", "memdump"}
+
+
+def test_what_a_provider_shows_is_kept_field_by_field_and_nothing_that_hangs_on_it() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Size:
+        cpu: int
+
+    @dataclass
+    class Shown:
+        id: str
+        sizes: tuple[Size, ...]
+        text: str = "y" * 5000
+        tags: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({"size": Size(2)}))
+
+        def __post_init__(self) -> None:
+            self.session = object()
+
+    kept = secrets.shortened(Shown("i-1", (Size(1),)))
+    assert {**kept, "text": len(kept["text"])} == {
+        "id": "i-1",
+        "sizes": [{"cpu": 1}],
+        "text": secrets.LONGEST_TEXT,
+        "tags": {"size": {"cpu": 2}},
+    }
+    with pytest.raises(TypeError):
+        secrets.field_values(None)

@@ -1407,6 +1407,7 @@ def test_the_log_tells_whose_records_have_changed(site: Site) -> None:
     assert site.store.changed("r1", after=began, limit=3) is None
     assert site.store.changed("r1", after=last, limit=0) == (last, [])
     assert site.store.changed("nobody", after="0", limit=9) == ("0", [])
+    assert site.store.changed("nobody", after=last, limit=9) is None, "another log than the one that was read"
     site.store.looked(site.row("b"), site.row("b").upgrade, due=site.clock.now)
     assert site.store.changed("r1", after=last, limit=9) == (last, []), "what a look has seen is no change of state"
     with pytest.raises(BadInput):
