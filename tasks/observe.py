@@ -7,6 +7,7 @@ waiting step itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -34,7 +35,7 @@ Answers = Mapping[str, Mapping[str, Any]]
 def run(world: World, steps: Mapping[str, Step], *, lane: str, ticket: str) -> Mapping[str, Any]:
     """Look at everything that is due in this lane; how many were asked about and how many were woken."""
     rows = world.store.due_in_lane(lane, limit=AT_ONCE, postpone=POSTPONE)
-    world.store.unlease(f"observe:{lane}", owner=ticket)
+    world.owed.give_back(partial(world.store.unlease, f"observe:{lane}", owner=ticket))
     looking = [row for row in rows if _looks(row)]
     woken = sum(_sent(world, row, "it waits for no look") for row in rows if not _looks(row))
     calls = 0

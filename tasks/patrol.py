@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -22,7 +22,7 @@ from orchestrator.domain.membership import Place, alarm, desired, must_serve, on
 from orchestrator.domain.plan import Seat, users_between
 from orchestrator.domain.rollout import Rollout
 from orchestrator.domain.upgrade import Ailed, Event, Recovered, Repaired, TurnedBack
-from orchestrator.errors import ChangeoverError, Fenced, Unreachable, UnsafeStore
+from orchestrator.errors import ChangeoverError, Fenced
 from orchestrator.reading import readable
 from orchestrator.store import Entry, Row, Users
 from providers.errors import GuardRefused, ProviderError
@@ -132,13 +132,12 @@ def _mend(world: World, rollout: Rollout, row: Row, wrong: Sequence[Finding], se
         event, extras = kept_short(_judged(turn, rollout, event), extras)
         stored = commit(world, turn, event, extras)
     except Fenced:
-        world.store.release(turn.claim)
+        world.owed.give_back(partial(world.store.release, turn.claim))
         return None
     except Exception as error:  # whatever it was: the places of the others are to be looked after as well
         expected = isinstance(error, ProviderError | ChangeoverError | OutOfTime)
         log.warning("not put right", server=row.upgrade.server, error=repr(error), exc_info=not expected)
-        with suppress(Unreachable, UnsafeStore):  # it may be back by now: then no lease is left to end by itself
-            _give_back(world, turn)
+        _give_back(world, turn)
         return None
     if isinstance(event, TurnedBack) and not stored.upgrade.terminal:
         dispatch.send(world.store, world.publish, stored, grace=world.grace)
@@ -148,7 +147,8 @@ def _mend(world: World, rollout: Rollout, row: Row, wrong: Sequence[Finding], se
 def _give_back(world: World, turn: Turn) -> None:
     """As it was found: an old server that is kept must not come due before its time."""
     u = turn.upgrade
-    world.store.release(turn.claim, due=due_of(u, now=turn.now, grace=world.grace), look=lane_of(u))
+    due = due_of(u, now=turn.now, grace=world.grace)
+    world.owed.give_back(partial(world.store.release, turn.claim, due=due, look=lane_of(u)))
 
 
 def _judged(turn: Turn, rollout: Rollout, event: Event) -> Event:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from zlib import crc32
@@ -142,6 +143,7 @@ class Ran:
 def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server: str, epoch: int) -> Ran:
     """One message's work: at most one turn at one upgrade, bounded in time."""
     owner = f"{world.worker}/{os.getpid()}:{uuid.uuid4().hex[:12]}"
+    world.owed.settle()
     asked = world.monotonic()
     try:
         claim = world.store.claim(
@@ -154,6 +156,8 @@ def run(world: World, step: Step, name: str, *, undo: bool, rollout: str, server
             lease=world.lease,
         )
     except (Unreachable, UnsafeStore) as error:  # the second also for a record that cannot be read: it is left alone
+        if isinstance(error, Unreachable):  # it may be ours all the same
+            world.owed.later(partial(world.store.release_owner, owner))
         log.warning("not claimed", server=server, step=name, error=str(error))
         return Ran(result={"ignored": f"not claimed: {error.message}"}, goes_on=False)
     if isinstance(claim, Ignored):
@@ -186,16 +190,15 @@ def _without_store(world: World, turn: Turn, error: ChangeoverError) -> Ran:
     """Nothing can be announced or kept now, so nothing is done: the record says how far it came, and whoever takes it
     up finds the rest by its token. It was not the upgrade's fault and does not count as one of its tries."""
     log.warning("store away", server=turn.upgrade.server, step=turn.upgrade.step, error=str(error))
-    with suppress(ChangeoverError):  # it may be back by now: then nobody has to wait for our lease to end
-        _give_back(world, turn)
+    _give_back(world, turn)
     return Ran(result={"ignored": "store away"}, goes_on=False)
 
 
 def _give_back(world: World, turn: Turn) -> None:
-    """Nothing was committed. If a call of this turn was not answered, nothing but this process knows so: then its lease
-    counts as lost, so that whoever takes over reckons with that call."""
+    """Nothing was committed, and nobody is to wait for this lease to end. If a call of this turn was not answered,
+    nothing but this process knows so: then its lease counts as lost, so that whoever takes over reckons with that."""
     unkept = turn.upgrade.doubted != turn.claim.row.upgrade.doubted and not turn.claim.lost
-    world.store.release(turn.claim, died=unkept)
+    world.owed.give_back(partial(world.store.release, turn.claim, died=unkept))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from orchestrator.domain.fleet import Fleet
 from orchestrator.domain.orphans import Patience
 from orchestrator.domain.plan import FoundServer, Plan, plan_from
 from orchestrator.domain.upgrade import Upgrade
-from orchestrator.errors import NotFound, UnsafeStore
+from orchestrator.errors import NotFound, Unreachable, UnsafeStore
 from orchestrator.hook_file import KnownReceiver, fresh_receivers
 from orchestrator.lanes import Reach, lanes
 from orchestrator.settings import Settings
@@ -37,6 +37,7 @@ from providers.guest import Guest
 from providers.probe import Probe
 from providers.traffic import Traffic
 from tasks.gathering import Crowd, Gathering, Looks, SharedTurn
+from tasks.owed import Owed
 from tasks.switches import Switches
 
 BODY_LIMIT = 30.0  # seconds after which a task makes no new call, so that a warm shutdown stays short
@@ -87,6 +88,7 @@ class World:
     ending: Callable[[], bool] = lambda: False
     find: Callable[[Any, str, Mapping[str, Any]], Any] = find
     receivers: Callable[[], Mapping[str, KnownReceiver]] = dict
+    owed: Owed = field(init=False)
     _specs: dict[str, tuple[Spec, float]] = field(default_factory=dict)
     _reaches: dict[str, Reach] = field(default_factory=dict)
     _providers: dict[tuple[str, str, str], Any] = field(default_factory=dict)
@@ -95,6 +97,9 @@ class World:
     _writers: dict[str, threading.Lock] = field(default_factory=dict)
     _turns: dict[str, SharedTurn] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.owed = Owed(monotonic=self.monotonic, lasts=self.lease)
 
     @classmethod
     def open(cls, settings: Settings, *, worker: str, publish: Sender) -> World:
@@ -403,7 +408,6 @@ class Turn:
     def only_writer(self, resource: str) -> Iterator[None]:
         """Nobody else changes that balancer or zone meanwhile. Threads of this worker queue for their turn, a moment
         long, and the first of them for that of other workers; raises `Busy` if that passes."""
-        store, owner = self._world.store, self.claim.owner
         among_us = self._world.writers(resource)
         with self.crowd.asking():
             mine = among_us.acquire(timeout=QUEUE)
@@ -414,7 +418,7 @@ class Turn:
             try:
                 yield
             finally:
-                store.unlease(f"lb:{resource}", owner=owner)
+                self._give_turn(resource, self.claim.owner)
         finally:
             among_us.release()
 
@@ -422,10 +426,17 @@ class Turn:
         """Raises `Busy` if another worker has it for longer than that, in seconds."""
         store, owner = self._world.store, self.claim.owner
         end = self._world.monotonic() + patience
-        while store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
-            if self._world.monotonic() >= end:
-                raise Busy(f"another worker is changing {resource}")
-            time.sleep(AGAIN * (1 + self._world.spread()))
+        try:
+            while store.lease(f"lb:{resource}", owner=owner, seconds=self._world.lease) is None:
+                if self._world.monotonic() >= end:
+                    raise Busy(f"another worker is changing {resource}")
+                time.sleep(AGAIN * (1 + self._world.spread()))
+        except Unreachable:  # it may be ours all the same
+            self._world.owed.later(partial(store.unlease, f"lb:{resource}", owner=owner))
+            raise
+
+    def _give_turn(self, resource: str, owner: str) -> None:
+        self._world.owed.give_back(partial(self._world.store.unlease, f"lb:{resource}", owner=owner))
 
     @contextmanager
     def one_of_the_writers(self, resource: str) -> Iterator[None]:
@@ -442,7 +453,7 @@ class Turn:
         try:
             yield
         finally:
-            turn.leave(lambda first: self._world.store.unlease(f"lb:{resource}", owner=first))
+            turn.leave(partial(self._give_turn, resource))
 
     # -- looks: what the last observation said, or else a call -------------------------------------------------------
 

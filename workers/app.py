@@ -53,7 +53,7 @@ def run(name: str, *, concurrency: int | None = None) -> int:
     world.store.check(dev=settings.dev)
     check_messages(settings.urls(), dev=settings.dev)
     register(app, world)
-    lifecycle = Lifecycle(store=world.store, name=name)
+    lifecycle = Lifecycle(store=world.store, name=name, settle=world.owed.settle)
     world.ending = lambda: lifecycle.ending
     broker = connect(parse(settings.urls().messages), connections=1)
     watchdog = Watchdog(

@@ -28,10 +28,18 @@ log = structlog.get_logger()
 
 class Lifecycle:
     """The first SIGTERM or SIGINT takes no new message and waits for what runs, which stops at its next call; the
-    second, or the deadline, ends at once."""
+    second, or the deadline, ends at once. `settle` is called every few seconds as long as the store answers."""
 
-    def __init__(self, *, store: Store, name: str, exit: Callable[[int], object] = os._exit) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        name: str,
+        settle: Callable[[], object] = lambda: None,
+        exit: Callable[[int], object] = os._exit,
+    ) -> None:
         self._store = store
+        self._settle = settle
         self._name = name
         self._exit = exit
         self._info = {"pid": os.getpid(), "host": socket.gethostname(), "version": version("changeover")}
@@ -76,6 +84,7 @@ class Lifecycle:
             running = len(state.active_requests)
             try:
                 self._store.beat(self._name, {**self._info, "running": running, "ending": self.ending}, ttl=BEAT_TTL)
+                self._settle()
             except ChangeoverError as error:
                 if not lost:
                     log.warning("store", was="reachable", now="lost", error=str(error))
