@@ -4,10 +4,13 @@ With `--lua` on Redis' own scripts."""
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
+
+import structlog
 
 from tests.simulation.quick import without_collector
 from tests.simulation.simulation import TAIL, Failed, on_redis, simulate
@@ -20,6 +23,8 @@ def main() -> int:
     parser.add_argument("count", type=int, nargs="?", default=1)
     parser.add_argument("--lua", action="store_true")
     asked = parser.parse_args()
+    # What workers log has the time of day in it.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with ExitStack() as stack:
         url = stack.enter_context(running_valkey()).url if asked.lua else ""
         return tell(asked.seed, url) if asked.count == 1 else play(asked.seed, asked.count, url)
